@@ -1,0 +1,65 @@
+"""What the directory knows: mailboxes, the people behind them, and the partners mail is exchanged with.
+
+Everybody else only reads these records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from cryptography import x509
+
+
+class MailboxKind(Enum):
+    """Kinds of mailbox, TRE_R257-TypeBAL, and the patient's own."""
+
+    PER = "PER"
+    """One named professional."""
+    ORG = "ORG"
+    """A team or service."""
+    APP = "APP"
+    """A machine."""
+    CAB = "CAB"
+    """A practice."""
+    PATIENT = "PATIENT"
+    """A patient's mailbox, `<matricule>@<patient domain>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One mailbox as the directory describes it."""
+
+    address: str
+    """Lower-case addr-spec (RFC 5321); the directory compares addresses case-insensitively."""
+    kind: MailboxKind
+    display_name: str
+    """`Titre Prénom NOM` of a person, functional name of a team or machine; may be empty for a patient."""
+    encryption_certificates: tuple[x509.Certificate, ...] = ()
+    """Certificates whose KeyUsage allows encryption; validity and path are judged by the one who encrypts."""
+    signing_certificates: tuple[x509.Certificate, ...] = ()
+    id_nat: str = ""
+    """National identifier of the person with its type digit (IdNat_PP, `8` + RPPS), or of the structure."""
+    profession: str = ""
+    """TRE_G15 code (`10` is a physician); empty for teams, machines and patients."""
+    structure: str = ""
+    """IdNat_Struct of the structure: `1` + FINESS, `3` + SIRET; empty when none."""
+    organisation: str = ""
+
+    @property
+    def domain(self) -> str:
+        return self.address.rpartition("@")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Partner:
+    """What is agreed with one mail domain, or with one sending system. Matched by exact domain."""
+
+    domain: str
+    host: str = ""
+    """Where the domain's operator accepts mail; empty: MX lookup is not available yet, the domain is unreachable."""
+    port: int = 25
+    max_message_bytes: int = 25 * 1024 * 1024
+    dkim_selector: str = ""
+    dkim_public_key: str = ""
+    """The `p=` value the domain publishes (RFC 6376 §3.6.1), pinned here where DNS is not the road."""

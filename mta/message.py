@@ -1,0 +1,122 @@
+"""The words of the road: what travels, to whom, and how it ended.
+
+Contracts of the design live here as types: `Stage` (where content is enriched, protected, opened, screened) and
+`Target` (where a message ends). `mta` itself never parses CDA, XDM or HL7: `bridges` implements the protocols and
+`config/wiring.py` joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from trust.refusals import Refused
+
+
+class Origin(Enum):
+    """By which door a message came in."""
+
+    MLLP = "mllp"
+    SUBMISSION = "submission"
+    OPERATOR = "operator"
+    """Port 25 of the trust space: another operator, mutually authenticated."""
+
+
+class TargetKind(Enum):
+    """Where one delivery ends."""
+
+    SMTP = "smtp"
+    MAILBOX = "mailbox"
+    DOSSIER = "dossier"
+
+
+class DeliveryState(Enum):
+    READY = "ready"
+    """Waiting for its next attempt; under a lease while somebody works on it."""
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+class Phase(Enum):
+    """The steps between accept and route, in this order for each direction."""
+
+    ENRICH = "enrich"
+    PROTECT = "protect"
+    OPEN = "open"
+    SCREEN = "screen"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One delivery's content on its way through the stages."""
+
+    message_id: str
+    """RFC 5322 Message-ID with angle brackets, fixed at acceptance so that every retry and every node says the same."""
+    spool_id: str
+    delivery_id: str
+    origin: Origin
+    sender: str
+    """Reverse-path (RFC 5321 §4.4), empty for a null sender."""
+    recipient: str
+    """Forward-path."""
+    content: bytes
+    content_type: str
+    """`message/rfc822` (CRLF lines) or `application/hl7-v2`."""
+    accepted_at: float
+    """UNIX time of acceptance, seconds."""
+    peer: str = ""
+    """Who handed it over, as authenticated by the door: an operator's DN, an account, a partner's name."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What stages found out for the trace (`verdict`, `warning.*`); no clinical content, no identity."""
+
+
+class Stage(Protocol):
+    """One job on a message's content. Idempotent: killed anywhere, it runs again from the accepted content."""
+
+    async def apply(self, message: Message, phase: Phase) -> Message | Refused:
+        """The message with new content, the same message when there is nothing to do, or why it cannot go on.
+
+        Never raises on bad input. CPU work runs in threads or processes, never on the event loop.
+        A `Refused` whose refusal is not permanent is tried again later.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The destination has taken responsibility."""
+
+    detail: str = ""
+    """The destination's own reply, kept for the trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Not now: try again. `retry_after` in seconds overrides the schedule when the destination asked for it."""
+
+    reason: Refused
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Never: the sender is told."""
+
+    reason: Refused
+
+
+Outcome = Delivered | Deferred | Failed
+
+
+class Target(Protocol):
+    """Where a delivery ends."""
+
+    async def deliver(self, message: Message) -> Outcome:
+        """Hand over `message.content`. Never raises on what the destination does; a bug may raise, and is retried.
+
+        Called again after a crash with exactly the same content and `delivery_id`: a target that can recognise the
+        second call must not deliver twice.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""What tests of several packages share: unprivileged servers, free ports, bounded waiting."""

@@ -1,0 +1,43 @@
+"""What a private key can do for the rest of the house, without the key ever leaving its owner.
+
+`smime` signs and opens mail through these two protocols only; whether the key is a file, a card or an HSM is the
+vault's business (`trust.vault`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import HashAlgorithm
+
+
+class Signer(Protocol):
+    """The newest valid signing key of one address."""
+
+    @property
+    def certificate(self) -> x509.Certificate: ...
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """Intermediates to send along, leaf excluded, root excluded."""
+        ...
+
+    def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
+        """Signature over `data` (hashed here): RSASSA-PKCS1-v1_5, or ECDSA as DER, by the kind of key."""
+        ...
+
+
+class Decryptor(Protocol):
+    """One decryption key of one address; expired and retired keys included, for they still open old mail."""
+
+    @property
+    def certificate(self) -> x509.Certificate: ...
+
+    def decrypt_oaep(self, encrypted: bytes, algorithm: HashAlgorithm, mgf: HashAlgorithm, label: bytes) -> bytes:
+        """RSAES-OAEP (RFC 8017 §7.1). Raises ValueError on any failure, never saying which."""
+        ...
+
+    def decrypt_pkcs1v15(self, encrypted: bytes) -> bytes:
+        """RSAES-PKCS1-v1_5 with implicit rejection: a wrong padding yields random bytes, not an error."""
+        ...
