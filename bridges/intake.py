@@ -1,0 +1,166 @@
+"""A sending system's message becomes deliveries, and only then an acknowledgement.
+
+AA promises that the frame and its deliveries are committed and synced. Syntax, patient and version are checked before;
+recipients are resolved before when the directory answers in time, otherwise the delivery waits and is resolved before
+it is protected: a slow directory stops no laboratory. A message that comes again (same partner, same MSH-10, same
+bytes) gets the stored acknowledgement and no second mail; the same MSH-10 with other bytes is a new message, flagged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+
+from bridges.hl7 import acknowledgement
+from bridges.report import Report
+from bridges.routing import NO_RECIPIENT, Lookup, RoutingOptions, recipients_to_resolve, route
+from directory.records import Recipient
+from directory.resolve import Directory, DirectoryUnavailableError
+from mta.message import Origin
+from mta.spool import Duplicate, Spool, Submission
+from trust.refusals import Refused
+
+log = structlog.get_logger(__name__)
+
+HL7_CONTENT = "application/hl7-v2"
+
+
+class TrustedDomains(Protocol):
+    def is_trusted(self, domain: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SendingSystem:
+    """Whoever reaches one listener."""
+
+    name: str
+    sender: str
+    """The mailbox its reports leave from; the listener's configuration is the authorisation to sign as it."""
+    sender_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeOptions:
+    routing: RoutingOptions
+    resolve_seconds: float = 0.2
+    """How long the sender may wait for the directory."""
+
+
+class Intake:
+    """Decides on one frame. Synchronous and thread-safe: doors call it off the event loop."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        directory: Directory,
+        trust_list: TrustedDomains,
+        parse: Callable[[bytes], Report | Refused],
+        options: IntakeOptions,
+        *,
+        accepted: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`parse` reads a frame; `accepted` is called after each commit (it wakes the worker)."""
+        self._spool = spool
+        self._directory = directory
+        self._trust_list = trust_list
+        self._parse = parse
+        self._options = options
+        self._accepted = accepted
+        self._resolvers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
+
+    def close(self) -> None:
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
+
+    def receive(self, frame: bytes, system: SendingSystem) -> bytes:
+        """The acknowledgement to answer with, ER7 without MLLP framing. Raises only when the store breaks: no answer
+        is then the right answer, and the sender tries again."""
+        header = acknowledgement.header_of(frame)
+        dedup_key = _dedup_key(system.name, header.control_id, frame)
+        before = self._spool.duplicate_of(dedup_key)
+        if before is not None:
+            log.info("intake.duplicate", partner=system.name, spool_id=before.spool_id)
+            return before.reply
+        report = self._parse(frame)
+        now = datetime.now(UTC)
+        control_id = secrets.token_hex(8).upper()
+        if isinstance(report, Refused):
+            log.warning("intake.refused", partner=system.name, code=report.refusal.code, location=report.location)
+            return acknowledgement.refuse(header, control_id, now, report)
+        lookups = self._resolve(recipients_to_resolve(report, self._options.routing))
+        deliveries = route(
+            report,
+            lambda address: lookups.get(address, Lookup.LATER),
+            self._trust_list.is_trusted,
+            self._options.routing,
+        )
+        impossible = [delivery.refused for delivery in deliveries if delivery.refused is not None]
+        if len(impossible) == len(deliveries):
+            reasons = impossible or [Refused(NO_RECIPIENT)]
+            log.warning("intake.refused", partner=system.name, code=reasons[0].refusal.code, recipients=len(impossible))
+            return acknowledgement.refuse(header, control_id, now, reasons)
+        reply = acknowledgement.accept(header, control_id, now)
+        outcome = self._spool.accept(
+            Submission(
+                origin=Origin.MLLP,
+                sender=system.sender,
+                peer=system.name,
+                content=frame,
+                content_type=HL7_CONTENT,
+                deliveries=deliveries,
+                dedup_key=dedup_key,
+                reply=reply,
+                external_id=report.control_id,
+                message_id_domain=system.sender.rpartition("@")[2],
+                flags=tuple(sorted({finding.code for finding in report.findings})),
+            )
+        )
+        if isinstance(outcome, Duplicate):
+            return outcome.reply
+        log.info(
+            "intake.accepted",
+            partner=system.name,
+            spool_id=outcome.spool_id,
+            deliveries=len(deliveries),
+            impossible=[refused.refusal.code for refused in impossible],
+            control_id_reused=outcome.repeated_external_id,
+        )
+        self._accepted()
+        return reply
+
+    def refuse(self, frame: bytes, refused: Refused) -> bytes:
+        """The acknowledgement for a frame the door itself cannot take (oversized), from whatever of it arrived."""
+        header = acknowledgement.header_of(frame)
+        return acknowledgement.refuse(header, secrets.token_hex(8).upper(), datetime.now(UTC), refused)
+
+    def _resolve(self, addresses: tuple[str, ...]) -> dict[str, Recipient | Lookup]:
+        """All look-ups side by side; those not back in time, or for which the directory is down, are LATER."""
+        asked: dict[str, Future[Recipient | None]] = {
+            address: self._resolvers.submit(self._directory.resolve, address) for address in addresses
+        }
+        wait(asked.values(), timeout=self._options.resolve_seconds)
+        found: dict[str, Recipient | Lookup] = {}
+        for address, future in asked.items():
+            if not future.done():
+                future.cancel()
+                found[address] = Lookup.LATER
+                continue
+            try:
+                found[address] = future.result() or Lookup.UNKNOWN
+            except DirectoryUnavailableError:
+                found[address] = Lookup.LATER
+        return found
+
+
+def _dedup_key(partner: str, control_id: str, frame: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in (b"mllp", partner.encode(), control_id.encode("utf-8", "surrogatepass")):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    digest.update(hashlib.sha256(frame).digest())
+    return digest.hexdigest()

@@ -1,0 +1,25 @@
+"""Every refusal of every room, by code; importing this fails when two rooms declare the same code."""
+
+from bridges import refusals as bridges_refusals
+from bridges import routing, xdm_refusals
+from bridges.dossier import refusals as dossier_refusals
+from directory import refusals as directory_refusals
+from mta import refusals as mta_refusals
+from smime import refusals as smime_refusals
+from trust import catalogue as trust_catalogue
+from trust import pki_catalogue
+from trust.refusals import join_catalogues
+
+CATALOGUE = join_catalogues(
+    (
+        trust_catalogue.CATALOGUE,
+        pki_catalogue.CATALOGUE,
+        smime_refusals.CATALOGUE,
+        directory_refusals.CATALOGUE,
+        mta_refusals.CATALOGUE,
+        bridges_refusals.CATALOGUE,
+        routing.CATALOGUE,
+        xdm_refusals.CATALOGUE,
+        dossier_refusals.CATALOGUE,
+    )
+)

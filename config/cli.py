@@ -1,0 +1,300 @@
+"""The `relais` command.
+
+Exit codes: 0 all went well, 1 it did not (one sentence says what to do), 2 the command line was wrong. `--json` prints
+one JSON document on standard output. A user's mistake never shows a stack trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from config import doctor, logs
+from config.control import ControlError, ask
+from config.demonstration import OPERATORS
+from config.privileges import PrivilegeError, drop
+from config.settings import SettingsError, load
+from config.supervise import StartError
+
+DEFAULT_STATE = "var"
+_STATE = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=lambda: Path(os.environ.get("RELAIS_STATE", DEFAULT_STATE)),
+    show_default=DEFAULT_STATE,
+    help="State directory of `relais up`.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="relais-sante", prog_name="relais")
+def relais() -> None:
+    """Secure health messaging gateway."""
+
+
+@relais.command()
+@_STATE
+@click.option("--demo", is_flag=True, help="Send the demonstration report once everything is up.")
+@click.option("--oneshot", is_flag=True, help="Stop again after that; the exit status says whether it arrived.")
+@click.option("--port", "ports", multiple=True, metavar="NAME=PORT", help="Fix a port (imaps, ldaps, mllp, ...).")
+def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
+    """Start everything on this machine: slapd, Dovecot and two demonstration operators."""
+    from config.show import show
+    from config.up import PORT_NAMES, UpError
+    from config.up import up as run
+
+    wanted: dict[str, int] = {}
+    for item in ports:
+        name, _, number = item.partition("=")
+        if name not in PORT_NAMES or not number.isdigit() or not 0 < int(number) < 65536:
+            raise click.BadParameter(f"{item}: use NAME=PORT with NAME one of {', '.join(PORT_NAMES)}")
+        wanted[name] = int(number)
+    logs.configure("WARNING")
+    missing = doctor.missing_programs()
+    if missing:
+        _fail(f"Missing on this machine: {', '.join(missing)}. Run `make demo`, or install them.")
+    try:
+        well = asyncio.run(run(state, wanted_ports=wanted, then=show if demo else None, oneshot=oneshot, say=_say))
+    except (UpError, PrivilegeError, StartError, SettingsError) as error:
+        _fail(str(error))
+    sys.exit(0 if well else 1)
+
+
+@relais.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), required=True, help="The operator's relais.toml.")
+@click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
+def serve(path: Path, log_level: str) -> None:
+    """Run one operator's gateway until SIGTERM."""
+    logs.configure(log_level)
+    try:
+        loaded = load(path)
+        drop(loaded.state)
+        from config.wiring import serve as run
+
+        asyncio.run(run(loaded))
+    except (SettingsError, PrivilegeError) as error:
+        _fail(str(error))
+
+
+@relais.group()
+def dossier() -> None:
+    """Read patients' records as a named professional; every access is journaled before a byte leaves."""
+
+
+_AS = click.option("--as", "reader", required=True, metavar="IDNAT", help="National identifier of the professional.")
+_PATIENT = click.option("--patient", required=True, metavar="MATRICULE", help="INS matricule, 13 or 15 characters.")
+_OID = click.option("--oid", default="1.2.250.1.213.1.4.10", show_default=True, help="OID of the matricule.")
+
+
+@dossier.command("list")
+@_STATE
+@_AS
+@_PATIENT
+@_OID
+@click.option("--all", "every", is_flag=True, help="Replaced and withdrawn documents too.")
+@_JSON
+def dossier_list(state: Path, reader: str, patient: str, oid: str, every: bool, as_json: bool) -> None:
+    """List the documents the professional may see."""
+    entries = _ask(state, "dossier.list", reader=reader, patient=patient, oid=oid, every=every)
+    if as_json:
+        click.echo(json.dumps(entries, indent=1, ensure_ascii=False))
+        return
+    if not entries:
+        click.echo("No document that this professional may see.")
+    for entry in entries:
+        version = f" v{entry['version']}" if entry.get("version") else ""
+        click.echo(f"{entry['id']}  {entry['created'][:8]}  {entry['status']:<10} {entry['title']}{version}")
+
+
+@dossier.command("read")
+@_STATE
+@_AS
+@_PATIENT
+@_OID
+@click.argument("document")
+@click.option("--output", "-o", type=click.File("wb"), default="-", help="Where the document goes; - is standard output.")
+def dossier_read(state: Path, reader: str, patient: str, oid: str, document: str, output: Any) -> None:
+    """Read one document."""
+    answer = _ask(state, "dossier.read", reader=reader, patient=patient, oid=oid, document=document)
+    output.write(base64.b64decode(answer["content"]))
+
+
+@relais.group()
+def directory() -> None:
+    """Look up mailboxes and professionals."""
+
+
+@directory.command("resolve")
+@_STATE
+@click.argument("address")
+@_JSON
+def directory_resolve(state: Path, address: str, as_json: bool) -> None:
+    """Say what the directory knows of one address."""
+    found = _ask(state, "directory.resolve", address=address)
+    if found is None:
+        _fail(f"The directory does not know {address}: check the spelling, or ask its operator to publish it.")
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for name, value in found.items():
+        click.echo(f"{name:<25} {value}")
+
+
+@relais.group()
+def queue() -> None:
+    """See what is on the road."""
+
+
+@queue.command("list")
+@_STATE
+@_JSON
+def queue_list(state: Path, as_json: bool) -> None:
+    """Deliveries by state, per operator."""
+    counts = {
+        operator.key: ask(state / operator.key / "control.sock", "queue.counts")
+        for operator in OPERATORS
+        if (state / operator.key / "control.sock").exists()
+    }
+    if not counts:
+        _fail(f"No gateway is running with its state in {state}.")
+    if as_json:
+        click.echo(json.dumps(counts, indent=1))
+        return
+    for operator, states in counts.items():
+        click.echo(f"{operator:<15} " + "  ".join(f"{name} {count}" for name, count in states.items()))
+
+
+@relais.group()
+def journal() -> None:
+    """Prove what happened."""
+
+
+@journal.command("verify")
+@_STATE
+@_JSON
+def journal_verify(state: Path, as_json: bool) -> None:
+    """Recompute every journal's hash chain."""
+    verdicts = {
+        operator.key: ask(state / operator.key / "control.sock", "journal.verify", seconds=600.0)
+        for operator in OPERATORS
+        if (state / operator.key / "control.sock").exists()
+    }
+    if not verdicts:
+        _fail(f"No gateway is running with its state in {state}.")
+    if as_json:
+        click.echo(json.dumps(verdicts, indent=1))
+    else:
+        for operator, verdict in verdicts.items():
+            state_text = "unbroken" if verdict["ok"] else f"BROKEN: {verdict['problem']}"
+            click.echo(f"{operator:<15} {verdict['entries']} entries, {state_text}")
+    sys.exit(0 if all(verdict["ok"] for verdict in verdicts.values()) else 1)
+
+
+@relais.group()
+def bridge() -> None:
+    """Work with sending systems."""
+
+
+@bridge.command("send")
+@_STATE
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--to", "target", metavar="HOST:PORT", help="MLLP listener; default: the demonstration's laboratory.")
+def bridge_send(state: Path, file: Path, target: str | None) -> None:
+    """Send one HL7 v2 file over MLLP, byte for byte, and print the acknowledgement."""
+    from config.show import acknowledgement_code, send
+
+    if target is None:
+        try:
+            mllp = json.loads((state / "endpoints.json").read_text())["mllp"]
+        except OSError:
+            _fail(f"{state / 'endpoints.json'} cannot be read: start `relais up`, or name the listener with --to.")
+        host, port = mllp["host"], mllp["port"]
+    else:
+        host, _, number = target.rpartition(":")
+        if not host or not number.isdigit():
+            raise click.BadParameter("--to takes HOST:PORT")
+        port = int(number)
+    try:
+        answer = asyncio.run(send(host, port, file.read_bytes()))
+    except (OSError, TimeoutError) as error:
+        _fail(f"No acknowledgement from {host}:{port}: {error or 'timed out'}. The message was not accepted.")
+    click.echo(answer.decode("utf-8", "replace").replace("\r", "\n").rstrip())
+    sys.exit(0 if acknowledgement_code(answer) == "AA" else 1)
+
+
+@relais.command("doctor")
+@_STATE
+@click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
+@click.option("--errors", is_flag=True, help="Print the catalogue of errors and stop.")
+@_JSON
+def doctor_command(state: Path, path: Path | None, errors: bool, as_json: bool) -> None:
+    """Say what is wrong with the machine, the configuration and the state."""
+    if errors:
+        _print_errors(as_json)
+        return
+    findings = doctor.examine(state, path)
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.level:<8} {finding.subject}: {finding.text}")
+    sys.exit(1 if any(finding.level == "problem" for finding in findings) else 0)
+
+
+def _print_errors(as_json: bool) -> None:
+    from config.catalogue import CATALOGUE
+
+    if as_json:
+        rows = [
+            {
+                "code": r.code,
+                "smtp": r.smtp,
+                "enhanced": r.enhanced,
+                "hl7": r.hl7.value,
+                "condition": r.condition,
+                "application": r.application,
+                "text": r.text,
+                "text_fr": r.text_fr,
+            }
+            for r in CATALOGUE.values()
+        ]
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for code, refusal in sorted(CATALOGUE.items()):
+        click.echo(f"{code}\n    {refusal.smtp} {refusal.enhanced}  {refusal.hl7.value} {refusal.application}")
+        click.echo(f"    {refusal.text}")
+
+
+def _ask(state: Path, call: str, **arguments: Any) -> Any:
+    """Ask the demonstration's gateway that holds the record and answers for the directory."""
+    holder = next(operator for operator in OPERATORS if operator.dossier)
+    try:
+        return ask(state / holder.key / "control.sock", call, **arguments)
+    except ControlError as error:
+        _fail(str(error))
+
+
+def _say(sentence: str) -> None:
+    click.echo(sentence)
+    sys.stdout.flush()
+
+
+def _fail(sentence: str) -> Any:
+    click.echo(sentence, err=True)
+    sys.exit(1)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        relais(prog_name="relais")
+    except ControlError as error:
+        _fail(str(error))

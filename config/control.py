@@ -1,0 +1,107 @@
+"""How the command line asks a running gateway: JSON lines over a Unix socket that only the service user opens.
+
+With SQLite exactly one process writes; `relais dossier read` therefore asks the gateway, which decides, journals and
+answers. Requests and answers are one JSON object a line: `{"call": name, ...}` and `{"result": ...}` or
+`{"refused": {"code", "text", "detail"}}` or `{"error": sentence}`. Binary values travel as base64 strings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from trust.refusals import Refused
+
+log = structlog.get_logger(__name__)
+
+Call = Callable[[Mapping[str, Any]], Awaitable[Any]]
+"""Takes the request, returns something JSON can hold, or a `Refused`."""
+
+_LINE_LIMIT = 128 * 1024 * 1024
+
+
+class ControlError(Exception):
+    """The gateway cannot be asked, or said no; the message is a sentence for the person at the terminal."""
+
+
+class ControlSocket:
+    """The gateway's side."""
+
+    def __init__(self, path: Path, calls: Mapping[str, Call]) -> None:
+        self._path = path
+        self._calls = calls
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._path.unlink(missing_ok=True)
+        # The socket must never exist with wider rights, not even between bind and chmod.
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=1024 * 1024)
+        finally:
+            os.umask(before)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError):
+            return
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            call = self._calls[request["call"]]
+        except (ValueError, KeyError, TypeError):
+            return {"error": "the gateway does not know this request; are both of the same version?"}
+        try:
+            result = await call(request)
+        except (KeyError, TypeError):
+            return {"error": "the request lacks an argument; are command and gateway of the same version?"}
+        except Exception as error:  # a bug must not close the door for every other request
+            log.error("control.failed", call=request["call"], exc_info=error)
+            return {"error": "the gateway failed on this request; its log says where"}
+        if isinstance(result, Refused):
+            refusal = result.refusal
+            return {"refused": {"code": refusal.code, "text": refusal.text, "detail": result.detail}}
+        return {"result": result}
+
+
+def ask(path: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any:
+    """The command line's side: one request, its result. Raises `ControlError`."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"call": call, **arguments}).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                answer = json.loads(stream.readline(_LINE_LIMIT))
+    except PermissionError as error:
+        raise ControlError(f"{path} belongs to another user: run this as that user or as root") from error
+    except (OSError, ValueError) as error:
+        raise ControlError(f"no gateway answers at {path}: is it running?") from error
+    if "refused" in answer:
+        refused = answer["refused"]
+        detail = f" ({refused['detail']})" if refused["detail"] else ""
+        raise ControlError(f"{refused['code']}: {refused['text']}{detail}")
+    if "error" in answer:
+        raise ControlError(answer["error"])
+    return answer["result"]

@@ -1,0 +1,328 @@
+"""The demonstration's world: two operators, their authority, directory, keys and mailboxes, made once and kept.
+
+Everything is synthetic. The laboratory's operator hosts the laboratory, a hospital and the record; the other hosts the
+doctor and the patient, so that every report really crosses from one operator to the other. Each step looks at what is
+already there, so that a first start killed half-way is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from config.migrations import upgrade
+from directory.extraction import MailboxRow
+from directory.load import entries
+from directory.records import MailboxKind, Recipient
+from directory.resolve import Directory
+from directory.slapd import PrivateSlapd
+from directory.synthetic import write_extraction
+from smime.dkim import public_record
+from trust.accounts import Accounts
+from trust.issuing import DemonstrationAuthority, Issued
+from trust.store.database import Database
+from trust.trustlist import ListedDomain, write_trust_list
+from trust.vault import KeyUse, KeyVault
+
+DKIM_SELECTOR = "relais"
+PROFESSIONALS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """One mailbox of the demonstration."""
+
+    address: str
+    kind: MailboxKind
+    display_name: str
+    signing_key: str
+    """`rsa3072` or `p256`: both kinds are on the road from the first day."""
+    role: str = ""
+    """Role in endpoints.json; empty: no one logs in."""
+    id_nat: str = ""
+    profession: str = ""
+    structure: str = ""
+    organisation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationOperator:
+    """One of the two gateways."""
+
+    key: str
+    """Directory below the state, and process name."""
+    name: str
+    host: str
+    unit: str
+    """IdNat_Struct, the OU of the operator's certificate."""
+    domains: tuple[str, ...]
+    mailboxes: tuple[Mailbox, ...]
+    dossier: bool = False
+
+
+LABORATORY = Mailbox(
+    "resultats@labo-tilleuls.mssante.fr",
+    MailboxKind.APP,
+    "Laboratoire des Tilleuls",
+    "rsa3072",
+    "laboratory",
+    structure="1920012345",
+    organisation="Laboratoire des Tilleuls",
+)
+HOSPITAL = Mailbox(
+    "cardiologie@ch-bellevue.mssante.fr",
+    MailboxKind.ORG,
+    "CH Bellevue - Cardiologie",
+    "p256",
+    "hospital",
+    structure="1920054321",
+    organisation="Centre hospitalier Bellevue",
+)
+DOCTOR = Mailbox(
+    "adam.hoda@test-ci-sis.mssante.fr",
+    MailboxKind.PER,
+    "Dr Adam HODA",
+    "p256",
+    "gp",
+    id_nat="801234567897",
+    profession="10",
+    organisation="Cabinet du Dr Hoda",
+)
+PATIENT = Mailbox(
+    "279035121518989@patient.mssante.fr",
+    MailboxKind.PATIENT,
+    "",
+    "p256",
+    "patient",
+)
+OPERATORS = (
+    DemonstrationOperator(
+        key="laboratoire",
+        name="Opérateur des Tilleuls",
+        host="mss.labo-tilleuls.mssante.fr",
+        unit="1920012345",
+        domains=("labo-tilleuls.mssante.fr", "ch-bellevue.mssante.fr"),
+        mailboxes=(LABORATORY, HOSPITAL),
+        dossier=True,
+    ),
+    DemonstrationOperator(
+        key="ville",
+        name="Opérateur de ville",
+        host="mss.test-ci-sis.mssante.fr",
+        unit="1750012345",
+        domains=("test-ci-sis.mssante.fr", "patient.mssante.fr", "medecin.mssante.fr", "hopitala.mssante.fr"),
+        mailboxes=(
+            DOCTOR,
+            PATIENT,
+            Mailbox(
+                "thomas.eric@medecin.mssante.fr",
+                MailboxKind.PER,
+                "Dr Eric THOMAS",
+                "p256",
+                id_nat="801234564895",
+                profession="10",
+            ),
+            Mailbox("dpi@hopitala.mssante.fr", MailboxKind.ORG, "Service d'urologie", "p256", organisation="Hôpital A"),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where everything of one demonstration lives."""
+
+    state: Path
+
+    def of(self, operator: DemonstrationOperator) -> Path:
+        return self.state / operator.key
+
+    @property
+    def authority(self) -> Path:
+        return self.state / "authority"
+
+    @property
+    def anchors(self) -> Path:
+        """PEM of the demonstration root: what a mail client must trust."""
+        return self.state / "ca.pem"
+
+    @property
+    def trust_list(self) -> Path:
+        return self.state / "trust-list.xml"
+
+    @property
+    def server_chain(self) -> Path:
+        return self.state / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        return self.state / "server.key"
+
+    @property
+    def secrets(self) -> Path:
+        return self.state / "secrets.json"
+
+    @property
+    def extraction(self) -> Path:
+        return self.state / "extraction"
+
+
+def prepare(world: World) -> dict[str, str]:
+    """Everything that needs no running server; returns the demonstration's secrets by name (addresses: passwords)."""
+    known = _secrets(world)
+    authority = _authority(world)
+    for operator in OPERATORS:
+        _operator(world, operator, authority, known)
+    if not world.trust_list.exists():
+        signer = authority.issue_list_signer()
+        rows = [
+            ListedDomain(domain, certificate_name(world.of(operator)), operator.name)
+            for operator in OPERATORS
+            for domain in operator.domains
+        ]
+        xml = write_trust_list(rows, datetime.now(UTC), signer.key, signer.certificate, signer.chain)
+        write(world.trust_list, xml, 0o644)
+    return known
+
+
+def load_directory(world: World, slapd: PrivateSlapd) -> int:
+    """First load from synthetic extraction files in the national format; the number of entries, 0 when already there."""
+    if not slapd.is_empty:
+        return 0
+    files = write_extraction(world.extraction, PROFESSIONALS, extra=tuple(_national_rows()))
+    return slapd.load(entries(files.mssante, files.practice, slapd.base))
+
+
+def publish(world: World, directory: Directory) -> None:
+    """The overlay no national file holds: machines' and patients' mailboxes, and everybody's certificates."""
+    for operator in OPERATORS:
+        vault = KeyVault.open(world.of(operator) / "vault")
+        for mailbox in operator.mailboxes:
+            directory.publish(
+                Recipient(
+                    address=mailbox.address,
+                    kind=mailbox.kind,
+                    display_name=mailbox.display_name,
+                    encryption_certificates=vault.certificates(mailbox.address, KeyUse.ENCRYPTION),
+                    signing_certificates=vault.certificates(mailbox.address, KeyUse.SIGNING),
+                    id_nat=mailbox.id_nat,
+                    profession=mailbox.profession,
+                    structure=mailbox.structure,
+                    organisation=mailbox.organisation,
+                )
+            )
+
+
+def certificate_name(home: Path) -> str:
+    """The DN of the operator's certificate, as the trust list writes it."""
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificates((home / "operator.pem").read_bytes())[0]
+    return certificate.subject.rfc4514_string()
+
+
+def write(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file whole or not at all, never readable by others in between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+
+
+def dkim_public_key(world: World, operator: DemonstrationOperator) -> str:
+    """What the operator would publish in DNS under its selector (`p=`)."""
+    key = serialization.load_pem_private_key((world.of(operator) / "dkim.key").read_bytes(), None)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise TypeError("the demonstration's DKIM keys are RSA")
+    return public_record(key)
+
+
+def _secrets(world: World) -> dict[str, str]:
+    if world.secrets.exists():
+        known: dict[str, str] = json.loads(world.secrets.read_text())
+        return known
+    names = ["directory-admin", "directory-gateway"]
+    names += [mailbox.address for operator in OPERATORS for mailbox in operator.mailboxes if mailbox.role]
+    known = {name: secrets.token_urlsafe(15) for name in names}
+    write(world.secrets, json.dumps(known, indent=1).encode())
+    return known
+
+
+def _authority(world: World) -> DemonstrationAuthority:
+    if (world.authority / "complete").exists():
+        authority = DemonstrationAuthority.load(world.authority)
+    else:
+        authority = DemonstrationAuthority.create("Relais demonstration")
+        authority.save(world.authority)
+        write(world.authority / "complete", b"")
+    if not world.anchors.exists():
+        write(world.anchors, authority.root.public_bytes(serialization.Encoding.PEM), 0o644)
+    if not world.server_chain.exists():
+        _write_pair(world.server_chain, world.server_key, authority.issue_server(["localhost"], ["127.0.0.1", "::1"]))
+    return authority
+
+
+def _write_pair(chain: Path, key: Path, issued: Issued) -> None:
+    """The key first: a chain on disk means its key is there too."""
+    write(key, issued.pem_key())
+    write(chain, issued.pem_chain(), 0o644)
+
+
+def _operator(
+    world: World, operator: DemonstrationOperator, authority: DemonstrationAuthority, known: dict[str, str]
+) -> None:
+    home = world.of(operator)
+    home.mkdir(mode=0o700, exist_ok=True)
+    if not (home / "operator.pem").exists():
+        issued = authority.issue_operator(operator.host, operator.name, operator.unit, [operator.host, "localhost"])
+        _write_pair(home / "operator.pem", home / "operator.key", issued)
+    if not (home / "dkim.key").exists():
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write(home / "dkim.key", pem)
+    write(home / "directory.password", known["directory-gateway"].encode())
+    vault = KeyVault.open(home / "vault") if (home / "vault").exists() else KeyVault.create(home / "vault")
+    for mailbox in operator.mailboxes:
+        for use, label, kind in (
+            (KeyUse.SIGNING, "signing", mailbox.signing_key),
+            (KeyUse.ENCRYPTION, "encryption", "rsa3072"),
+        ):
+            if not vault.certificates(mailbox.address, use):
+                issued = authority.issue_mailbox(
+                    mailbox.address, mailbox.display_name or "Boite patient", label, kind
+                )
+                vault.install(mailbox.address, use, issued.key, issued.certificate, issued.chain)
+    database = Database(f"sqlite:///{home / 'relais.db'}")
+    try:
+        upgrade(database)
+        accounts = Accounts(database)
+        for mailbox in operator.mailboxes:
+            if accounts.by_address(mailbox.address) is None:
+                accounts.create(mailbox.address, [mailbox.address], known.get(mailbox.address))
+    finally:
+        database.close()
+
+
+def _national_rows() -> Iterator[MailboxRow]:
+    """The demonstration's PER and ORG mailboxes as the national file lists them; it holds neither APP nor patients."""
+    for operator in OPERATORS:
+        for mailbox in operator.mailboxes:
+            if mailbox.kind in (MailboxKind.PER, MailboxKind.ORG):
+                yield national_row(mailbox)
+
+
+def national_row(mailbox: Mailbox) -> MailboxRow:
+    raise TypeError(mailbox)

@@ -1,0 +1,189 @@
+"""`relais doctor`: what is wrong with the machine, the configuration and the state, and what to do about it.
+
+Nothing is changed and nothing secret is printed. Levels: `ok`, `notice` (works, but know this), `problem` (fix it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+
+from config.settings import Loaded, SettingsError, load
+
+PROGRAMS = {
+    "slapd": "slapd",
+    "slapadd": "slapd",
+    "dovecot": "dovecot-core",
+    "doveadm": "dovecot-core",
+}
+"""Program and the Debian package that brings it."""
+FILES = {
+    "/usr/lib/dovecot/imap": "dovecot-imapd",
+    "/usr/lib/dovecot/lmtp": "dovecot-lmtpd",
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
+}
+_NEAR_EXPIRY = timedelta(days=30)
+_OLDEST_SANE_CLOCK = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination."""
+
+    level: Literal["ok", "notice", "problem"]
+    subject: str
+    text: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"level": self.level, "subject": self.subject, "text": self.text}
+
+
+def missing_programs() -> list[str]:
+    """Programs and files Relais needs and this machine lacks, each with its Debian package."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = [
+        f"{program} (package {package})" for program, package in PROGRAMS.items() if not shutil.which(program, path=path)
+    ]
+    missing += [f"{file} (package {package})" for file, package in FILES.items() if not Path(file).exists()]
+    return missing
+
+
+def examine(state: Path, configuration: Path | None) -> list[Finding]:
+    """Everything that can be checked from here."""
+    return [
+        *_programs(),
+        *_clock(state),
+        *_state(state),
+        *_endpoints(state),
+        *(_configuration(configuration) if configuration else ()),
+        *_configurations_of(state),
+    ]
+
+
+def _programs() -> Iterator[Finding]:
+    missing = missing_programs()
+    for name in missing:
+        yield Finding("problem", "packages", f"{name} is missing: run `make demo` as root or install it")
+    if not missing:
+        yield Finding("ok", "packages", "slapd, Dovecot and fonts are installed")
+
+
+def _clock(state: Path) -> Iterator[Finding]:
+    now = datetime.now(UTC)
+    written = [path.stat().st_mtime for path in (state / "ports.json", state / "endpoints.json") if path.exists()]
+    if now < _OLDEST_SANE_CLOCK:
+        yield Finding("problem", "clock", f"the clock says {now:%Y-%m-%d}: set it, or no certificate will be valid")
+    elif written and max(written) > now.timestamp() + 60:
+        yield Finding("problem", "clock", "the clock is behind the newest file of the state: have it set by NTP")
+    else:
+        yield Finding("ok", "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def _state(state: Path) -> Iterator[Finding]:
+    if not state.exists():
+        yield Finding("notice", "state", f"{state} does not exist yet; `relais up` makes it")
+        return
+    for secret in (*state.glob("*/*.key"), *state.glob("*/directory.password"), *state.glob("secrets.json")):
+        try:
+            mode = stat.S_IMODE(secret.stat().st_mode)
+        except OSError as error:
+            yield Finding("notice", "permissions", f"{secret} cannot be looked at ({error.strerror}): run as root")
+            return
+        if mode & 0o077:
+            yield Finding("problem", "permissions", f"{secret} is readable by others: chmod 600 {secret}")
+    free = shutil.disk_usage(state).free
+    level: Literal["ok", "problem"] = "ok" if free > 1 << 30 else "problem"
+    yield Finding(level, "disk", f"{free / (1 << 30):.1f} GiB free below {state}")
+    yield Finding(
+        "notice",
+        "durability",
+        "SQLite and local blobs survive a process, not a machine: to lose a machine without losing a message, "
+        "use PostgreSQL with a synchronous standby and replicated storage",
+    )
+
+
+def _endpoints(state: Path) -> Iterator[Finding]:
+    """Whether what `relais up` announced still answers; without it, whether the remembered ports are free."""
+    try:
+        described = json.loads((state / "endpoints.json").read_text())
+    except (OSError, ValueError):
+        yield from _remembered_ports(state)
+        return
+    for name in ("mllp", "imaps", "submission", "ldaps"):
+        host, port = described[name]["host"], described[name]["port"]
+        if _listens(host, port):
+            yield Finding("ok", "ports", f"{name} answers at {host}:{port}")
+        else:
+            yield Finding("problem", "ports", f"{name} does not answer at {host}:{port}: look in {state / 'log'}")
+
+
+def _remembered_ports(state: Path) -> Iterator[Finding]:
+    try:
+        remembered = json.loads((state / "ports.json").read_text())
+    except (OSError, ValueError):
+        return
+    for name, port in remembered.items():
+        if _listens("127.0.0.1", port):
+            yield Finding("notice", "ports", f"port {port} ({name}) is taken by another program; up will choose another")
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def _configurations_of(state: Path) -> Iterator[Finding]:
+    for path in sorted(state.glob("*/relais.toml")):
+        yield from _configuration(path)
+
+
+def _configuration(path: Path) -> Iterator[Finding]:
+    try:
+        loaded = load(path)
+    except SettingsError as error:
+        yield Finding("problem", "configuration", str(error))
+        return
+    yield Finding("ok", "configuration", f"{path} is understood")
+    trust = loaded.settings.trust
+    yield from _certificates(loaded, trust.anchors)
+    yield from _certificates(loaded, trust.operator_chain)
+    if loaded.settings.submission is not None:
+        yield from _certificates(loaded, loaded.settings.submission.chain)
+    for name in (trust.list, trust.operator_key):
+        if not loaded.path(name).exists():
+            yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
+    if loaded.settings.identity.environment == "test":
+        yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
+
+
+def _certificates(loaded: Loaded, name: str) -> Iterator[Finding]:
+    path = loaded.path(name)
+    try:
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+    except OSError as error:
+        yield Finding("problem", "certificates", f"{path} cannot be read: {error.strerror}")
+        return
+    except ValueError:
+        yield Finding("problem", "certificates", f"{path} holds no PEM certificate")
+        return
+    soonest = min(certificate.not_valid_after_utc for certificate in certificates)
+    left = soonest - datetime.now(UTC)
+    if left < timedelta(0):
+        yield Finding("problem", "certificates", f"{path} expired on {soonest:%Y-%m-%d}: renew it")
+    elif left < _NEAR_EXPIRY:
+        yield Finding("problem", "certificates", f"{path} expires on {soonest:%Y-%m-%d}: renew it")
+    else:
+        yield Finding("ok", "certificates", f"{path} is valid until {soonest:%Y-%m-%d}")

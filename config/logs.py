@@ -1,0 +1,60 @@
+"""Structured logs: one JSON object a line on standard error, without a patient in them.
+
+Every event is a fixed name plus identifiers of ours (spool id, delivery id, catalogue code). Addresses are reduced to
+their domain before they get here, because a patient's address contains the matricule; exception texts are cut out
+because they may quote the input that caused them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+
+def _without_exception_text(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Type and place of an exception, never its message: parsers quote what they choke on."""
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()
+    if isinstance(error, BaseException):
+        error = (type(error), error, error.__traceback__)
+    if isinstance(error, tuple) and error[0] is not None:
+        event["exception"] = error[0].__qualname__
+        event["at"] = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error[2])[-6:]]
+    return event
+
+
+def configure(level: str = "INFO") -> None:
+    """Route structlog and the standard library's loggers through the same processors, to standard error."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_exception_text,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # These libraries log protocol lines, addresses among them, at INFO and below.
+    for chatty in ("mail.log", "aiosmtpd", "aioimaplib", "fontTools", "fpdf", "asyncio", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

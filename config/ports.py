@@ -1,0 +1,46 @@
+"""Loopback ports that stay the same from one start to the next, so that mail clients and partners need no new settings."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def choose(names: Sequence[str], remembered: Path, wanted: Mapping[str, int]) -> dict[str, int]:
+    """A free port for every name: the one asked for, else the remembered one if it is still free, else a new one.
+
+    An asked-for port is taken as it is; whoever binds it reports that it is in use.
+    """
+    try:
+        before = json.loads(remembered.read_text())
+    except (OSError, ValueError):
+        before = {}
+    chosen: dict[str, int] = {}
+    # Held open until all are chosen, so that no two names get the same one.
+    held: list[socket.socket] = []
+    try:
+        for name in names:
+            port = wanted.get(name, 0)
+            if not port:
+                port = _hold(before.get(name, 0), held) or _hold(0, held)
+            chosen[name] = port
+    finally:
+        for probe in held:
+            probe.close()
+    remembered.write_text(json.dumps(chosen, indent=1))
+    return chosen
+
+
+def _hold(port: int, held: list[socket.socket]) -> int:
+    """Bind the port (0: any) and keep it; 0 when it is taken."""
+    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(("127.0.0.1", port))
+    except OSError:
+        probe.close()
+        return 0
+    held.append(probe)
+    return int(probe.getsockname()[1])

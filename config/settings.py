@@ -1,0 +1,173 @@
+"""The one TOML file and the environment, read once and checked: every key of `relais.toml` has its field here.
+
+Settings stay on this floor. `config/wiring.py` turns them into the options objects of the rooms below; no package under
+`config` ever sees them. An environment variable `RELAIS_<SECTION>__<KEY>` (upper case) overrides the key of a section,
+so that a container needs no edited file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Domain = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+Address = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$")]
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the message is a sentence for the person who edits it."""
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A section whose unknown keys are errors: a misspelt key must not silently mean the default."""
+
+
+class Operator(Strict, frozen=True, kw_only=True):
+    """Who we are."""
+
+    name: str
+    host: str
+    """Name given in EHLO, Received and Authentication-Results."""
+    domains: tuple[Domain, ...]
+    state: str = "."
+    """Directory of the database, blobs and keys; relative to the configuration file."""
+    software_reference: str = "RELAIS-0.1"
+    """X-MSS-NIL: the product's number in the national register of software."""
+
+
+class IdentitySettings(Strict, frozen=True, kw_only=True):
+    environment: Literal["test", "production"] = "production"
+    patient_domains: tuple[Domain, ...] = ("patient.mssante.fr",)
+
+
+class TrustSettings(Strict, frozen=True, kw_only=True):
+    anchors: str
+    list: str
+    operator_chain: str
+    operator_key: str
+
+
+class DirectorySettings(Strict, frozen=True, kw_only=True):
+    uri: str
+    base: str = "dc=mssante,dc=fr"
+    bind_dn: str = ""
+    password_file: str = ""
+    ca: str = ""
+    timeout_seconds: float = 2.0
+    connections: int = 4
+
+
+class Listener(Strict, frozen=True, kw_only=True):
+    host: str = "127.0.0.1"
+    port: Port = 0
+
+
+class SubmissionListener(Listener, frozen=True, kw_only=True):
+    chain: str
+    key: str
+
+
+class MllpListener(Listener, frozen=True, kw_only=True):
+    """One listener per sending system."""
+
+    partner: str
+    sender: Address
+    sender_name: str
+    max_frame_bytes: int = 50 * 1024 * 1024
+    idle_seconds: float = 600.0
+
+
+class MailboxSettings(Strict, frozen=True, kw_only=True):
+    lmtp_socket: str
+    authentication_socket: str
+    home: str
+
+
+class DossierSettings(Strict, frozen=True, kw_only=True):
+    enabled: bool = False
+
+
+class DkimSettings(Strict, frozen=True, kw_only=True):
+    selector: str = ""
+    key: str = ""
+
+
+class PartnerSettings(Strict, frozen=True, kw_only=True):
+    domain: Domain
+    host: str = ""
+    port: Port = 25
+    max_message_bytes: int = 25 * 1024 * 1024
+    dkim_selector: str = ""
+    dkim_public_key: str = ""
+
+
+class SpoolSettings(Strict, frozen=True, kw_only=True):
+    max_message_bytes: int = 64 * 1024 * 1024
+    first_retry_seconds: float = 60.0
+    longest_retry_seconds: float = 3600.0
+    expire_seconds: float = 5 * 86400.0
+    concurrency: int = 8
+
+
+class Settings(Strict, frozen=True, kw_only=True):
+    """The whole file."""
+
+    operator: Operator
+    trust: TrustSettings
+    directory: DirectorySettings
+    mailboxes: MailboxSettings
+    identity: IdentitySettings = IdentitySettings()
+    operators: Listener = Listener(port=25)
+    submission: SubmissionListener | None = None
+    mllp: tuple[MllpListener, ...] = ()
+    dossier: DossierSettings = DossierSettings()
+    dkim: DkimSettings = DkimSettings()
+    partners: tuple[PartnerSettings, ...] = ()
+    spool: SpoolSettings = SpoolSettings()
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Settings and the directory their relative paths start from."""
+
+    settings: Settings
+    root: Path
+
+    def path(self, value: str) -> Path:
+        """A path of the file, absolute."""
+        return self.root / value
+
+    @property
+    def state(self) -> Path:
+        return self.path(self.settings.operator.state)
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
+    """Read and check one file; raises `SettingsError` naming the key and what it should be."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    _override(raw, environ)
+    try:
+        settings = msgspec.convert(raw, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    return Loaded(settings, path.resolve().parent)
+
+
+def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name, value in environ.items():
+        if not name.startswith("RELAIS_") or "__" not in name:
+            continue
+        section, _, key = name.removeprefix("RELAIS_").lower().partition("__")
+        table = raw.setdefault(section, {})
+        if isinstance(table, dict):
+            table[key] = value

@@ -1,0 +1,144 @@
+"""Child processes that live exactly as long as we do: started in order, restarted when they die, never orphaned.
+
+Each child is its own session; the kernel terminates it should the supervisor be killed (`PR_SET_PDEATHSIG`), and
+`stop` terminates the children in reverse order and waits for them. What a child prints goes to a log file of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from config.privileges import die_with_parent
+
+log = structlog.get_logger(__name__)
+
+
+class PrivateServer(Protocol):
+    """What the supervisor needs to know of slapd, Dovecot or a gateway."""
+
+    def prepare(self) -> None:
+        """Write configuration, clear what a killed predecessor left; called before every start."""
+        ...
+
+    def command(self) -> tuple[str, ...]:
+        """argv of the server, staying in the foreground."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether it answers now; blocking up to a second or so, called in a thread."""
+        ...
+
+
+class StartError(Exception):
+    """A child did not become ready; the message names it and its log file."""
+
+
+@dataclass
+class _Child:
+    name: str
+    server: PrivateServer
+    process: asyncio.subprocess.Process
+    keeper: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """Owns the children of one `relais up`."""
+
+    def __init__(self, log_directory: Path) -> None:
+        self._log_directory = log_directory
+        self._children: list[_Child] = []
+        self._stopping = False
+
+    async def start(self, name: str, server: PrivateServer, seconds: float = 30.0) -> None:
+        """Start one child and return when it is ready; raises `StartError`."""
+        child = _Child(name, server, await self._spawn(name, server))
+        self._children.append(child)
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not await asyncio.to_thread(server.ready):
+            if child.process.returncode is not None:
+                raise StartError(
+                    f"{name} stopped at start with status {child.process.returncode}: see {self.log(name)}"
+                )
+            if asyncio.get_running_loop().time() > deadline:
+                raise StartError(f"{name} did not answer within {seconds:g} s: see {self.log(name)}")
+            await asyncio.sleep(0.02)
+        child.keeper = asyncio.create_task(self._keep(child), name=f"keep {name}")
+
+    def log(self, name: str) -> Path:
+        """Where a child's output goes."""
+        return self._log_directory / f"{name}.log"
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by name, for `relais doctor` and the tests that kill."""
+        return {child.name: child.process.pid for child in self._children}
+
+    async def stop(self, seconds: float = 10.0) -> None:
+        """Terminate all children, last started first, and wait; what does not end in time is killed."""
+        self._stopping = True
+        for child in reversed(self._children):
+            if child.keeper is not None:
+                child.keeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await child.keeper
+            await _end(child.process, seconds)
+        self._children.clear()
+
+    async def _spawn(self, name: str, server: PrivateServer) -> asyncio.subprocess.Process:
+        await asyncio.to_thread(server.prepare)
+        output = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *server.command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        finally:
+            os.close(output)
+
+    async def _keep(self, child: _Child) -> None:
+        """Restart the child for ever, slower while it keeps dying at once."""
+        pause = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            status = await child.process.wait()
+            if self._stopping:
+                return
+            pause = 0.0 if loop.time() - started > 10.0 else min(max(pause * 2, 0.1), 10.0)
+            log.warning("child.died", child=child.name, status=status, restart_in=pause)
+            _kill_session(child.process.pid)
+            await asyncio.sleep(pause)
+            try:
+                child.process = await self._spawn(child.name, child.server)
+            except OSError as error:
+                log.error("child.not-restarted", child=child.name, errno=error.errno)
+                pause = min(max(pause * 2, 0.5), 10.0)
+
+
+def _kill_session(leader: int) -> None:
+    """What a killed master left of its session (Dovecot's workers hold its sockets) must go before it starts again."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+async def _end(process: asyncio.subprocess.Process, seconds: float) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), seconds)
+        except TimeoutError:
+            log.warning("child.killed", pid=process.pid)
+    _kill_session(process.pid)
+    await process.wait()

@@ -1,0 +1,299 @@
+"""`relais up`: everything on one machine, supervised: slapd, Dovecot and the two operators of the demonstration.
+
+Order: drop privileges, make what is missing, start the servers, write `endpoints.json`, stay until a signal. The
+supervisor opens no socket itself and holds no key; each gateway is a process of its own with its own state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from config import demonstration, ports
+from config.control import ControlError, ask
+from config.demonstration import OPERATORS, DemonstrationOperator, World
+from config.privileges import drop
+from config.supervise import Supervisor
+from directory.resolve import Directory, DirectoryOptions
+from directory.slapd import PrivateSlapd, SlapdOptions
+from mta.mailboxes.dovecot import DovecotOptions, MailboxRealm, PrivateDovecot
+
+log = structlog.get_logger(__name__)
+
+PORT_NAMES = ("imaps", "ldaps", "mllp", "submission", "operators-laboratoire", "operators-ville", "submission-ville")
+
+
+class UpError(Exception):
+    """`relais up` cannot go on; the message is a sentence for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What is up, for whoever wants to use it while it runs."""
+
+    world: World
+    endpoints: Path
+    pids: Callable[[], dict[str, int]]
+
+
+class Gateway:
+    """One `relais serve` as the supervisor sees it."""
+
+    def __init__(self, configuration: Path, control: Path) -> None:
+        self._configuration = configuration
+        self._control = control
+
+    def prepare(self) -> None:
+        self._control.unlink(missing_ok=True)
+
+    def command(self) -> tuple[str, ...]:
+        return (sys.executable, "-m", "config", "serve", "--config", str(self._configuration))
+
+    def ready(self) -> bool:
+        try:
+            return bool(ask(self._control, "ping", seconds=2.0))
+        except ControlError:
+            return False
+
+
+async def up(
+    state: Path,
+    *,
+    wanted_ports: Mapping[str, int],
+    then: Callable[[Running], Awaitable[bool]] | None = None,
+    oneshot: bool = False,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Start everything and stay until SIGINT or SIGTERM; with `oneshot` only until `then` has run.
+
+    `then` is called once all servers are ready; its answer is ours (True: all went well).
+    Raises `UpError`, `PrivilegeError` or `StartError`.
+    """
+    await asyncio.to_thread(drop, state)
+    state = state.resolve()
+    world = World(state)
+    lock = _lock(state)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    logs = state / "log"
+    logs.mkdir(exist_ok=True, mode=0o700)
+    (state / "endpoints.json").unlink(missing_ok=True)
+    supervisor = Supervisor(logs)
+    try:
+        started = time.monotonic()
+        known = await asyncio.to_thread(demonstration.prepare, world)
+        chosen = await asyncio.to_thread(ports.choose, PORT_NAMES, state / "ports.json", wanted_ports)
+        slapd = _slapd(world, known, chosen)
+        await asyncio.to_thread(slapd.prepare)
+        await asyncio.to_thread(demonstration.load_directory, world, slapd)
+        await supervisor.start("slapd", slapd)
+        await asyncio.to_thread(_publish, world, slapd, known)
+        dovecot = _dovecot(world, chosen)
+        for operator in OPERATORS:
+            configuration = _configure(world, operator, chosen, slapd, dovecot)
+            gateway = Gateway(configuration, world.of(operator) / "control.sock")
+            await supervisor.start(operator.key, gateway)
+        await supervisor.start("dovecot", dovecot)
+        endpoints = _write_endpoints(world, known, chosen)
+        say(f"Relais is up after {time.monotonic() - started:.1f} s; everything to connect with is in {endpoints}")
+        log.info("up.ready", children=supervisor.pids())
+        well = True
+        if then is not None:
+            well = await _unless_stopped(then(Running(world, endpoints, supervisor.pids)), stop)
+        if not oneshot:
+            await stop.wait()
+        return well
+    finally:
+        (state / "endpoints.json").unlink(missing_ok=True)
+        await supervisor.stop()
+        os.close(lock)
+
+
+async def _unless_stopped(work: Awaitable[bool], stop: asyncio.Event) -> bool:
+    """The result of `work`, or True when a signal ends it first."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return True
+
+
+def _lock(state: Path) -> int:
+    """One `relais up` per state directory, however the last one ended."""
+    descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UpError(f"another relais up already uses {state}: stop it first, or choose --state") from error
+    return descriptor
+
+
+def _slapd(world: World, known: Mapping[str, str], chosen: Mapping[str, int]) -> PrivateSlapd:
+    return PrivateSlapd(
+        SlapdOptions(
+            state=world.state / "directory",
+            port=chosen["ldaps"],
+            certificate_chain=world.server_chain,
+            key=world.server_key,
+            ca=world.anchors,
+            admin_password=known["directory-admin"],
+            gateway_password=known["directory-gateway"],
+        )
+    )
+
+
+def _publish(world: World, slapd: PrivateSlapd, known: Mapping[str, str]) -> None:
+    directory = Directory(
+        DirectoryOptions(
+            uri=slapd.ldaps_uri,
+            base=slapd.base,
+            bind_dn=slapd.admin_dn,
+            password=known["directory-admin"],
+            ca_file=world.anchors,
+        )
+    )
+    try:
+        demonstration.publish(world, directory)
+    finally:
+        directory.close()
+
+
+def _dovecot(world: World, chosen: Mapping[str, int]) -> PrivateDovecot:
+    return PrivateDovecot(
+        DovecotOptions(
+            state=world.state / "dovecot",
+            imaps_port=chosen["imaps"],
+            certificate_chain=world.server_chain,
+            key=world.server_key,
+            realms=tuple(
+                MailboxRealm(
+                    domains=operator.domains,
+                    authentication_socket=world.of(operator) / "authentication.sock",
+                    home=world.of(operator) / "mail",
+                )
+                for operator in OPERATORS
+            ),
+        )
+    )
+
+
+def _configure(
+    world: World,
+    operator: DemonstrationOperator,
+    chosen: Mapping[str, int],
+    slapd: PrivateSlapd,
+    dovecot: PrivateDovecot,
+) -> Path:
+    """The operator's `relais.toml`, rewritten at each start because ports may have moved."""
+    home = world.of(operator)
+    text = json.dumps  # a JSON string is a TOML basic string
+    sections = [
+        "# Written by `relais up` at every start; the reference with every key explained is config/relais.toml.",
+        "[operator]",
+        f"name = {text(operator.name, ensure_ascii=False)}",
+        f"host = {text(operator.host)}",
+        f"domains = {text(list(operator.domains))}",
+        "[identity]",
+        'environment = "test"',
+        "[trust]",
+        f"anchors = {text(str(world.anchors))}",
+        f"list = {text(str(world.trust_list))}",
+        'operator_chain = "operator.pem"',
+        'operator_key = "operator.key"',
+        "[directory]",
+        f"uri = {text(slapd.ldaps_uri)}",
+        f"base = {text(slapd.base)}",
+        f"bind_dn = {text(slapd.gateway_dn)}",
+        'password_file = "directory.password"',
+        f"ca = {text(str(world.anchors))}",
+        "[operators]",
+        'host = "127.0.0.1"',
+        f"port = {chosen[f'operators-{operator.key}']}",
+        "[mailboxes]",
+        f"lmtp_socket = {text(str(dovecot.lmtp_socket))}",
+        'authentication_socket = "authentication.sock"',
+        'home = "mail"',
+        "[dossier]",
+        f"enabled = {text(operator.dossier)}",
+        "[dkim]",
+        f"selector = {text(demonstration.DKIM_SELECTOR)}",
+        'key = "dkim.key"',
+        "[submission]",
+        'host = "127.0.0.1"',
+        f"port = {chosen['submission-ville' if operator.key == 'ville' else 'submission']}",
+        f"chain = {text(str(world.server_chain))}",
+        f"key = {text(str(world.server_key))}",
+        # A machine's next try soon: in a demonstration somebody is watching.
+        "[spool]",
+        "first_retry_seconds = 1",
+        "longest_retry_seconds = 60",
+    ]
+    if demonstration.LABORATORY in operator.mailboxes:
+        sections += [
+            "[[mllp]]",
+            'host = "127.0.0.1"',
+            f"port = {chosen['mllp']}",
+            'partner = "sil-tilleuls"',
+            f"sender = {text(demonstration.LABORATORY.address)}",
+            f"sender_name = {text(demonstration.LABORATORY.display_name)}",
+        ]
+    for other in OPERATORS:
+        for domain in other.domains if other is not operator else ():
+            sections += [
+                "[[partners]]",
+                f"domain = {text(domain)}",
+                'host = "127.0.0.1"',
+                f"port = {chosen[f'operators-{other.key}']}",
+                f"dkim_selector = {text(demonstration.DKIM_SELECTOR)}",
+                f"dkim_public_key = {text(demonstration.dkim_public_key(world, other))}",
+            ]
+    path = home / "relais.toml"
+    demonstration.write(path, "\n".join(sections).encode() + b"\n")
+    return path
+
+
+def _write_endpoints(world: World, known: Mapping[str, str], chosen: Mapping[str, int]) -> Path:
+    """Where to connect and with which accounts; written last, so that its presence means ready."""
+
+    def at(name: str) -> dict[str, object]:
+        return {"host": "127.0.0.1", "port": chosen[name]}
+
+    described = {
+        "ca_file": str(world.anchors),
+        "mllp": at("mllp"),
+        "imaps": at("imaps"),
+        "submission": at("submission-ville"),
+        "ldaps": at("ldaps"),
+        "accounts": [
+            {
+                "role": mailbox.role,
+                "address": mailbox.address,
+                "user": mailbox.address,
+                "password": known[mailbox.address],
+                "submission": at("submission-ville" if operator.key == "ville" else "submission"),
+            }
+            for operator in OPERATORS
+            for mailbox in operator.mailboxes
+            if mailbox.role
+        ],
+    }
+    path = world.state / "endpoints.json"
+    demonstration.write(path, json.dumps(described, indent=1).encode() + b"\n")
+    return path

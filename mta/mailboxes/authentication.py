@@ -1,0 +1,190 @@
+"""Dovecot asks, `trust.accounts` answers: the server side of Dovecot's dict protocol on a private Unix socket.
+
+Dovecot keeps no copy of a password. Its `dict` passdb and userdb send two kinds of lookup here (Dovecot 2.3,
+`lib-dict/dict-client.h`): `login/<address>/<sealed password>` to sign in, `home/<address>` when LMTP or IMAP
+needs to know where an address lives. The password is sealed by Dovecot (AES-256-CBC, key of this socket) only because
+Dovecot writes the whole key of a lookup that failed or was slow to its log; the socket itself is open to one user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.padding import PKCS7
+
+from trust.accounts import Identity
+from trust.refusals import Refused
+from trust.store.durable import make_private_directory, write_durably
+
+KEY_BYTES = 32
+MAX_LINE_BYTES = 8192
+"""A lookup is an address (RFC 5321: 254 octets) and a password of at most 1,000 octets, sealed in hexadecimal."""
+MAX_CONNECTIONS = 256
+MAX_CONCURRENT = 4
+"""Lookups under way at once: argon2id is meant to be costly, in memory too."""
+
+_DICT_MAJOR_VERSIONS = frozenset({2, 3})
+_UNESCAPED = {"0": "\0", "1": "\x01", "t": "\t", "r": "\r", "n": "\n"}
+_ESCAPED = str.maketrans({value: "\x01" + name for name, value in _UNESCAPED.items()})
+
+_log = structlog.get_logger(__name__)
+
+
+class Accounts(Protocol):
+    """What is needed of `trust.accounts`: synchronous, thread-safe, lock-out included."""
+
+    def authenticate(self, login: str, password: str) -> Identity | Refused: ...
+
+    def by_address(self, address: str) -> Identity | None: ...
+
+
+class AuthenticationSocket:
+    """Answers Dovecot's lookups about the addresses of one operator.
+
+    `home_of` gives the directory of an address, or None when the address is of none of its domains; it is created here
+    when missing, mode 0700, so Dovecot must run as the same user as this process.
+    A wrong password, a locked account and an unknown address are the same answer to Dovecot; an exception of `accounts`
+    (its database is down) is "ask again later": IMAP says UNAVAILABLE, LMTP 451, never 550.
+    """
+
+    def __init__(self, path: Path, accounts: Accounts, home_of: Callable[[str], Path | None]) -> None:
+        self.path = path
+        self._accounts = accounts
+        self._home_of = home_of
+        self._server: asyncio.Server | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._key = b""
+
+    async def start(self) -> None:
+        """Listen, mode 0600; replaces a socket left by a killed process. Raises OSError when the path is not usable."""
+        self._key = await asyncio.to_thread(credential_key, self.path)
+        self._executor = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="mailbox-authentication")
+        self.path.unlink(missing_ok=True)
+        previous = os.umask(0o177)  # the socket must never exist with a wider mode, not even between bind and chmod
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=MAX_LINE_BYTES)
+        finally:
+            os.umask(previous)
+
+    async def stop(self) -> None:
+        """Close the socket and its connections, let lookups under way finish, and remove the file."""
+        if self._server is None or self._executor is None:
+            return
+        self._server.close()
+        for writer in tuple(self._connections):
+            writer.close()
+        await self._server.wait_closed()
+        await asyncio.to_thread(self._executor.shutdown)
+        self.path.unlink(missing_ok=True)
+        self._server = self._executor = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.close()
+            return
+        self._connections.add(writer)
+        try:
+            await self._converse(reader, writer)
+        except (ConnectionError, ValueError):
+            # ValueError: a line past the limit. Nothing of it is logged: it may hold a password.
+            _log.warning("mailbox-authentication-connection-dropped")
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One reply per lookup, in order. Any other command closes the connection."""
+        if not _acceptable_hello(await reader.readline()):
+            return
+        while line := await reader.readline():
+            if not line.startswith(b"L") or not line.endswith(b"\n"):
+                return
+            key = _unescape(line[1:-1].decode("utf-8", "replace").split("\t")[0])
+            writer.write((await self._answer(key) + "\n").encode())
+            await writer.drain()
+
+    async def _answer(self, key: str) -> str:
+        """The reply line of one lookup: `O<json>`, `N` (not found) or `F` (failed, try later)."""
+        try:
+            fields = await asyncio.get_running_loop().run_in_executor(self._executor, self.look_up, key)
+        except Exception as error:  # whatever it is, Dovecot must hear "later", never "unknown" (550)
+            # The class only: a traceback that shows local variables would show a password.
+            _log.error("mailbox-authentication-unavailable", error=type(error).__name__)
+            return "F"
+        return "N" if fields is None else "O" + json.dumps(fields).translate(_ESCAPED)
+
+    def look_up(self, key: str) -> dict[str, str] | None:
+        """Dovecot's fields for `shared/login/<address>/<sealed>` or `shared/home/<address>`, None when refused."""
+        match key.split("/", 3):
+            case ["shared", "login", address, sealed]:
+                return self._log_in(address.lower(), sealed)
+            case ["shared", "home", address]:
+                return self._home(address.lower())
+            case _:
+                return None
+
+    def _log_in(self, address: str, sealed: str) -> dict[str, str] | None:
+        password = unseal_password(self._key, sealed)
+        if not password or self._home_of(address) is None:
+            return None
+        identity = self._accounts.authenticate(address, password)
+        if isinstance(identity, Refused) or address not in identity.addresses:
+            return None
+        return {"nopassword": "y"}
+
+    def _home(self, address: str) -> dict[str, str] | None:
+        home = self._home_of(address)
+        if home is None or self._accounts.by_address(address) is None:
+            return None
+        # Dovecot would make it, but only after Sieve has looked there for the deliveries it has already seen.
+        make_private_directory(home)
+        return {"home": str(home)}
+
+
+def credential_key(socket_path: Path) -> bytes:
+    """The key with which Dovecot seals passwords for this socket: 32 bytes in `<socket>.key`, mode 0600, made once.
+
+    Both sides read it, so that neither has to start first.
+    """
+    path = socket_path.with_name(socket_path.name + ".key")
+    with contextlib.suppress(FileExistsError):
+        make_private_directory(path.parent)
+        write_durably(path, secrets.token_bytes(KEY_BYTES), replace=False)
+    return path.read_bytes()
+
+
+def unseal_password(key: bytes, sealed: str) -> str | None:
+    """Undo Dovecot's `%{encrypt;key=...:password}`: `<iv>$<ciphertext>$` in hexadecimal; None when it is not that."""
+    initial, _, rest = sealed.partition("$")
+    try:
+        decryptor = Cipher(algorithms.AES(key), modes.CBC(bytes.fromhex(initial))).decryptor()
+        padded = decryptor.update(bytes.fromhex(rest.removesuffix("$"))) + decryptor.finalize()
+        unpadder = PKCS7(128).unpadder()
+        return (unpadder.update(padded) + unpadder.finalize()).decode()
+    except ValueError:
+        return None
+
+
+def _acceptable_hello(line: bytes) -> bool:
+    """`H<major>\\t<minor>\\t...`: the lookups are the same in all known majors."""
+    major = line[1:].partition(b"\t")[0]
+    return line.startswith(b"H") and major.isdigit() and int(major) in _DICT_MAJOR_VERSIONS
+
+
+def _unescape(text: str) -> str:
+    """Undo Dovecot's tab escaping (`strescape.c`): 0x01 and one character."""
+    first, *rest = text.split("\x01")
+    return first + "".join(_UNESCAPED.get(part[:1], "") + part[1:] for part in rest)

@@ -1,0 +1,91 @@
+"""Where local deliveries end: LMTP to the mailbox server, which answers for each recipient (RFC 2033).
+
+The server is our own or the operator's, on a Unix socket or a private network: no TLS, no authentication. The content
+carries the delivery id in a header, so that the server can drop the second copy a crash may cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from mta import refusals
+from mta.message import Deferred, Failed, Message, Outcome
+from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts
+from mta.smtp.target import check_content, transact
+from trust.refusals import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class LmtpOptions:
+    """Either a Unix socket or a host and port."""
+
+    helo_name: str
+    socket: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 24
+    timeouts: Timeouts = Timeouts()  # noqa: RUF009 - frozen
+    idle_connections: int = 4
+    """Connections kept between deliveries; Dovecot keeps a process for each."""
+
+
+class LmtpTarget:
+    """A `Target`. One per event loop; `close` at the end."""
+
+    def __init__(self, options: LmtpOptions) -> None:
+        self._options = options
+        self._idle: list[SmtpConnection] = []
+
+    async def deliver(self, message: Message) -> Outcome:
+        """See `mta.message.Target`. One recipient, hence one reply."""
+        refused = check_content(message.content)
+        if refused is not None:
+            return Failed(refused)
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.usable:
+                connection.abort()
+                continue
+            try:
+                return await self._converse(connection, message)
+            except ConnectionBrokenError as error:
+                if error.step != "MAIL":
+                    return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
+        try:
+            connection = await self._open()
+        except ConnectionBrokenError as error:
+            return Deferred(Refused(refusals.UNREACHABLE, str(error)))
+        try:
+            return await self._converse(connection, message)
+        except ConnectionBrokenError as error:
+            return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
+
+    async def close(self) -> None:
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(connection.quit() for connection in idle))
+
+    async def _open(self) -> SmtpConnection:
+        options = self._options
+        path = "" if options.socket is None else str(options.socket)
+        connection = await SmtpConnection.open(options.host, options.port, options.timeouts, unix_path=path)
+        try:
+            hello = await connection.hello(options.helo_name, lmtp=True)
+            if hello.code != 250:
+                raise ConnectionBrokenError("LHLO", hello.words)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _converse(self, connection: SmtpConnection, message: Message) -> Outcome:
+        finished = False
+        try:
+            outcome = await transact(connection, message, DsnRequest())
+            finished = True
+            return outcome
+        finally:
+            if finished and connection.usable and len(self._idle) < self._options.idle_connections:
+                self._idle.append(connection)
+            else:
+                connection.abort()

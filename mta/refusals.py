@@ -1,0 +1,250 @@
+"""The road's entries of the one catalogue of errors: why a message was not taken, or not handed on.
+
+Every reply of a door, every deferral and every failure of a delivery names one of these, so that an operator's log,
+a partner's SMTP transcript and a laboratory's acknowledgement say the same thing.
+"""
+
+from __future__ import annotations
+
+from trust.refusals import HL7Code, Refusal
+
+_SMTP_ERROR_CODES = frozenset(
+    {*range(420, 433), 441, 442, 450, 451, 452, *range(500, 505), 510, 512, 513, 523, 530, 541, *range(550, 555)}
+)
+"""The codes SMTPERRORCODE knows; any other is told as the general one of its class."""
+
+
+def _entry(name: str, smtp: int, enhanced: str, text: str, text_fr: str) -> Refusal:
+    permanent = smtp >= 500
+    general = 550 if permanent else 451
+    return Refusal(
+        code=f"mta.{name}",
+        smtp=smtp,
+        enhanced=enhanced,
+        hl7=HL7Code.AE if permanent else HL7Code.AR,
+        condition="207",
+        application=str(smtp if smtp in _SMTP_ERROR_CODES else general),
+        text=text,
+        text_fr=text_fr,
+    )
+
+
+# What a door refuses
+
+OPERATOR_NOT_LISTED = _entry(
+    "operator-not-listed",
+    550,
+    "5.7.1",
+    "Your certificate is not listed for this sender domain: check the trust list.",
+    "Votre certificat n'est pas inscrit pour ce domaine expéditeur : vérifiez la liste blanche.",
+)
+MAILBOX_UNKNOWN = _entry(
+    "mailbox-unknown",
+    550,
+    "5.1.1",
+    "No such mailbox here: check the address in the directory.",
+    "Cette boîte aux lettres n'existe pas ici : vérifiez l'adresse dans l'annuaire.",
+)
+RECIPIENT_NOT_TRUSTED = _entry(
+    "recipient-not-trusted",
+    550,
+    "5.7.1",
+    "This domain is outside the trust space: use a secure health address.",
+    "Ce domaine est hors de l'espace de confiance : utilisez une adresse de messagerie sécurisée de santé.",
+)
+SENDER_NOT_ALLOWED = _entry(
+    "sender-not-allowed",
+    550,
+    "5.7.1",
+    "You may not send as this address: use one of your own mailboxes.",
+    "Vous ne pouvez pas envoyer depuis cette adresse : utilisez l'une de vos boîtes.",
+)
+AUTHENTICATION_REQUIRED = _entry(
+    "authentication-required",
+    530,
+    "5.7.0",
+    "Authentication required: log in first.",
+    "Authentification requise : connectez-vous d'abord.",
+)
+MESSAGE_TOO_LARGE = _entry(
+    "message-too-large",
+    552,
+    "5.3.4",
+    "The message is larger than this server accepts: send less or in several messages.",
+    "Le message dépasse la taille acceptée : envoyez-en moins ou en plusieurs messages.",
+)
+LINE_ENDINGS = _entry(
+    "line-endings",
+    554,
+    "5.6.0",
+    "Bare CR or LF in the message: every line must end with CRLF.",
+    "Retour chariot ou saut de ligne isolé : chaque ligne doit finir par CRLF.",
+)
+LINE_TOO_LONG = _entry(
+    "line-too-long",
+    554,
+    "5.6.0",
+    "A line exceeds 998 octets: encode the content in base64 or quoted-printable.",
+    "Une ligne dépasse 998 octets : encodez le contenu en base64 ou quoted-printable.",
+)
+HEADER_INVALID = _entry(
+    "header-invalid",
+    554,
+    "5.6.0",
+    "The message header is malformed: exactly one From field with one address is required.",
+    "En-tête du message incorrect : il faut un seul champ From avec une seule adresse.",
+)
+TOO_MANY_HOPS = _entry(
+    "too-many-hops",
+    554,
+    "5.4.6",
+    "Too many Received fields: the message is probably looping.",
+    "Trop de champs Received : le message tourne probablement en boucle.",
+)
+TOO_MANY_RECIPIENTS = _entry(
+    "too-many-recipients",
+    452,
+    "4.5.3",
+    "Too many recipients in one transaction: send the message again for the others.",
+    "Trop de destinataires dans une transaction : renvoyez le message pour les autres.",
+)
+SPOOL_UNAVAILABLE = _entry(
+    "spool-unavailable",
+    451,
+    "4.3.0",
+    "The message could not be stored safely: try again later.",
+    "Le message n'a pas pu être enregistré de façon sûre : réessayez plus tard.",
+)
+STORAGE_FULL = _entry(
+    "storage-full",
+    452,
+    "4.3.1",
+    "Storage is full here: try again later.",
+    "L'espace de stockage est plein : réessayez plus tard.",
+)
+
+# What the stages refuse
+
+DIRECTORY_UNAVAILABLE = _entry(
+    "directory-unavailable",
+    451,
+    "4.4.3",
+    "The directory does not answer: the message is tried again.",
+    "L'annuaire ne répond pas : un nouvel essai aura lieu.",
+)
+
+# What becomes of a delivery
+
+INTERNAL_ERROR = _entry(
+    "internal-error",
+    451,
+    "4.3.0",
+    "An internal error stopped this attempt: the message is tried again.",
+    "Une erreur interne a interrompu cet essai : un nouvel essai aura lieu.",
+)
+ATTEMPT_TIMEOUT = _entry(
+    "attempt-timeout",
+    451,
+    "4.4.7",
+    "The attempt took too long: the message is tried again.",
+    "L'essai a duré trop longtemps : un nouvel essai aura lieu.",
+)
+EXPIRED = _entry(
+    "expired",
+    554,
+    "5.4.7",
+    "The destination could not be reached in time: send the message by another way.",
+    "Le destinataire n'a pas pu être joint à temps : envoyez le message par une autre voie.",
+)
+NO_ROUTE = _entry(
+    "no-route",
+    451,
+    "4.4.4",
+    "No host is known for this domain: declare the partner.",
+    "Aucun serveur n'est connu pour ce domaine : déclarez le partenaire.",
+)
+UNREACHABLE = _entry(
+    "unreachable",
+    451,
+    "4.4.1",
+    "The destination does not answer: the message is tried again.",
+    "Le destinataire ne répond pas : un nouvel essai aura lieu.",
+)
+CONNECTION_LOST = _entry(
+    "connection-lost",
+    451,
+    "4.4.2",
+    "The connection was lost before the final reply: the message is tried again.",
+    "La connexion a été perdue avant la réponse finale : un nouvel essai aura lieu.",
+)
+TLS_UNAVAILABLE = _entry(
+    "tls-unavailable",
+    451,
+    "4.7.0",
+    "The destination offers no usable TLS: nothing is sent in clear, the message is tried again.",
+    "Le destinataire n'offre pas de TLS utilisable : rien n'est envoyé en clair, un nouvel essai aura lieu.",
+)
+PEER_NOT_OPERATOR = _entry(
+    "peer-not-operator",
+    451,
+    "4.7.1",
+    "The server's certificate is not listed for the recipient's domain: check the trust list.",
+    "Le certificat du serveur n'est pas inscrit pour le domaine du destinataire : vérifiez la liste blanche.",
+)
+PARTNER_SIZE_LIMIT = _entry(
+    "partner-size-limit",
+    552,
+    "5.3.4",
+    "The message is larger than the destination accepts: send less or in several messages.",
+    "Le message dépasse la taille acceptée par le destinataire : envoyez-en moins ou en plusieurs messages.",
+)
+EIGHT_BIT_UNSUPPORTED = _entry(
+    "eight-bit-unsupported",
+    554,
+    "5.6.3",
+    "The destination does not accept 8-bit content: encode it.",
+    "Le destinataire n'accepte pas de contenu 8 bits : encodez-le.",
+)
+REMOTE_DEFERRED = _entry(
+    "remote-deferred",
+    451,
+    "4.0.0",
+    "The destination asked to try again later.",
+    "Le destinataire demande un nouvel essai plus tard.",
+)
+REMOTE_REFUSED = _entry(
+    "remote-refused",
+    554,
+    "5.0.0",
+    "The destination refused the message: its own words follow.",
+    "Le destinataire a refusé le message : ses propres mots suivent.",
+)
+
+CATALOGUE = (
+    OPERATOR_NOT_LISTED,
+    MAILBOX_UNKNOWN,
+    RECIPIENT_NOT_TRUSTED,
+    SENDER_NOT_ALLOWED,
+    AUTHENTICATION_REQUIRED,
+    MESSAGE_TOO_LARGE,
+    LINE_ENDINGS,
+    LINE_TOO_LONG,
+    HEADER_INVALID,
+    TOO_MANY_HOPS,
+    TOO_MANY_RECIPIENTS,
+    SPOOL_UNAVAILABLE,
+    STORAGE_FULL,
+    DIRECTORY_UNAVAILABLE,
+    INTERNAL_ERROR,
+    ATTEMPT_TIMEOUT,
+    EXPIRED,
+    NO_ROUTE,
+    UNREACHABLE,
+    CONNECTION_LOST,
+    TLS_UNAVAILABLE,
+    PEER_NOT_OPERATOR,
+    PARTNER_SIZE_LIMIT,
+    EIGHT_BIT_UNSUPPORTED,
+    REMOTE_DEFERRED,
+    REMOTE_REFUSED,
+)

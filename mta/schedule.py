@@ -1,0 +1,26 @@
+"""When a deferred delivery is tried again, and when the road gives up.
+
+The next-try time is kept on disk with the delivery, so a restart changes nothing about it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySchedule:
+    """Pauses between attempts, in seconds."""
+
+    pauses: tuple[float, ...] = (30, 60, 300, 900, 1800, 3600)
+    """Before the second, third, ... attempt; the last one repeats (RFC 5321 §4.5.4.1 asks for 30 min on the long run)."""
+    jitter: float = 0.2
+    """Share of the pause that is random, so that a partner coming back is not met by its whole queue at once."""
+    lifetime: float = 5 * 86400.0
+    """From acceptance to giving up (RFC 5321 §4.5.4.1: four to five days)."""
+
+    def pause(self, attempts: int) -> float:
+        """Seconds to wait after the `attempts`-th attempt (1 for the first)."""
+        base = self.pauses[min(max(attempts, 1), len(self.pauses)) - 1]
+        return base * (1 + self.jitter * (random.random() - 0.5))  # noqa: S311 - spreading load, not a secret

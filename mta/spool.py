@@ -1,0 +1,597 @@
+"""The spool: what was accepted, to whom it still has to go, and what happened to it.
+
+Guarantees, in the order they are earned:
+
+1. `accept` returns only when the content is synced as a blob and the rows are committed; whoever answers `250` or `AA`
+   does so after it. Concurrent accepts share one commit (`trust.store.database`).
+2. The deduplication key is unique: a sender repeating a message whose acknowledgement was lost gets the first answer
+   again, and no second delivery exists.
+3. A delivery is worked on under a lease. A lease ends by `settle`, by `release` or by its own expiry, and every write
+   that follows names it: what a stale worker reports is refused, never mixed in.
+4. The protected bytes are committed (`keep_prepared`) before the first attempt, so that every attempt, by any process,
+   sends the same bytes under the same Message-ID and delivery id.
+
+Between a destination's final reply and our `settle` a crash repeats the delivery: no protocol avoids that. The second
+copy carries the same delivery id, by which a mailbox or a dossier recognises it.
+
+All methods are synchronous and thread-safe; they raise what the database or the blob store raises when these break.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from mta import refusals
+from mta.message import (
+    Deferred,
+    Delivered,
+    DeliveryState,
+    Failed,
+    Origin,
+    Outcome,
+    TargetKind,
+)
+from mta.schedule import RetrySchedule
+from mta.tables import deliveries, messages, steps
+from trust.refusals import Refused
+from trust.store.blobs import BlobStore
+from trust.store.database import Database
+from trust.vault import KeyVault
+
+CONTENT = "mta-content"
+PREPARED = "mta-prepared"
+"""Kinds of blob, bound into their encryption."""
+
+_READY = DeliveryState.READY.value
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """One recipient of a submission."""
+
+    recipient: str
+    target: TargetKind
+    refused: Refused | None = None
+    """Already known to be impossible: stored as failed at once, so that the trace and the receipt can say why."""
+    notify: str = ""
+    """DSN conditions asked for, RFC 3461 §4.1: `NEVER` or a list of `SUCCESS,FAILURE,DELAY`; empty: not said."""
+    original_recipient: str = ""
+    """ORCPT as received, `rfc822;` and xtext (RFC 3461 §4.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One message as a door accepts it."""
+
+    origin: Origin
+    sender: str
+    peer: str
+    content: bytes
+    content_type: str
+    deliveries: tuple[NewDelivery, ...]
+    dedup_key: str
+    """At most 128 characters; the same key is the same submission, for ever."""
+    message_id_domain: str
+    reply: bytes = b""
+    """What the sender is answered, said again to a repeat."""
+    external_id: str = ""
+    """The sender's own identifier (MSH-10), scoped by `peer`."""
+    envelope_id: str = ""
+    """ENVID as received, xtext (RFC 3461 §4.4)."""
+    flags: tuple[str, ...] = ()
+    message_id: str = ""
+    """Message-ID with angle brackets when the content already has one; else one is made for each delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    spool_id: str
+    message_ids: tuple[str, ...]
+    """One per delivery, in the order of the submission."""
+    repeated_external_id: bool
+    """The peer used this identifier before, for another content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    spool_id: str
+    reply: bytes
+    """What was answered the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on one delivery until `expires`."""
+
+    token: str
+    delivery_id: str
+    spool_id: str
+    message_id: str
+    origin: Origin
+    target: TargetKind
+    destination: str
+    sender: str
+    recipient: str
+    peer: str
+    content_type: str
+    accepted_at: float
+    attempts: int
+    """Attempts made before this one."""
+    expires: float
+    """UNIX time, seconds."""
+    content_blob: str
+    prepared_blob: str | None
+    envelope_id: str = ""
+    notify: str = ""
+    original_recipient: str = ""
+    flags: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened, for `trace`. Names no person."""
+
+    at: float
+    node: str
+    delivery_id: str
+    """Empty when the step concerns the whole message."""
+    kind: str
+    """accept, attempt, prepare, release, delivered, deferred or failed."""
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """What is known of one delivery."""
+
+    delivery_id: str
+    spool_id: str
+    target: TargetKind
+    recipient: str
+    message_id: str
+    state: DeliveryState
+    attempts: int
+    due: float
+    code: str
+    detail: str
+    facts: Mapping[str, str]
+    ended_at: float | None
+
+
+Listener = Callable[[], None]
+EndHook = Callable[[Connection, Lease, Outcome], None]
+
+
+class Spool:
+    """See the module's guarantees. `on_end` runs inside the transaction that ends a delivery for good."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        vault: KeyVault,
+        *,
+        node: str,
+        schedule: RetrySchedule,
+        clock: Callable[[], float] = time.time,
+        on_end: EndHook | None = None,
+    ) -> None:
+        if ":" in node or not 0 < len(node) <= 64:
+            raise ValueError("a node name has 1 to 64 characters and no colon")
+        self._database = database
+        self._blobs = blobs
+        self._vault = vault
+        self._node = node
+        self._schedule = schedule
+        self._clock = clock
+        self._on_end = on_end
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` (from any thread) whenever work was committed."""
+        self._listeners.append(listener)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    # Accepting
+
+    def accept(
+        self, submission: Submission, also: Callable[[Connection], None] | None = None
+    ) -> Accepted | Duplicate:
+        """Keep a submission for good. `also` writes more rows in the same transaction."""
+        repeat = self.duplicate_of(submission.dedup_key)
+        if repeat is not None:
+            return repeat
+        now = self._clock()
+        spool_id = _new_id(now)
+        peer_pseudonym = self._vault.pseudonym("peer", submission.peer) if submission.external_id else ""
+        delivery_rows = [self._delivery_row(submission, spool_id, n, now) for n in range(len(submission.deliveries))]
+        message_row = {
+            "id": spool_id,
+            "node": self._node,
+            "origin": submission.origin.value,
+            "envelope": self._seal(
+                spool_id,
+                {
+                    "sender": submission.sender,
+                    "peer": submission.peer,
+                    "envelope_id": submission.envelope_id,
+                    "flags": list(submission.flags),
+                },
+            ),
+            "content_type": submission.content_type,
+            "size": len(submission.content),
+            "accepted_at": now,
+            "dedup_key": submission.dedup_key,
+            "reply": self._vault.seal(submission.reply, b"mta-reply:" + spool_id.encode()),
+            "external_id": submission.external_id,
+            "peer_pseudonym": peer_pseudonym,
+        }
+        step_rows = [self._step(spool_id, "", now, "accept")]
+        step_rows += [
+            self._step(spool_id, row["id"], now, "failed", row["code"], row["detail"])
+            for row in delivery_rows
+            if row["state"] != _READY
+        ]
+        blob = self._blobs.put(CONTENT, submission.content)
+        message_row["content_blob"] = blob
+
+        def write(connection: Connection) -> bool | None:
+            if connection.execute(_by_dedup_key(submission.dedup_key)).first() is not None:
+                return None
+            repeated = bool(submission.external_id) and (
+                connection.execute(
+                    select(messages.c.id)
+                    .where(messages.c.external_id == submission.external_id, messages.c.peer_pseudonym == peer_pseudonym)
+                    .limit(1)
+                ).first()
+                is not None
+            )
+            connection.execute(messages.insert(), message_row)
+            if delivery_rows:
+                connection.execute(deliveries.insert(), delivery_rows)
+            connection.execute(steps.insert(), step_rows)
+            if also is not None:
+                also(connection)
+            return repeated
+
+        try:
+            repeated = self._database.transact(write)
+        except IntegrityError:
+            # another process committed the same key between our look and our insert
+            repeat = self.duplicate_of(submission.dedup_key)
+            if repeat is None:
+                raise
+            repeated = None
+        if repeated is None:
+            self._blobs.delete(blob)
+            first = self.duplicate_of(submission.dedup_key)
+            if first is None:
+                raise RuntimeError("a deduplication key vanished")
+            return first
+        self._tell()
+        return Accepted(spool_id, tuple(row["message_id"] for row in delivery_rows), repeated)
+
+    def duplicate_of(self, dedup_key: str) -> Duplicate | None:
+        """The submission that has this key, if any."""
+        row = self._database.read(lambda connection: connection.execute(_by_dedup_key(dedup_key)).first())
+        if row is None:
+            return None
+        return Duplicate(row.id, self._vault.unseal(row.reply, b"mta-reply:" + row.id.encode()))
+
+    # Working
+
+    def claim(self, limit: int, lease_seconds: float, skip: Collection[str] = ()) -> list[Lease]:
+        """At most `limit` due deliveries, the longest due first, none for a destination in `skip`."""
+        now = self._clock()
+        token = f"{self._node}:{secrets.token_hex(12)}"
+        due = (
+            select(deliveries.c.id)
+            .where(deliveries.c.state == _READY, deliveries.c.due <= now)
+            .order_by(deliveries.c.due)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        if skip:
+            due = due.where(deliveries.c.destination.not_in(sorted(skip)))
+        rows_of = (
+            select(
+                deliveries,
+                *(
+                    column.label(f"message_{column.name}")
+                    for column in (
+                        messages.c.origin,
+                        messages.c.envelope,
+                        messages.c.content_type,
+                        messages.c.content_blob,
+                        messages.c.accepted_at,
+                    )
+                ),
+            )
+            .join_from(deliveries, messages)
+            .order_by(deliveries.c.due)
+        )
+
+        def write(connection: Connection) -> list[Row[Any]]:
+            ids = list(connection.scalars(due))
+            if not ids:
+                return []
+            rows = list(connection.execute(rows_of.where(deliveries.c.id.in_(ids))))
+            connection.execute(
+                update(deliveries).where(deliveries.c.id.in_(ids)).values(lease=token, due=now + lease_seconds)
+            )
+            connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, "attempt") for row in rows])
+            return rows
+
+        # an idle poll takes no write transaction
+        if self._database.read(lambda connection: connection.execute(due.limit(1)).first()) is None:
+            return []
+        return [self._lease(row, token, now + lease_seconds) for row in self._database.transact(write)]
+
+    def content(self, lease: Lease) -> bytes:
+        """What was accepted, byte for byte."""
+        return self._blobs.get(CONTENT, lease.content_blob)
+
+    def prepared(self, lease: Lease) -> bytes | None:
+        """What every attempt sends; None before `keep_prepared`."""
+        return None if lease.prepared_blob is None else self._blobs.get(PREPARED, lease.prepared_blob)
+
+    def keep_prepared(self, lease: Lease, content: bytes, facts: Mapping[str, str]) -> bool:
+        """Fix the bytes every attempt sends. False: the lease is stale, nothing was kept, and nothing may be sent."""
+        now = self._clock()
+        blob = self._blobs.put(PREPARED, content)
+
+        def write(connection: Connection) -> bool:
+            kept = connection.execute(
+                update(deliveries)
+                .where(*_held(lease), deliveries.c.prepared_blob.is_(None))
+                .values(prepared_blob=blob, facts=json.dumps(dict(facts)))
+            )
+            if kept.rowcount != 1:
+                return False
+            connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, "prepare")])
+            return True
+
+        kept = self._database.transact(write)
+        if not kept:
+            self._blobs.delete(blob)
+        return kept
+
+    def settle(self, lease: Lease, outcome: Outcome) -> bool:
+        """Record how an attempt ended. False: the lease is stale and somebody else's outcome counts."""
+        now = self._clock()
+        values: dict[str, Any] = {"lease": None, "attempts": lease.attempts + 1}
+        if isinstance(outcome, Deferred):
+            pause = self._schedule.pause(lease.attempts + 1) if outcome.retry_after is None else outcome.retry_after
+            if now + pause > lease.accepted_at + self._schedule.lifetime:
+                last = outcome.reason
+                words = f"{last.refusal.code} {last.detail}".strip()
+                outcome = Failed(Refused(refusals.EXPIRED, words))
+        if isinstance(outcome, Delivered):
+            kind, code, detail = "delivered", "", outcome.detail
+            values |= {"state": DeliveryState.DELIVERED.value, "ended_at": now}
+        elif isinstance(outcome, Failed):
+            kind, code, detail = "failed", outcome.reason.refusal.code, outcome.reason.detail
+            values |= {"state": DeliveryState.FAILED.value, "ended_at": now}
+        else:
+            kind, code, detail = "deferred", outcome.reason.refusal.code, outcome.reason.detail
+            values |= {"due": now + pause}
+        values |= {"code": code, "detail": _printable(detail)}
+        final = outcome
+
+        def write(connection: Connection) -> bool:
+            settled = connection.execute(update(deliveries).where(*_held(lease)).values(values))
+            if settled.rowcount != 1:
+                return False
+            connection.execute(
+                steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, kind, code, detail)]
+            )
+            if self._on_end is not None and not isinstance(final, Deferred):
+                self._on_end(connection, lease, final)
+            return True
+
+        return self._database.transact(write)
+
+    def release(self, leases: Collection[Lease]) -> None:
+        """Give back what was claimed and not begun: due at once, no attempt counted. Stale leases are ignored."""
+        now = self._clock()
+
+        def write(connection: Connection) -> None:
+            for lease in leases:
+                freed = connection.execute(update(deliveries).where(*_held(lease)).values(lease=None, due=now))
+                if freed.rowcount == 1:
+                    connection.execute(
+                        steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, "release")]
+                    )
+
+        if leases:
+            self._database.transact(write)
+            self._tell()
+
+    def recover(self) -> int:
+        """At start: what this node's dead predecessor had under lease is due at once. Returns how many."""
+        now = self._clock()
+
+        def write(connection: Connection) -> int:
+            freed = connection.execute(
+                update(deliveries)
+                .where(deliveries.c.state == _READY, deliveries.c.lease.startswith(f"{self._node}:", autoescape=True))
+                .values(lease=None, due=now)
+            )
+            return freed.rowcount
+
+        freed = self._database.transact(write)
+        if freed:
+            self._tell()
+        return freed
+
+    # Looking
+
+    def steps(self, spool_id: str) -> list[Step]:
+        """What happened to one message, in order."""
+        query = select(steps).where(steps.c.spool_id == spool_id).order_by(steps.c.id)
+        return [
+            Step(row.at, row.node, row.delivery_id, row.kind, row.code, row.detail)
+            for row in self._database.read(lambda connection: connection.execute(query).all())
+        ]
+
+    def find(self, reference: str) -> list[str]:
+        """Spool ids of the messages with this external identifier or Message-ID, newest first."""
+        if not reference:
+            return []
+        named = select(deliveries.c.spool_id).where(deliveries.c.message_id == reference)
+        query = (
+            select(messages.c.id)
+            .where(or_(messages.c.external_id == reference, messages.c.id.in_(named)))
+            .order_by(messages.c.accepted_at.desc())
+        )
+        return list(self._database.read(lambda connection: connection.scalars(query).all()))
+
+    def deliveries(self, spool_id: str) -> list[DeliveryRecord]:
+        """The deliveries of one message, in the order of its recipients."""
+        query = select(deliveries).where(deliveries.c.spool_id == spool_id).order_by(deliveries.c.ordinal)
+        return [
+            DeliveryRecord(
+                delivery_id=row.id,
+                spool_id=row.spool_id,
+                target=TargetKind(row.target),
+                recipient=self._unseal(row.id, row.recipient)["recipient"],
+                message_id=row.message_id,
+                state=DeliveryState(row.state),
+                attempts=row.attempts,
+                due=row.due,
+                code=row.code,
+                detail=row.detail,
+                facts=json.loads(row.facts),
+                ended_at=row.ended_at,
+            )
+            for row in self._database.read(lambda connection: connection.execute(query).all())
+        ]
+
+    def counts(self) -> dict[DeliveryState, int]:
+        """How many deliveries are in each state."""
+        query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
+        found = dict(self._database.read(lambda connection: [(s, n) for s, n in connection.execute(query)]))
+        return {state: found.get(state.value, 0) for state in DeliveryState}
+
+    def next_due(self, skip: Collection[str] = ()) -> float | None:
+        """UNIX time at which the next delivery falls due (or its lease expires); None when nothing waits."""
+        query = select(func.min(deliveries.c.due)).where(deliveries.c.state == _READY)
+        if skip:
+            query = query.where(deliveries.c.destination.not_in(sorted(skip)))
+        return self._database.read(lambda connection: connection.scalar(query))
+
+    # Rows
+
+    def _delivery_row(self, submission: Submission, spool_id: str, ordinal: int, now: float) -> dict[str, Any]:
+        delivery = submission.deliveries[ordinal]
+        delivery_id = _new_id(now)
+        refused = delivery.refused
+        return {
+            "id": delivery_id,
+            "spool_id": spool_id,
+            "ordinal": ordinal,
+            "target": delivery.target.value,
+            "destination": _destination(delivery),
+            "recipient": self._seal(
+                delivery_id,
+                {
+                    "recipient": delivery.recipient,
+                    "notify": delivery.notify,
+                    "original_recipient": delivery.original_recipient,
+                },
+            ),
+            "message_id": submission.message_id or f"<{secrets.token_hex(16)}@{submission.message_id_domain}>",
+            "state": _READY if refused is None else DeliveryState.FAILED.value,
+            "attempts": 0,
+            "due": now,
+            "lease": None,
+            "prepared_blob": None,
+            "facts": "{}",
+            "code": "" if refused is None else refused.refusal.code,
+            "detail": "" if refused is None else _printable(refused.detail),
+            "ended_at": None if refused is None else now,
+        }
+
+    def _lease(self, row: Row[Any], token: str, expires: float) -> Lease:
+        envelope = self._unseal(row.spool_id, row.message_envelope)
+        to = self._unseal(row.id, row.recipient)
+        return Lease(
+            token=token,
+            delivery_id=row.id,
+            spool_id=row.spool_id,
+            message_id=row.message_id,
+            origin=Origin(row.message_origin),
+            target=TargetKind(row.target),
+            destination=row.destination,
+            sender=envelope["sender"],
+            recipient=to["recipient"],
+            peer=envelope["peer"],
+            content_type=row.message_content_type,
+            accepted_at=row.message_accepted_at,
+            attempts=row.attempts,
+            expires=expires,
+            content_blob=row.message_content_blob,
+            prepared_blob=row.prepared_blob,
+            envelope_id=envelope["envelope_id"],
+            notify=to["notify"],
+            original_recipient=to["original_recipient"],
+            flags=tuple(envelope["flags"]),
+            facts=json.loads(row.facts),
+        )
+
+    def _step(
+        self, spool_id: str, delivery_id: str, at: float, kind: str, code: str = "", detail: str = ""
+    ) -> dict[str, Any]:
+        return {
+            "spool_id": spool_id,
+            "delivery_id": delivery_id,
+            "at": at,
+            "node": self._node,
+            "kind": kind,
+            "code": code,
+            "detail": _printable(detail),
+        }
+
+    def _seal(self, row_id: str, values: Mapping[str, object]) -> bytes:
+        return self._vault.seal(json.dumps(values).encode(), b"mta:" + row_id.encode())
+
+    def _unseal(self, row_id: str, sealed: bytes) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._vault.unseal(sealed, b"mta:" + row_id.encode()))
+        return values
+
+
+def _new_id(now: float) -> str:
+    """32 hexadecimal digits that grow with time, so that new rows are neighbours in the index."""
+    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
+
+
+def _destination(delivery: NewDelivery) -> str:
+    """What deliveries share when one being slow says something about the others."""
+    if delivery.target is TargetKind.SMTP:
+        return f"smtp:{delivery.recipient.rpartition('@')[2].lower()}"[:300]
+    return delivery.target.value
+
+
+def _by_dedup_key(dedup_key: str) -> Any:
+    return select(messages.c.id, messages.c.reply).where(messages.c.dedup_key == dedup_key)
+
+
+def _held(lease: Lease) -> tuple[Any, Any]:
+    return deliveries.c.id == lease.delivery_id, deliveries.c.lease == lease.token
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:500]

@@ -1,0 +1,260 @@
+"""The worker: takes due deliveries under lease, prepares their content once, hands them to their targets.
+
+One task per delivery, bounded overall and per destination. A destination that has all its places taken is not claimed
+for, so its queue stays on disk and never stands in front of another's. Stages and targets may be killed, hang or raise:
+the attempt ends before its lease does, and what is not settled is tried again with the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from mta import refusals
+from mta.message import Deferred, Failed, Message, Origin, Outcome, Phase, Stage, Target, TargetKind
+from mta.spool import Lease, Spool
+from trust.refusals import Refused
+
+_log = logging.getLogger("relais.mta.worker")
+
+T = TypeVar("T")
+
+DSN_FACTS = "dsn."
+"""Facts under this prefix (`dsn.notify`, `dsn.envid`, `dsn.orcpt`) tell a target what the sender asked for, RFC 3461
+§4, as received. They come from the envelope at each attempt and are never kept with a prepared message."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    concurrency: int = 64
+    """Deliveries worked on at the same time."""
+    per_destination: int = 8
+    """... of which for one destination."""
+    batch: int = 50
+    """Deliveries claimed at once."""
+    attempt_seconds: float = 600.0
+    """Longest attempt, stages and target together."""
+    lease_seconds: float = 1500.0
+    """Longer than an attempt and what waits before it; another node takes over after that."""
+    poll_seconds: float = 5.0
+    """How often to look for what other nodes accepted."""
+    pause_after_error_seconds: float = 1.0
+    threads: int = 16
+    """For the spool's blocking calls."""
+
+    def __post_init__(self) -> None:
+        if self.lease_seconds <= self.attempt_seconds:
+            raise ValueError("a lease must be longer than an attempt, or a slow delivery is made twice")
+
+
+class Worker:
+    """One per process and event loop. `run` ends after `stop`."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        stages: Sequence[Stage],
+        targets: Mapping[TargetKind, Target],
+        options: WorkerOptions | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._spool = spool
+        self._stages = tuple(stages)
+        self._targets = dict(targets)
+        self._options = options or WorkerOptions()
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="mta-worker")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wanted = asyncio.Event()
+        self._stopping = False
+        self._finished = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: Counter[str] = Counter()
+        self._waiting: defaultdict[str, deque[Lease]] = defaultdict(deque)
+
+    def wake(self) -> None:
+        """Something is due: look now. From any thread, at any time."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wanted.set)
+
+    async def run(self) -> None:
+        """Work until `stop`. Returns when every task has ended."""
+        self._loop = asyncio.get_running_loop()
+        self._spool.listen(self.wake)
+        try:
+            while not self._stopping:
+                self._wanted.clear()
+                try:
+                    pause = await self._turn()
+                except Exception as error:
+                    _report("the spool does not answer", error)
+                    pause = self._options.pause_after_error_seconds
+                if pause > 0 and not self._stopping:
+                    try:
+                        async with asyncio.timeout(pause):
+                            await self._wanted.wait()
+                    except TimeoutError:
+                        pass
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            self._finished.set()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Claim nothing more, give what runs `drain_seconds` to end, cancel the rest (its leases expire or are
+        recovered at the next start), give back what was not begun."""
+        self._stopping = True
+        self._wanted.set()
+        waiting = [lease for queue in self._waiting.values() for lease in queue]
+        self._waiting.clear()
+        if waiting:
+            await self._in_thread(self._spool.release, waiting)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=drain_seconds)
+            for task in late:
+                task.cancel()
+        if self._loop is not None:
+            await self._finished.wait()
+        self._threads.shutdown(wait=False)
+
+    async def _turn(self) -> float:
+        """Start what can start, claim more when there is room. Returns how long to sleep, in seconds."""
+        options = self._options
+        await self._start_waiting()
+        free = options.concurrency - len(self._tasks)
+        if free <= 0:
+            return options.poll_seconds  # the end of a task wakes us
+        busy = {name for name, queue in self._waiting.items() if queue}
+        busy |= {name for name, running in self._running.items() if running >= options.per_destination}
+        limit = min(free, options.batch)
+        leases = await self._in_thread(self._spool.claim, limit, options.lease_seconds, busy)
+        if self._stopping:
+            await self._in_thread(self._spool.release, leases)
+            return 0
+        for lease in leases:
+            self._waiting[lease.destination].append(lease)
+        await self._start_waiting()
+        if len(leases) == limit:
+            return 0
+        due = await self._in_thread(self._spool.next_due, busy)
+        return options.poll_seconds if due is None else min(max(due - self._clock(), 0.02), options.poll_seconds)
+
+    async def _start_waiting(self) -> None:
+        options = self._options
+        stale: list[Lease] = []
+        for destination in list(self._waiting):
+            queue = self._waiting[destination]
+            while (
+                queue
+                and self._running[destination] < options.per_destination
+                and len(self._tasks) < options.concurrency
+            ):
+                lease = queue.popleft()
+                if lease.expires - self._clock() <= options.attempt_seconds:
+                    stale.append(lease)  # it could expire under our hands
+                    continue
+                task = asyncio.create_task(self._work(lease))
+                self._tasks.add(task)
+                self._running[destination] += 1
+                task.add_done_callback(lambda done, name=destination: self._ended(done, name))
+            if not queue:
+                del self._waiting[destination]
+        if stale:
+            await self._in_thread(self._spool.release, stale)
+
+    def _ended(self, task: asyncio.Task[None], destination: str) -> None:
+        self._tasks.discard(task)
+        self._running[destination] -= 1
+        if not self._running[destination]:
+            del self._running[destination]
+        self._wanted.set()
+
+    async def _work(self, lease: Lease) -> None:
+        """One attempt, from lease to settlement. Never raises but for cancellation."""
+        try:
+            async with asyncio.timeout(self._options.attempt_seconds):
+                outcome = await self._attempt(lease)
+        except TimeoutError:
+            outcome = Deferred(Refused(refusals.ATTEMPT_TIMEOUT))
+        except Exception as error:
+            _report(f"delivery {lease.delivery_id} stopped", error)
+            outcome = Deferred(Refused(refusals.INTERNAL_ERROR, type(error).__name__))
+        if outcome is None:
+            return
+        try:
+            if not await self._in_thread(self._spool.settle, lease, outcome):
+                _log.warning("delivery %s was settled under a stale lease: ignored", lease.delivery_id)
+        except Exception as error:
+            # the lease expires and the delivery is made again: the target knows the delivery id
+            _report(f"delivery {lease.delivery_id} could not be settled", error)
+
+    async def _attempt(self, lease: Lease) -> Outcome | None:
+        """The outcome; None when the lease turned out to be stale."""
+        content = await self._in_thread(self._load, lease)
+        message = Message(
+            message_id=lease.message_id,
+            spool_id=lease.spool_id,
+            delivery_id=lease.delivery_id,
+            origin=lease.origin,
+            sender=lease.sender,
+            recipient=lease.recipient,
+            content=content,
+            content_type=lease.content_type,
+            accepted_at=lease.accepted_at,
+            peer=lease.peer,
+            facts={**lease.facts, **_dsn_facts(lease)},
+        )
+        if lease.target is not TargetKind.DOSSIER and lease.prepared_blob is None:
+            for phase in phases(lease.origin, lease.target):
+                for stage in self._stages:
+                    applied = await stage.apply(message, phase)
+                    if isinstance(applied, Refused):
+                        return Failed(applied) if applied.refusal.permanent else Deferred(applied)
+                    message = applied
+            facts = {name: value for name, value in message.facts.items() if not name.startswith(DSN_FACTS)}
+            if not await self._in_thread(self._spool.keep_prepared, lease, message.content, facts):
+                _log.warning("delivery %s was prepared under a stale lease: ignored", lease.delivery_id)
+                return None
+        target = self._targets.get(lease.target)
+        if target is None:
+            return Deferred(Refused(refusals.NO_ROUTE, f"no {lease.target.value} target here"))
+        return await target.deliver(replace(message, facts={**message.facts, **_dsn_facts(lease)}))
+
+    def _load(self, lease: Lease) -> bytes:
+        prepared = self._spool.prepared(lease)
+        return self._spool.content(lease) if prepared is None else prepared
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def phases(origin: Origin, target: TargetKind) -> tuple[Phase, ...]:
+    """What a message goes through, by where it came from and where it ends."""
+    if target is TargetKind.DOSSIER:
+        return ()
+    if origin is Origin.OPERATOR:
+        return (Phase.OPEN, Phase.SCREEN)
+    if target is TargetKind.MAILBOX:
+        # a local correspondent gets what a remote one would, opened at once
+        return (Phase.ENRICH, Phase.PROTECT, Phase.OPEN, Phase.SCREEN)
+    return (Phase.ENRICH, Phase.PROTECT)
+
+
+def _dsn_facts(lease: Lease) -> dict[str, str]:
+    wishes = {"notify": lease.notify, "envid": lease.envelope_id, "orcpt": lease.original_recipient}
+    wishes |= {"ret": flag.partition("=")[2] for flag in lease.flags if flag.startswith("RET=")}
+    return {DSN_FACTS + name: value for name, value in wishes.items() if value}
+
+
+def _report(what: str, error: BaseException) -> None:
+    """Log where it happened, not what it said: an exception's text may quote the message."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
+    _log.error("%s: %s at %s", what, type(error).__name__, where)

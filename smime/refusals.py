@@ -1,0 +1,51 @@
+"""Why `smime` cannot protect or open a message: its entries of the catalogue of errors.
+
+One text covers everything that can go wrong while opening: telling a sender which step failed would help somebody who
+sends variations of a stolen message to learn its key (Bleichenbacher, Manger, Vaudenay).
+"""
+
+from __future__ import annotations
+
+from trust.refusals import HL7Code, Refusal
+
+CANNOT_OPEN = Refusal(
+    code="smime.cannot-open",
+    smtp=554,
+    enhanced="5.7.5",
+    hl7=HL7Code.AE,
+    condition="207",
+    application="906",
+    text="This encrypted message cannot be opened; encrypt it to the recipient's current certificate and send it again",
+    text_fr="Ce message chiffré ne peut pas être ouvert ; chiffrez-le avec le certificat actuel du destinataire "
+    "et renvoyez-le.",
+)
+"""Decryption failed, whatever the reason."""
+
+NO_ENCRYPTION_CERTIFICATE = Refusal(
+    code="smime.no-encryption-certificate",
+    smtp=550,
+    enhanced="5.7.5",
+    hl7=HL7Code.AE,
+    condition="207",
+    application="906",
+    text="The recipient must be written to encrypted and has no valid encryption certificate; "
+    "ask the recipient to publish one",
+    text_fr="Ce destinataire exige le chiffrement et n'a pas de certificat de chiffrement valide ; "
+    "demandez-lui d'en publier un.",
+)
+"""Encryption is mandatory and impossible: the message is never sent in the clear instead."""
+
+NO_SIGNING_KEY = Refusal(
+    code="smime.no-signing-key",
+    smtp=550,
+    enhanced="5.7.5",
+    hl7=HL7Code.AE,
+    condition="207",
+    application="906",
+    text="The sender's address has no valid signing key here; ask the operator to install one",
+    text_fr="L'adresse de l'expéditeur n'a pas de clé de signature valide ici ; "
+    "demandez à l'opérateur d'en installer une.",
+)
+"""Signing is mandatory and the sender has no key that may sign."""
+
+CATALOGUE = (CANNOT_OPEN, NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY)

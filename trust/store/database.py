@@ -1,0 +1,203 @@
+"""The one database: a single writer thread that commits many callers' work together, and readers beside it.
+
+A commit costs one disk sync, whoever asked for it. So callers hand small functions to `submit`; the writer runs all
+that are waiting inside one transaction, each in its own savepoint, syncs once, and only then tells each caller that
+its work is kept. Readers have their own connections and never wait for the writer.
+
+All that differs between SQLite and PostgreSQL is in `_open_sqlite` and `_open_postgresql`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+
+from trust.store.durable import make_private_directory, write_durably
+
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_MS = 30_000
+"""How long SQLite waits for another process (a backup, a migration) before giving up."""
+
+_SQLITE_PRAGMAS = (
+    f"busy_timeout={_BUSY_TIMEOUT_MS}",
+    "synchronous=FULL",  # NORMAL may lose acknowledged commits when the power fails
+    "foreign_keys=ON",
+    "temp_store=MEMORY",  # nothing we keep may spill into temporary files
+    "secure_delete=ON",  # what is erased must not linger in free pages
+)
+
+
+class StoreUnavailableError(Exception):
+    """The database could not begin or commit: nothing of the batch is promised, `__cause__` says why. Try later."""
+
+
+class NestedTransactionError(RuntimeError):
+    """`transact` was called from inside a transaction of the same database: it would wait for itself for ever."""
+
+
+class DatabaseClosedError(RuntimeError):
+    """Work was submitted after `close`."""
+
+
+class UnsupportedDatabaseError(ValueError):
+    """The URL names no database that can keep a message: SQLite in a file, or PostgreSQL."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    work: Callable[[Connection], Any]
+    future: Future[Any]
+
+
+class Database:
+    """One engine, one writer thread with group commit. Thread-safe.
+
+    `url` is an SQLAlchemy URL (`sqlite:////var/lib/relais/relais.db`); the SQLite file and its directory are created
+    private when missing. Raises `UnsupportedDatabaseError` for anything else than SQLite in a file or PostgreSQL.
+    """
+
+    engine: Engine
+    """For schema work (`metadata.create_all`, migrations): each of its transactions takes the write lock."""
+
+    def __init__(self, url: str, *, max_batch: int = 256, read_connections: int = 8) -> None:
+        parsed = make_url(url)
+        match parsed.get_backend_name():
+            case "sqlite":
+                self.engine, self._readers = _open_sqlite(parsed, read_connections)
+            case "postgresql":
+                self.engine, self._readers = _open_postgresql(parsed, read_connections)
+            case other:
+                raise UnsupportedDatabaseError(f"{other} is not supported: use SQLite in a file, or PostgreSQL")
+        self._max_batch = max_batch
+        self._jobs: deque[_Job] = deque()
+        self._closed = False
+        self._arrived = threading.Condition()
+        # A daemon: what it has not committed was promised to nobody, so it must not hold up the end of the process.
+        self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
+        self._writer.start()
+
+    def submit(self, fn: Callable[[Connection], T]) -> Future[T]:
+        """Run `fn` in a transaction of its own making; the future resolves only once its COMMIT is durable.
+
+        `fn` runs on the writer thread: it must be quick, must not commit or roll back the connection, and must not
+        return open results. When it raises, its own changes alone are undone and its future gets the exception.
+        The future gets `StoreUnavailableError` when the database cannot begin or commit. Raises `DatabaseClosedError`.
+        """
+        job = _Job(fn, Future())
+        with self._arrived:
+            if self._closed:
+                raise DatabaseClosedError("the database is closed")
+            self._jobs.append(job)
+            self._arrived.notify()
+        return job.future
+
+    def transact(self, fn: Callable[[Connection], T]) -> T:
+        """`submit`, and wait. Raises `NestedTransactionError` inside a transaction or a future's callback."""
+        if threading.current_thread() is self._writer:
+            raise NestedTransactionError("already in a transaction: use the connection you were given")
+        return self.submit(fn).result()
+
+    def read(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` on a read connection, all its statements over one snapshot; writing through it is an error."""
+        with self._readers.connect() as connection:
+            return fn(connection)
+
+    def close(self) -> None:
+        """Commit what was submitted, then close every connection. Idempotent."""
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
+        self._writer.join()
+        self._readers.dispose()
+        self.engine.dispose()
+
+    def _write(self) -> None:
+        while batch := self._next_batch():
+            self._commit(batch)
+
+    def _next_batch(self) -> list[_Job]:
+        """What is waiting, at least one job; empty when closed and drained."""
+        with self._arrived:
+            while not self._jobs and not self._closed:
+                self._arrived.wait()
+            return [self._jobs.popleft() for _ in range(min(len(self._jobs), self._max_batch))]
+
+    def _commit(self, batch: list[_Job]) -> None:
+        wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
+        try:
+            with self.engine.connect() as connection, connection.begin():
+                outcomes = [_run_in_savepoint(connection, job) for job in wanted]
+        except BaseException as cause:
+            for job in wanted:
+                failure = StoreUnavailableError("the database did not commit")
+                failure.__cause__ = cause
+                job.future.set_exception(failure)
+            return
+        for tell in outcomes:
+            tell()
+
+
+def _run_in_savepoint(connection: Connection, job: _Job) -> Callable[[], None]:
+    """Run one job; returns how to tell its caller, once the batch is committed.
+
+    When the savepoint cannot be rolled back the database has given up the whole transaction (SQLite does so on a full
+    disk): that error is let through and fails the batch, for whatever ran next would commit on its own.
+    """
+    savepoint = connection.begin_nested()
+    try:
+        result = job.work(connection)
+        savepoint.commit()
+    except BaseException as error:
+        savepoint.rollback()
+        return partial(job.future.set_exception, error)
+    return partial(job.future.set_result, result)
+
+
+def _open_sqlite(url: URL, read_connections: int) -> tuple[Engine, Engine]:
+    if not url.database or url.database == ":memory:" or url.query:
+        raise UnsupportedDatabaseError("SQLite must be a plain file: sqlite:////path/to/relais.db")
+    path = Path(url.database).absolute()
+    make_private_directory(path.parent)
+    if not path.exists():
+        write_durably(path)  # SQLite alone would make it readable by others; its -wal and -shm copy the mode
+    # Values never appear in exception texts: they end up in logs.
+    writer = create_engine(url, hide_parameters=True, pool_size=2)
+    readers = create_engine(url, hide_parameters=True, pool_size=read_connections, max_overflow=0)
+    # A deferred writer could find its snapshot outdated at its first write, which no waiting would cure.
+    _control_sqlite(writer, "BEGIN IMMEDIATE", _SQLITE_PRAGMAS)
+    _control_sqlite(readers, "BEGIN", (*_SQLITE_PRAGMAS, "query_only=ON"))
+    return writer, readers
+
+
+def _control_sqlite(engine: Engine, begin: str, pragmas: tuple[str, ...]) -> None:
+    """Take BEGIN out of the hands of Python's driver, which places it too late for savepoints and snapshots."""
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}").close()
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise UnsupportedDatabaseError("this file system does not allow SQLite's write-ahead log")
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def _open_postgresql(url: URL, read_connections: int) -> tuple[Engine, Engine]:
+    writer = create_engine(url, hide_parameters=True, pool_size=2, pool_pre_ping=True)
+    readers = create_engine(
+        url, hide_parameters=True, pool_size=read_connections, max_overflow=0, pool_pre_ping=True
+    ).execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return writer, readers
