@@ -43,9 +43,7 @@ def read_cda(content: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> Document
     return read if isinstance(read, Refused) else read[0]
 
 
-def examine(
-    content: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES
-) -> tuple[Document, tuple[Finding, ...]] | Refused:
+def examine(content: bytes, *, max_bytes: int = MAX_DOCUMENT_BYTES) -> tuple[Document, tuple[Finding, ...]] | Refused:
     """As `read_cda`, with what had to be tolerated."""
     if len(content) > max_bytes:
         return Refused(refusals.DOCUMENT_TOO_LARGE)
@@ -69,8 +67,8 @@ def examine(
 
 
 def _parse(content: bytes) -> etree._Element | Refused:
-    """The root element. Entity declarations are refused before any parser sees them: only encodings in which ASCII
-    is ASCII are read, so that a byte search cannot be evaded."""
+    """The root element. DOCTYPE and entity declarations are refused before any parser sees them: only encodings in
+    which ASCII is ASCII are read, and the parser is told which, so that a byte search cannot be evaded."""
     start = content.removeprefix(b"\xef\xbb\xbf")[:256]
     declared = _ENCODING.match(start)
     encoding = declared.group(1).decode("ascii").lower() if declared else "utf-8"
@@ -79,14 +77,16 @@ def _parse(content: bytes) -> etree._Element | Refused:
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         return Refused(refusals.DOCUMENT_DTD)
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=len(content) > _PLAIN_TREE_LIMIT
+        encoding=encoding,
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=len(content) > _PLAIN_TREE_LIMIT,
     )
     try:
         root = etree.fromstring(content, parser)
     except (etree.XMLSyntaxError, ValueError):
         return Refused(refusals.DOCUMENT_NOT_CDA, "not well-formed")
-    if root.getroottree().docinfo.doctype:
-        return Refused(refusals.DOCUMENT_DTD)
     return root
 
 
@@ -158,7 +158,7 @@ def _document(
     return document, tuple(findings)
 
 
-def _version(root: etree._Element) -> int | None | Refused:
+def _version(root: etree._Element) -> int | Refused | None:
     written = _attribute(root, "versionNumber", "value").strip()
     if not written:
         return None
@@ -168,14 +168,16 @@ def _version(root: etree._Element) -> int | None | Refused:
 
 
 def _patient(role: etree._Element) -> PatientIdentity:
-    ins, local = ("", ""), []
+    ins = ("", "")
+    local: list[tuple[str, str]] = []
     for identifier in role.findall(V3 + "id"):
         root, extension = identifier.get("root", ""), identifier.get("extension", "").strip()
         if root in INS_OIDS and extension and not ins[0]:
             ins = (extension, root)
         elif extension:
             local.append((extension, root))
-    birth, used, first = "", "", []
+    birth, used = "", ""
+    first: list[str] = []
     for family in role.findall(f"{V3}patient/{V3}name/{V3}family"):
         text, qualifier = plain_text(family), family.get("qualifier", "")
         if qualifier in ("SP", "CL"):

@@ -18,7 +18,9 @@ from typing import Protocol
 
 import structlog
 
+from bridges import refusals as bridges_refusals
 from bridges.hl7 import acknowledgement
+from bridges.hl7.mllp import FrameError
 from bridges.report import Report
 from bridges.routing import NO_RECIPIENT, Lookup, RoutingOptions, recipients_to_resolve, route
 from directory.records import Recipient
@@ -89,7 +91,7 @@ class Intake:
             return before.reply
         report = self._parse(frame)
         now = datetime.now(UTC)
-        control_id = secrets.token_hex(8).upper()
+        control_id = _control_id()
         if isinstance(report, Refused):
             log.warning("intake.refused", partner=system.name, code=report.refusal.code, location=report.location)
             return acknowledgement.refuse(header, control_id, now, report)
@@ -134,10 +136,12 @@ class Intake:
         self._accepted()
         return reply
 
-    def refuse(self, frame: bytes, refused: Refused) -> bytes:
-        """The acknowledgement for a frame the door itself cannot take (oversized), from whatever of it arrived."""
-        header = acknowledgement.header_of(frame)
-        return acknowledgement.refuse(header, secrets.token_hex(8).upper(), datetime.now(UTC), refused)
+    def refuse(self, error: FrameError, system: SendingSystem) -> bytes:
+        """The acknowledgement for a frame the door could not take, from whatever of it arrived."""
+        refusal = bridges_refusals.HL7_TOO_LARGE if error.kind == "oversized" else bridges_refusals.HL7_UNREADABLE
+        log.warning("intake.refused", partner=system.name, code=refusal.code, size=error.size)
+        header = acknowledgement.header_of(error.head)
+        return acknowledgement.refuse(header, _control_id(), datetime.now(UTC), Refused(refusal))
 
     def _resolve(self, addresses: tuple[str, ...]) -> dict[str, Recipient | Lookup]:
         """All look-ups side by side; those not back in time, or for which the directory is down, are LATER."""
@@ -156,6 +160,11 @@ class Intake:
             except DirectoryUnavailableError:
                 found[address] = Lookup.LATER
         return found
+
+
+def _control_id() -> str:
+    """MSH-10 of our own messages: at most 20 characters (HL7 v2.5 §2.15.9.10)."""
+    return secrets.token_hex(8).upper()
 
 
 def _dedup_key(partner: str, control_id: str, frame: bytes) -> str:

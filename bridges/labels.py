@@ -234,6 +234,16 @@ def profession_label(specialty: str) -> str:
     return PROFESSION_LABELS.get(specialty.partition("/")[0], "")
 
 
+CONTENT_TYPES = "1.2.250.1.213.2.2"
+"""TRE_R209-TypeActivite."""
+CONTENT_TYPE_LABELS = {
+    "03": "Hospitalisation complète (non compris hospitalisation de semaine)",
+    "07": "Consultations soins externes",
+    "19": "Traitement et cure ambulatoire",
+    "97": "Type d'activité indifférencié",
+}
+"""JDV_J03-XdsContentTypeCode-CISIS of 2026-02-23, the codes PV1-2 maps to."""
+
 INTERPRETATION_LABELS = {
     "HH": "CRITIQUE, très haut",
     "LL": "CRITIQUE, très bas",
@@ -261,6 +271,7 @@ INTERPRETATION_LABELS = {
 
 FINDING_LABELS = {
     "body-truncated": "Le texte d'accompagnement de l'expéditeur est arrivé tronqué : il n'est pas reproduit ici.",
+    "pdf-unreadable": "Le PDF contenu dans le document est illisible : le PDF joint a été composé par la messagerie.",
     "parent-contradicts-set": (
         "Attention : le document annoncé comme remplacé n'appartient pas à la même série que celui-ci. "
         "Vérifiez avant de classer."

@@ -182,7 +182,7 @@ _DEFAULT_PROFESSIONAL = {
 _DEFAULT_PATIENT = {
     Action.NEW: "Bonjour,\n\nUn document de santé vous concernant est joint à ce message.",
     Action.REPLACE: (
-        "Bonjour,\n\nUn document de santé vous concernant a été mis à jour. Il remplace la version que vous aviez reçue."
+        "Bonjour,\n\nUn document de santé vous concernant a été mis à jour : il remplace la version déjà reçue."
     ),
     Action.DELETE: (
         "Bonjour,\n\nUn document de santé que vous aviez reçu a été retiré par son auteur. N'en tenez plus compte."
@@ -256,7 +256,7 @@ def _narrative_block(document: Document) -> str:
     text = paragraphs(document.narrative)
     if not text:
         return "Voir le PDF joint."
-    lines = [line[:300] for line in text.split("\n")]
+    lines = text.split("\n")
     if len(lines) > MAX_NARRATIVE_LINES:
         lines = [*lines[:MAX_NARRATIVE_LINES], "", "... texte abrégé : la suite est dans le PDF joint."]
     return "\n".join(lines)

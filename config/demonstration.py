@@ -34,6 +34,7 @@ from trust.vault import KeyUse, KeyVault
 
 DKIM_SELECTOR = "relais"
 PROFESSIONALS = 2000
+BASE = "dc=mssante,dc=fr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,11 @@ class World:
         return self.state / "trust-list.xml"
 
     @property
+    def list_signer(self) -> Path:
+        """The subject of the list's signer."""
+        return self.state / "list-signer.txt"
+
+    @property
     def server_chain(self) -> Path:
         return self.state / "server.pem"
 
@@ -189,6 +195,7 @@ def prepare(world: World) -> dict[str, str]:
             for domain in operator.domains
         ]
         xml = write_trust_list(rows, datetime.now(UTC), signer.key, signer.certificate, signer.chain)
+        write(world.list_signer, signer.certificate.subject.rfc4514_string().encode(), 0o644)
         write(world.trust_list, xml, 0o644)
     return known
 
@@ -198,7 +205,7 @@ def load_directory(world: World, slapd: PrivateSlapd) -> int:
     if not slapd.is_empty:
         return 0
     files = write_extraction(world.extraction, PROFESSIONALS, extra=tuple(_national_rows()))
-    return slapd.load(entries(files.mssante, files.practice, slapd.base))
+    return slapd.load(entries(files.mssante, files.practice, BASE))
 
 
 def publish(world: World, directory: Directory) -> None:
@@ -320,9 +327,40 @@ def _national_rows() -> Iterator[MailboxRow]:
     """The demonstration's PER and ORG mailboxes as the national file lists them; it holds neither APP nor patients."""
     for operator in OPERATORS:
         for mailbox in operator.mailboxes:
-            if mailbox.kind in (MailboxKind.PER, MailboxKind.ORG):
-                yield national_row(mailbox)
-
-
-def national_row(mailbox: Mailbox) -> MailboxRow:
-    raise TypeError(mailbox)
+            if mailbox.kind is MailboxKind.PER:
+                title, given, family = mailbox.display_name.split(" ", 2)
+                yield MailboxRow(
+                    kind=mailbox.kind,
+                    address=mailbox.address,
+                    pp_identifier_type=mailbox.id_nat[0],
+                    pp_identifier=mailbox.id_nat[1:],
+                    pp_id_nat=mailbox.id_nat,
+                    civility=title.upper(),
+                    family_name=family,
+                    given_name=given,
+                    category_code="C",
+                    category="Civil",
+                    profession_code=mailbox.profession,
+                    profession="Médecin",
+                    skill_code="SM54",
+                    skill="Médecine générale (SM)",
+                    dematerialisation="O",
+                    organisation=mailbox.organisation,
+                    l6_delivery="75007 PARIS",
+                    postal_code="75007",
+                    department="75",
+                    country="FRANCE",
+                )
+            elif mailbox.kind is MailboxKind.ORG:
+                yield MailboxRow(
+                    kind=mailbox.kind,
+                    address=mailbox.address,
+                    structure_identifier_type="FINESS" if mailbox.structure else "",
+                    structure_identifier=mailbox.structure[1:],
+                    service=mailbox.display_name,
+                    dematerialisation="O",
+                    organisation=mailbox.organisation,
+                    postal_code="92200",
+                    department="92",
+                    country="FRANCE",
+                )

@@ -49,6 +49,8 @@ class IdentitySettings(Strict, frozen=True, kw_only=True):
 class TrustSettings(Strict, frozen=True, kw_only=True):
     anchors: str
     list: str
+    list_signer: str
+    """Subject the list's signing certificate must have, RFC 4514."""
     operator_chain: str
     operator_key: str
 

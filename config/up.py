@@ -57,7 +57,7 @@ class Gateway:
         self._control.unlink(missing_ok=True)
 
     def command(self) -> tuple[str, ...]:
-        return (sys.executable, "-m", "config", "serve", "--config", str(self._configuration))
+        return (sys.executable, "-P", "-m", "config", "serve", "--config", str(self._configuration))
 
     def ready(self) -> bool:
         try:
@@ -79,8 +79,9 @@ async def up(
     `then` is called once all servers are ready; its answer is ours (True: all went well).
     Raises `UpError`, `PrivilegeError` or `StartError`.
     """
-    await asyncio.to_thread(drop, state)
     state = state.resolve()
+    await asyncio.to_thread(drop, state)
+    os.chdir(state)
     world = World(state)
     lock = _lock(state)
     stop = asyncio.Event()
@@ -163,7 +164,7 @@ def _publish(world: World, slapd: PrivateSlapd, known: Mapping[str, str]) -> Non
     directory = Directory(
         DirectoryOptions(
             uri=slapd.ldaps_uri,
-            base=slapd.base,
+            base=demonstration.BASE,
             bind_dn=slapd.admin_dn,
             password=known["directory-admin"],
             ca_file=world.anchors,
@@ -215,11 +216,12 @@ def _configure(
         "[trust]",
         f"anchors = {text(str(world.anchors))}",
         f"list = {text(str(world.trust_list))}",
+        f"list_signer = {text(world.list_signer.read_text(), ensure_ascii=False)}",
         'operator_chain = "operator.pem"',
         'operator_key = "operator.key"',
         "[directory]",
         f"uri = {text(slapd.ldaps_uri)}",
-        f"base = {text(slapd.base)}",
+        f"base = {text(demonstration.BASE)}",
         f"bind_dn = {text(slapd.gateway_dn)}",
         'password_file = "directory.password"',
         f"ca = {text(str(world.anchors))}",

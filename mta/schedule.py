@@ -14,7 +14,7 @@ class RetrySchedule:
     """Pauses between attempts, in seconds."""
 
     pauses: tuple[float, ...] = (30, 60, 300, 900, 1800, 3600)
-    """Before the second, third, ... attempt; the last one repeats (RFC 5321 §4.5.4.1 asks for 30 min on the long run)."""
+    """Before the second, third, ... attempt; the last one repeats (RFC 5321 §4.5.4.1 wants 30 min in the long run)."""
     jitter: float = 0.2
     """Share of the pause that is random, so that a partner coming back is not met by its whole queue at once."""
     lifetime: float = 5 * 86400.0

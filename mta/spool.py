@@ -23,13 +23,13 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mta import refusals
+from mta.delivery import Accepted, DeliveryRecord, Duplicate, Lease, NewDelivery, Step, Submission
 from mta.message import (
     Deferred,
     Delivered,
@@ -53,120 +53,16 @@ PREPARED = "mta-prepared"
 _READY = DeliveryState.READY.value
 
 
-@dataclass(frozen=True, slots=True)
-class NewDelivery:
-    """One recipient of a submission."""
-
-    recipient: str
-    target: TargetKind
-    refused: Refused | None = None
-    """Already known to be impossible: stored as failed at once, so that the trace and the receipt can say why."""
-    notify: str = ""
-    """DSN conditions asked for, RFC 3461 §4.1: `NEVER` or a list of `SUCCESS,FAILURE,DELAY`; empty: not said."""
-    original_recipient: str = ""
-    """ORCPT as received, `rfc822;` and xtext (RFC 3461 §4.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """One message as a door accepts it."""
-
-    origin: Origin
-    sender: str
-    peer: str
-    content: bytes
-    content_type: str
-    deliveries: tuple[NewDelivery, ...]
-    dedup_key: str
-    """At most 128 characters; the same key is the same submission, for ever."""
-    message_id_domain: str
-    reply: bytes = b""
-    """What the sender is answered, said again to a repeat."""
-    external_id: str = ""
-    """The sender's own identifier (MSH-10), scoped by `peer`."""
-    envelope_id: str = ""
-    """ENVID as received, xtext (RFC 3461 §4.4)."""
-    flags: tuple[str, ...] = ()
-    message_id: str = ""
-    """Message-ID with angle brackets when the content already has one; else one is made for each delivery."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    spool_id: str
-    message_ids: tuple[str, ...]
-    """One per delivery, in the order of the submission."""
-    repeated_external_id: bool
-    """The peer used this identifier before, for another content."""
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    spool_id: str
-    reply: bytes
-    """What was answered the first time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to work on one delivery until `expires`."""
-
-    token: str
-    delivery_id: str
-    spool_id: str
-    message_id: str
-    origin: Origin
-    target: TargetKind
-    destination: str
-    sender: str
-    recipient: str
-    peer: str
-    content_type: str
-    accepted_at: float
-    attempts: int
-    """Attempts made before this one."""
-    expires: float
-    """UNIX time, seconds."""
-    content_blob: str
-    prepared_blob: str | None
-    envelope_id: str = ""
-    notify: str = ""
-    original_recipient: str = ""
-    flags: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing that happened, for `trace`. Names no person."""
-
-    at: float
-    node: str
-    delivery_id: str
-    """Empty when the step concerns the whole message."""
-    kind: str
-    """accept, attempt, prepare, release, delivered, deferred or failed."""
-    code: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRecord:
-    """What is known of one delivery."""
-
-    delivery_id: str
-    spool_id: str
-    target: TargetKind
-    recipient: str
-    message_id: str
-    state: DeliveryState
-    attempts: int
-    due: float
-    code: str
-    detail: str
-    facts: Mapping[str, str]
-    ended_at: float | None
-
+__all__ = [
+    "Accepted",
+    "DeliveryRecord",
+    "Duplicate",
+    "Lease",
+    "NewDelivery",
+    "Spool",
+    "Step",
+    "Submission",
+]
 
 Listener = Callable[[], None]
 EndHook = Callable[[Connection, Lease, Outcome], None]
@@ -207,9 +103,7 @@ class Spool:
 
     # Accepting
 
-    def accept(
-        self, submission: Submission, also: Callable[[Connection], None] | None = None
-    ) -> Accepted | Duplicate:
+    def accept(self, submission: Submission, also: Callable[[Connection], None] | None = None) -> Accepted | Duplicate:
         """Keep a submission for good. `also` writes more rows in the same transaction."""
         repeat = self.duplicate_of(submission.dedup_key)
         if repeat is not None:
@@ -254,7 +148,9 @@ class Spool:
             repeated = bool(submission.external_id) and (
                 connection.execute(
                     select(messages.c.id)
-                    .where(messages.c.external_id == submission.external_id, messages.c.peer_pseudonym == peer_pseudonym)
+                    .where(
+                        messages.c.external_id == submission.external_id, messages.c.peer_pseudonym == peer_pseudonym
+                    )
                     .limit(1)
                 ).first()
                 is not None
@@ -395,9 +291,7 @@ class Spool:
             settled = connection.execute(update(deliveries).where(*_held(lease)).values(values))
             if settled.rowcount != 1:
                 return False
-            connection.execute(
-                steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, kind, code, detail)]
-            )
+            connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, kind, code, detail)])
             if self._on_end is not None and not isinstance(final, Deferred):
                 self._on_end(connection, lease, final)
             return True
@@ -412,9 +306,7 @@ class Spool:
             for lease in leases:
                 freed = connection.execute(update(deliveries).where(*_held(lease)).values(lease=None, due=now))
                 if freed.rowcount == 1:
-                    connection.execute(
-                        steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, "release")]
-                    )
+                    connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, "release")])
 
         if leases:
             self._database.transact(write)
@@ -491,7 +383,8 @@ class Spool:
         query = select(func.min(deliveries.c.due)).where(deliveries.c.state == _READY)
         if skip:
             query = query.where(deliveries.c.destination.not_in(sorted(skip)))
-        return self._database.read(lambda connection: connection.scalar(query))
+        due: float | None = self._database.read(lambda connection: connection.scalar(query))
+        return due
 
     # Rows
 
@@ -582,7 +475,7 @@ def _destination(delivery: NewDelivery) -> str:
     """What deliveries share when one being slow says something about the others."""
     if delivery.target is TargetKind.SMTP:
         return f"smtp:{delivery.recipient.rpartition('@')[2].lower()}"[:300]
-    return delivery.target.value
+    return str(delivery.target.value)
 
 
 def _by_dedup_key(dedup_key: str) -> Any:

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from mta import refusals
@@ -163,13 +164,13 @@ class Worker:
                 task = asyncio.create_task(self._work(lease))
                 self._tasks.add(task)
                 self._running[destination] += 1
-                task.add_done_callback(lambda done, name=destination: self._ended(done, name))
+                task.add_done_callback(partial(self._ended, destination))
             if not queue:
                 del self._waiting[destination]
         if stale:
             await self._in_thread(self._spool.release, stale)
 
-    def _ended(self, task: asyncio.Task[None], destination: str) -> None:
+    def _ended(self, destination: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._running[destination] -= 1
         if not self._running[destination]:
@@ -249,7 +250,9 @@ def phases(origin: Origin, target: TargetKind) -> tuple[Phase, ...]:
 
 def _dsn_facts(lease: Lease) -> dict[str, str]:
     wishes = {"notify": lease.notify, "envid": lease.envelope_id, "orcpt": lease.original_recipient}
-    wishes |= {"ret": flag.partition("=")[2] for flag in lease.flags if flag.startswith("RET=")}
+    for flag in lease.flags:
+        if flag.startswith("RET="):
+            wishes["ret"] = flag.removeprefix("RET=")
     return {DSN_FACTS + name: value for name, value in wishes.items() if value}
 
 

@@ -1,32 +1,24 @@
 """MIME sliced, never re-serialised: a signature covers the bytes as they came, so nothing here rewrites what it reads.
 
-Entities are `memoryview` slices of the message, header fields keep their raw bytes, multiparts are split with
-`bytes.find` (RFC 2046 §5.1). What Relais itself is about to sign is the exception: `seven_bit` re-encodes an entity
-that would not survive the road, before it is signed (RFC 8551 §3.1.3).
+Entities are positions in the message, header fields keep their raw bytes, multiparts are split with
+`bytes.find` (RFC 2046 §5.1). What Relais itself is about to sign is the exception, see `smime.canonical`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator
+import binascii
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 import pybase64
 
-from smime.quoted_printable import decode as decode_quoted_printable
-from smime.quoted_printable import encode as encode_quoted_printable
-
 MAX_HEADER_OCTETS = 1 << 20
 MAX_FIELDS = 1000
 MAX_PARTS = 1000
-MAX_DEPTH = 20
-MAX_LINE = 998
-"""Octets of a line without its CRLF (RFC 5322 §2.1.1)."""
 
 Buffer = bytes | bytearray | memoryview
 
-_TOKEN_END = frozenset(b'()<>@,;:\\"/[]?= \t\r\n')
+_TOKEN_END = frozenset('()<>@,;:\\"/[]?= \t\r\n')
 
 
 class MimeError(ValueError):
@@ -38,14 +30,14 @@ class Field:
     """One header field."""
 
     name: str
-    """Lower case; characters outside ASCII replaced."""
+    """Lower case."""
     raw: bytes
     """Name, colon, folded value and the line end, as received."""
 
     @property
     def value(self) -> str:
         """The unfolded body of the field; octets that are not UTF-8 become U+FFFD (RFC 5322 §2.2.3, RFC 6532)."""
-        _, _, value = self.raw.partition(b":")
+        value = self.raw.partition(b":")[2]
         return value.replace(b"\r\n", b"").replace(b"\n", b"").decode("utf-8", "replace").strip(" \t")
 
 
@@ -61,18 +53,35 @@ class ContentType:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Header fields and body, both slices of the same bytes."""
+    """Header fields and body of one MIME entity; the body stays where it is in the bytes it was read from."""
 
     fields: tuple[Field, ...]
-    body: memoryview
+    source: bytes | bytearray
+    start: int
+    """Where the entity begins in `source`, its header included."""
+    body_start: int
+    stop: int
+    """Where the entity ends in `source`."""
+
+    @property
+    def whole(self) -> memoryview:
+        """Header and body, byte for byte."""
+        return memoryview(self.source)[self.start : self.stop]
+
+    @property
+    def body(self) -> memoryview:
+        return memoryview(self.source)[self.body_start : self.stop]
 
     def values(self, name: str) -> list[str]:
         """Unfolded bodies of all fields of that name (lower case), in order."""
         return [field.value for field in self.fields if field.name == name]
 
     def content_type(self) -> ContentType:
-        """RFC 2045 §5.2 default `text/plain` when absent. Raises MimeError when there are several or it is unreadable:
-        two readers might then disagree on what the message is."""
+        """The Content-Type, `text/plain` when absent (RFC 2045 §5.2).
+
+        Raises MimeError when it is unreadable, or when there are several: two readers might then disagree on what the
+        message is.
+        """
         values = self.values("content-type")
         if len(values) > 1:
             raise MimeError("several Content-Type fields")
@@ -86,7 +95,10 @@ class Entity:
         return values[0].partition("(")[0].strip().lower() if values else "7bit"
 
     def decoded(self) -> Buffer:
-        """The body without its transfer encoding. Raises MimeError when the encoding is broken or unknown."""
+        """The body without its transfer encoding; junk between base64 characters is skipped (RFC 2045 §6.8).
+
+        Raises MimeError when the encoding is broken or unknown.
+        """
         encoding = self.transfer_encoding()
         if encoding in ("7bit", "8bit", "binary"):
             return self.body
@@ -96,31 +108,235 @@ class Entity:
             except ValueError:
                 raise MimeError("base64") from None
         if encoding == "quoted-printable":
-            return decode_quoted_printable(bytes(self.body))
+            return binascii.a2b_qp(self.body)
         raise MimeError("unknown transfer encoding")
 
 
-def parse_entity(data: Buffer) -> Entity:
-    """Split header and body at the first empty line. A header without a body is an entity with an empty body.
+def parse_entity(source: bytes | bytearray, start: int = 0, stop: int | None = None) -> Entity:
+    """Read the entity at `source[start:stop]`: header and body are split at the first empty line.
 
-    Lines may end with LF alone, as some senders encrypt them. Raises MimeError when the header exceeds its limits or a
-    line is no field.
+    Without an empty line everything is header. Header lines may end with LF alone, as some senders encrypt them.
+    Raises MimeError when the header exceeds its limits or a line is no field.
     """
-    view = memoryview(data)
-    raw_header, start = _header_block(view)
+    stop = len(source) if stop is None else stop
+    head = bytes(source[start : min(stop, start + MAX_HEADER_OCTETS + 4)])
+    end, body = _header_end(head)
+    if end > MAX_HEADER_OCTETS:
+        raise MimeError("header too large")
     fields: list[Field] = []
-    current: list[bytes] = []
-    for line in raw_header.splitlines_lf():
-        if line[:1] in (b" ", b"\t"):
-            if not current:
-                raise MimeError("header begins with a continuation line")
-            current.append(line)
+    lines: list[bytes] = []
+    for line in _lines(head[:end]):
+        if lines and line[:1] not in (b" ", b"\t"):
+            fields.append(_field(lines))
+            lines = []
+        lines.append(line)
+    if lines:
+        fields.append(_field(lines))
+    if len(fields) > MAX_FIELDS:
+        raise MimeError("too many header fields")
+    return Entity(tuple(fields), source, start, start + body, stop)
+
+
+def _lines(header: bytes) -> list[bytes]:
+    """Lines with their ends, split at LF only: `bytes.splitlines` would also split at a lone CR."""
+    lines = [line + b"\n" for line in header.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _header_end(head: bytes) -> tuple[int, int]:
+    """Where the header ends (its last line end included) and where the body begins."""
+    if head.startswith(b"\r\n"):
+        return 0, 2
+    if head.startswith(b"\n"):
+        return 0, 1
+    crlf, lf = head.find(b"\r\n\r\n"), head.find(b"\n\n")
+    if crlf >= 0 and (lf < 0 or crlf < lf):
+        return crlf + 2, crlf + 4
+    if lf >= 0:
+        return lf + 1, lf + 2
+    return len(head), len(head)
+
+
+def _field(lines: list[bytes]) -> Field:
+    name, colon, _ = lines[0].partition(b":")
+    name = name.rstrip(b" \t")  # obsolete, still met (RFC 5322 §4.5)
+    if not colon or not name or not all(33 <= octet <= 126 for octet in name):
+        raise MimeError("a header line is no field")
+    return Field(name.decode("ascii").lower(), b"".join(lines))
+
+
+# --- Content-Type ----------------------------------------------------------------------------------------------------
+
+
+def parse_content_type(value: str) -> ContentType:
+    """Parse an unfolded Content-Type or Content-Disposition value; parameters that cannot be read are left out.
+
+    Raises MimeError when not even a type is there.
+    """
+    words = _words(value)
+    first, *rest = _split(words, ";")
+    media_type = "".join(first).lower()
+    if not media_type:
+        raise MimeError("empty content type")
+    parameters: dict[str, str] = {}
+    for group in rest:
+        if len(group) >= 3 and group[1] == "=":
+            text = "".join(group[2:])
+            parameters.setdefault(group[0].lower(), text[1:] if text.startswith('"') else text)
+    return ContentType(media_type, _decode_rfc2231(parameters))
+
+
+def _words(value: str) -> list[str]:
+    """Tokens, special characters, and quoted strings marked by a leading quote; comments and white space left out."""
+    words: list[str] = []
+    position, size = 0, len(value)
+    while position < size:
+        character = value[position]
+        if character == '"':
+            text, position = quoted_text(value, position)
+            words.append('"' + text)
+        elif character == "(":
+            position = skip_comment(value, position)
+        elif character in " \t\r\n":
+            position += 1
+        elif character in _TOKEN_END:
+            words.append(character)
+            position += 1
+        else:
+            start = position
+            while position < size and value[position] not in _TOKEN_END:
+                position += 1
+            words.append(value[start:position])
+    return words
+
+
+def _split(words: list[str], separator: str) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word == separator:
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    return groups
+
+
+def quoted_text(value: str, start: int) -> tuple[str, int]:
+    """The text of a quoted string that opens at `start`, and the position behind it (RFC 5322 §3.2.4)."""
+    characters: list[str] = []
+    position = start + 1
+    while position < len(value):
+        character = value[position]
+        if character == '"':
+            return "".join(characters), position + 1
+        if character == "\\" and position + 1 < len(value):
+            position += 1
+            character = value[position]
+        characters.append(character)
+        position += 1
+    raise MimeError("unterminated quoted string")
+
+
+def skip_comment(value: str, start: int) -> int:
+    """The position behind a comment, which may hold others (RFC 5322 §3.2.2)."""
+    depth, position = 0, start
+    while position < len(value):
+        character = value[position]
+        position += 2 if character == "\\" else 1
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return position
+    raise MimeError("unterminated comment")
+
+
+def _decode_rfc2231(parameters: dict[str, str]) -> dict[str, str]:
+    """Join continuations (`name*0`, `name*1*`) and decode `charset'language'%xx` values (RFC 2231 §3, §4)."""
+    decoded: dict[str, str] = {}
+    for name, value in parameters.items():
+        base, star, section = name.partition("*")
+        if not star:
+            decoded[base] = value
+        if section not in ("0", "0*") and name != f"{base}*":
             continue
-        if current:
-            fields.append(_field(b"".join(current)))
-            if len(fields) > MAX_FIELDS:
-                raise MimeError("too many header fields")
-        current = [line]
-    if current:
-        fields.append(_field(b"".join(current)))
-    return Entity(tuple(fields), view[start:])
+        charset = "utf-8"
+        pieces: list[bytes] = []
+        for piece in [name, *_continuations(parameters, base)] if section else [name]:
+            text = parameters[piece]
+            if piece is name and name.endswith("*"):
+                charset, _, text = text.partition("'")
+                text = text.partition("'")[2]
+            pieces.append(unquote_to_bytes(text) if piece.endswith("*") else text.encode("utf-8", "replace"))
+        try:
+            decoded.setdefault(base, b"".join(pieces).decode(charset or "utf-8", "replace"))
+        except LookupError:
+            continue  # a charset nobody knows
+    return decoded
+
+
+def _continuations(parameters: dict[str, str], base: str) -> list[str]:
+    """Names of the sections after the first, in order, until one is missing."""
+    names: list[str] = []
+    while True:
+        section = f"{base}*{len(names) + 1}"
+        if section not in parameters:
+            section += "*"
+            if section not in parameters:
+                return names
+        names.append(section)
+
+
+# --- Multipart -------------------------------------------------------------------------------------------------------
+
+
+def split_multipart(entity: Entity, boundary: str) -> list[tuple[int, int]]:
+    """Where the body parts between the delimiters begin and end in `entity.source` (RFC 2046 §5.1.1).
+
+    The CRLF before a delimiter belongs to the delimiter. Preamble and epilogue are dropped. Raises MimeError when the
+    boundary is not one, when the closing delimiter is missing or when there are more than 1,000 parts.
+    """
+    if not 0 < len(boundary) <= 70 or not boundary.isascii():
+        raise MimeError("boundary")
+    source, stop = entity.source, entity.stop
+    delimiter = b"--" + boundary.encode("ascii")
+    parts: list[tuple[int, int]] = []
+    part_start = -1
+    position = entity.body_start
+    while (found := source.find(delimiter, position, stop)) >= 0:
+        position = found + len(delimiter)
+        if found > entity.body_start and source[found - 2 : found] != b"\r\n":
+            continue
+        # 80 octets are enough to see a closing mark and padding; a longer line is no delimiter
+        rest, line_end, _ = bytes(source[position : min(position + 80, stop)]).partition(b"\r\n")
+        closing = rest.startswith(b"--")
+        if rest[2 if closing else 0 :].strip(b" \t") or not (line_end or position + len(rest) == stop):
+            continue  # a longer boundary that begins like ours
+        if part_start >= 0:
+            parts.append((part_start, max(found - 2, part_start)))
+            if len(parts) > MAX_PARTS:
+                raise MimeError("too many parts")
+        if closing:
+            return parts
+        position += len(rest)  # the CRLF that ends this line may also begin the next delimiter: an empty part
+        part_start = position + 2
+    raise MimeError("no closing delimiter")
+
+
+# --- Messages --------------------------------------------------------------------------------------------------------
+
+
+def split_message(message: bytes) -> tuple[bytes, bytes]:
+    """A message (RFC 5322) as its own header fields and its MIME entity: the Content-* fields with the body.
+
+    MIME-Version stays with the message. `join_message` is the reverse. Raises MimeError.
+    """
+    entity = parse_entity(message)
+    outer = b"".join(field.raw for field in entity.fields if not field.name.startswith("content-"))
+    inner = [field.raw for field in entity.fields if field.name.startswith("content-")]
+    return outer, b"".join([*inner, b"\r\n", entity.body])
+
+
+def join_message(outer: bytes, entity: bytes) -> bytes:
+    """A message from header fields without Content-* (each with its CRLF) and a MIME entity; adds MIME-Version if
+    missing."""
+    version = b"" if b"\nmime-version:" in b"\n" + outer.lower() else b"MIME-Version: 1.0\r\n"
+    return b"".join((outer, version, entity))

@@ -1,4 +1,4 @@
-"""The object identifiers of CMS and S/MIME that Relais writes or understands, in dotted form, with where they are from."""
+"""The object identifiers of CMS and S/MIME that Relais writes or understands, dotted, with where they are from."""
 
 from __future__ import annotations
 

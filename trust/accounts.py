@@ -83,9 +83,12 @@ class Accounts:
             )
             named = exists().where(identities.c.id.in_(owned), identities.c.id != identity_id)
             if connection.scalar(select(or_(taken, named))):
-                raise NameTakenError(f"a name of {identity_id} already belongs to another identity")
-            connection.execute(delete(identities).where(identities.c.id == identity_id))
-            connection.execute(insert(identities).values(id=identity_id))
+                raise NameTakenError("the name or an address already belongs to another identity")
+            unlocked = update(identities).where(identities.c.id == identity_id).values(failures=0, locked_until=0.0)
+            if connection.execute(unlocked).rowcount == 0:
+                connection.execute(insert(identities).values(id=identity_id))
+            for theirs in (identity_addresses, credentials):
+                connection.execute(delete(theirs).where(theirs.c.identity_id == identity_id))
             if owned:
                 rows = [
                     {"address": address, "identity_id": identity_id, "position": position}

@@ -33,7 +33,10 @@ _ROWS_IN_MEMORY = 1000
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One thing that happened. Codes and pseudonyms only, no clinical content and no patient identity."""
+    """One thing that happened. Codes and pseudonyms only, no clinical content and no patient identity.
+
+    Strings are valid Unicode: whoever names a thing after a partner's bytes has decoded them first.
+    """
 
     actor: str
     """Who did it: an identity, a mailbox, a component."""
@@ -99,7 +102,7 @@ _ENTRIES_AND_PAYLOADS = select(journal_entries, journal_payloads.c.subject, jour
 
 
 class Journal:
-    """One writer's chain, and a reader of all chains. `writer` is this writer's own name, 1 to 64 characters, no `#`."""
+    """One writer's chain, and a reader of all chains. `writer` is its own name, 1 to 64 characters, no `#`."""
 
     def __init__(self, vault: KeyVault, writer: str) -> None:
         if not 1 <= len(writer) <= 64 or "#" in writer:

@@ -242,10 +242,10 @@ def _escape(value: str) -> str:
     """RFC 4514 §2.4, and control characters too so that a name cannot break a log line."""
     out = []
     for index, character in enumerate(value):
-        edge = (index == 0 and character in " #") or (index == len(value) - 1 and character == " ")
-        if edge or character in '"+,;<>\\':
+        at_edge = index in (0, len(value) - 1)
+        if character in '"+,;<>\\' or (at_edge and character == " ") or (index == 0 and character == "#"):
             out.append("\\" + character)
-        elif unicodedata.category(character) in ("Cc", "Zl", "Zp"):
+        elif unicodedata.category(character) in ("Cc", "Zl", "Zp") or (at_edge and character.isspace()):
             out.append("".join(f"\\{byte:02x}" for byte in character.encode()))
         else:
             out.append(character)

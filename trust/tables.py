@@ -29,6 +29,7 @@ journal_entries = Table(
     Column("payload_hash", LargeBinary(32), nullable=False),
     Column("erases", String(96), nullable=False),  # `writer#sequence` of the payload this entry erased, mostly empty
     Column("hash", LargeBinary(32), nullable=False),
+    Index(None, "at"),
 )
 Index(
     None,

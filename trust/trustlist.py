@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from lxml import etree
 from signxml.algorithms import CanonicalizationMethod, DigestAlgorithm, SignatureConstructionMethod, SignatureMethod
 from signxml.signer import XMLSigner
@@ -171,14 +171,17 @@ class ListedDomain:
 def write_trust_list(
     domains: Sequence[ListedDomain],
     generated_at: datetime,
-    signer_key: rsa.RSAPrivateKey,
+    signer_key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
     signer_certificate: x509.Certificate,
     chain: Sequence[x509.Certificate],
 ) -> bytes:
     """A signed list in the official shape, for the demonstration's authority: UTF-8 XML that `TrustList.load` accepts.
 
-    `generated_at` is aware and written in UTC to the second. Raises ValueError on text XML cannot hold.
+    `generated_at` is aware and written in UTC to the second. Raises ValueError on text XML cannot hold, and on a key
+    that is not RSA: the official list is signed with rsa-sha256 and readers expect nothing else.
     """
+    if not isinstance(signer_key, rsa.RSAPrivateKey):
+        raise ValueError("the trust list is signed with an RSA key")
     written_at = generated_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     root: etree._Element = etree.Element(f"{_LB}ListeBlancheMSSante", nsmap={None: NAMESPACE})  # type: ignore[dict-item]
     etree.SubElement(root, f"{_LB}DateDeGeneration").text = written_at

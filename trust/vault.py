@@ -183,7 +183,7 @@ class KeyVault:
         return _SEAL_VERSION + salt + nonce + self._value_cipher(salt).encrypt(nonce, plaintext, context)
 
     def unseal(self, sealed: bytes, context: bytes) -> bytes:
-        """The value again. Raises `VaultError` when it was altered or sealed for another context or by another vault."""
+        """The value again. Raises `VaultError` when altered, or sealed for another context or by another vault."""
         if len(sealed) < _SEAL_OVERHEAD or sealed[:1] != _SEAL_VERSION:
             raise VaultError("a sealed value was altered")
         salt = sealed[1 : 1 + _SALT_BYTES]
@@ -310,7 +310,7 @@ def _derive(kek: bytes, purpose: bytes) -> bytes:
 
 def _key_files(directory: Path) -> list[Path]:
     try:
-        return [directory / name for name in os.listdir(directory) if not name.startswith(".")]
+        return [file for file in directory.iterdir() if not file.name.startswith(".")]
     except FileNotFoundError:
         return []
 

@@ -94,6 +94,8 @@ class MllpDoor:
             for event in decoder.feed(data):
                 if isinstance(event, FrameError):
                     log.warning("mllp.frame-refused", kind=event.kind)
+                    if event.kind == "stray":
+                        continue
                     answer = loop.run_in_executor(self._executor, self._refuse, event)
                 else:
                     answer = loop.run_in_executor(self._executor, self._receive, event.payload)

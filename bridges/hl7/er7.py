@@ -282,8 +282,10 @@ def _index(message: Er7Message, start: int, max_segments: int, findings: list[Fi
         if not _SEGMENT_START.match(head) or (end - begin > 3 and head[3:] != mark):
             if data[begin:end].strip(b" \t\x00\x1a"):
                 last = message._segments[-1]
-                findings.append(Finding("broken-segment", f"{last.name}-{last.sequence}"))
                 last._end = end
+                broken = Finding("broken-segment", f"{last.name}-{last.sequence}")
+                if broken not in findings[-1:]:
+                    findings.append(broken)
         else:
             name = head[:3].decode("ascii")
             if name == "MSH" and counts:
@@ -292,8 +294,6 @@ def _index(message: Er7Message, start: int, max_segments: int, findings: list[Fi
                 return Er7Error("too-many-segments", f"{name}^{counts.get(name, 0) + 1}")
             counts[name] = counts.get(name, 0) + 1
             message._segments.append(Segment(message, name, counts[name], begin, end))
-        if len(findings) > max_segments:
-            return Er7Error("too-many-segments")
     return None
 
 

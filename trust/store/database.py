@@ -4,7 +4,7 @@ A commit costs one disk sync, whoever asked for it. So callers hand small functi
 that are waiting inside one transaction, each in its own savepoint, syncs once, and only then tells each caller that
 its work is kept. Readers have their own connections and never wait for the writer.
 
-All that differs between SQLite and PostgreSQL is in `_open_sqlite` and `_open_postgresql`.
+All that differs between SQLite and PostgreSQL is at the end of this file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,8 @@ class Database:
     """One engine, one writer thread with group commit. Thread-safe.
 
     `url` is an SQLAlchemy URL (`sqlite:////var/lib/relais/relais.db`); the SQLite file and its directory are created
-    private when missing. Raises `UnsupportedDatabaseError` for anything else than SQLite in a file or PostgreSQL.
+    private when missing. Raises `UnsupportedDatabaseError` for anything else than SQLite in a file or PostgreSQL,
+    `sqlalchemy.exc.DBAPIError` when the SQLite file cannot be opened or is no database.
     """
 
     engine: Engine
@@ -88,9 +90,10 @@ class Database:
     def submit(self, fn: Callable[[Connection], T]) -> Future[T]:
         """Run `fn` in a transaction of its own making; the future resolves only once its COMMIT is durable.
 
-        `fn` runs on the writer thread: it must be quick, must not commit or roll back the connection, and must not
-        return open results. When it raises, its own changes alone are undone and its future gets the exception.
-        The future gets `StoreUnavailableError` when the database cannot begin or commit. Raises `DatabaseClosedError`.
+        `fn` runs on the writer thread, and so do the future's callbacks: both must be quick. `fn` must not commit or
+        roll back the connection, and must not return open results. When it raises, its own changes alone are undone
+        and its future gets the exception. The future gets `StoreUnavailableError` when the database cannot begin or
+        commit. Raises `DatabaseClosedError`.
         """
         job = _Job(fn, Future())
         with self._arrived:
@@ -149,16 +152,18 @@ class Database:
 def _run_in_savepoint(connection: Connection, job: _Job) -> Callable[[], None]:
     """Run one job; returns how to tell its caller, once the batch is committed.
 
-    When the savepoint cannot be rolled back the database has given up the whole transaction (SQLite does so on a full
-    disk): that error is let through and fails the batch, for whatever ran next would commit on its own.
+    When the database has given up the whole transaction (SQLite may on a full disk or an I/O error) the error is let
+    through and fails the batch: what ran before is gone, and what would run next would commit on its own.
     """
     savepoint = connection.begin_nested()
     try:
         result = job.work(connection)
-        savepoint.commit()
     except BaseException as error:
         savepoint.rollback()
+        if _transaction_is_lost(connection):
+            raise
         return partial(job.future.set_exception, error)
+    savepoint.commit()  # fails, and with it the batch, when the job ended the transaction
     return partial(job.future.set_result, result)
 
 
@@ -167,14 +172,16 @@ def _open_sqlite(url: URL, read_connections: int) -> tuple[Engine, Engine]:
         raise UnsupportedDatabaseError("SQLite must be a plain file: sqlite:////path/to/relais.db")
     path = Path(url.database).absolute()
     make_private_directory(path.parent)
-    if not path.exists():
-        write_durably(path)  # SQLite alone would make it readable by others; its -wal and -shm copy the mode
+    with suppress(FileExistsError):
+        # SQLite alone would make it readable by others; its -wal and -shm copy the mode.
+        write_durably(path, replace=False)
     # Values never appear in exception texts: they end up in logs.
     writer = create_engine(url, hide_parameters=True, pool_size=2)
     readers = create_engine(url, hide_parameters=True, pool_size=read_connections, max_overflow=0)
     # A deferred writer could find its snapshot outdated at its first write, which no waiting would cure.
     _control_sqlite(writer, "BEGIN IMMEDIATE", _SQLITE_PRAGMAS)
     _control_sqlite(readers, "BEGIN", (*_SQLITE_PRAGMAS, "query_only=ON"))
+    writer.connect().close()  # what is no database is found out now, not by the first message
     return writer, readers
 
 
@@ -195,9 +202,27 @@ def _control_sqlite(engine: Engine, begin: str, pragmas: tuple[str, ...]) -> Non
         connection.exec_driver_sql(begin)
 
 
+def _transaction_is_lost(connection: Connection) -> bool:
+    """Whether the transaction has ended under our feet.
+
+    SQLite ends it by itself on some errors, which its driver does not tell, not even on commit. PostgreSQL need not be
+    asked: it refuses every further statement of a broken transaction.
+    """
+    if connection.dialect.name == "sqlite":
+        driver = connection.connection.driver_connection
+        return driver is None or not driver.in_transaction
+    return not connection.in_transaction()
+
+
 def _open_postgresql(url: URL, read_connections: int) -> tuple[Engine, Engine]:
     writer = create_engine(url, hide_parameters=True, pool_size=2, pool_pre_ping=True)
     readers = create_engine(
-        url, hide_parameters=True, pool_size=read_connections, max_overflow=0, pool_pre_ping=True
-    ).execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        url,
+        hide_parameters=True,
+        pool_size=read_connections,
+        max_overflow=0,
+        pool_pre_ping=True,
+        isolation_level="REPEATABLE READ",
+        execution_options={"postgresql_readonly": True},
+    )
     return writer, readers

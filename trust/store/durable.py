@@ -37,7 +37,7 @@ def write_durably(path: Path, *parts: bytes, scratch: Path | None = None, replac
     unfinished = (scratch or path.parent) / f".{secrets.token_hex(16)}.tmp"
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()

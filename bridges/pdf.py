@@ -1,0 +1,224 @@
+"""The PDF twin of a document: what an ordinary client opens (ECO.2.1.1, ECO.2.1.5).
+
+A document that carries its own PDF is shown as its author laid it out, byte for byte. The others are rendered here, as
+PDF/A-1b (ISO 19005-1): fonts embedded, sRGB output intent, XMP that repeats the document information. The same
+document always gives the same bytes: dates come from the document, identifiers from its content.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+from xml.sax.saxutils import escape
+
+from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+from fpdf import FPDF
+from fpdf.enums import DocumentCompliance, XPos, YPos
+
+from bridges.labels import profession_label, type_label
+from bridges.plain import french_date, one_line, paragraphs
+from bridges.report import Action, Document, Report
+from bridges.summary import RankedResult, party_name, patient_line, ranked, reference_range
+
+FONT_DIRECTORY = Path("/usr/share/fonts/truetype/dejavu")
+"""Where Debian's fonts-dejavu-core puts its files."""
+_FAMILY = "DejaVu"
+_FACES = (("", "DejaVuSans.ttf"), ("B", "DejaVuSans-Bold.ttf"))
+_COLUMNS = (("Examen", 74.0), ("Résultat", 42.0), ("Valeurs de référence", 38.0), ("Indication", 36.0))
+"""Titles and widths in millimetres; A4 less two margins of 10 mm."""
+_LINE = 5.0
+
+
+class FontMissingError(RuntimeError):
+    """The fonts that must be embedded are not installed: install Debian's fonts-dejavu-core."""
+
+
+def twin(report: Report, document: Document) -> bytes:
+    """The PDF of one document: its own, or rendered. Raises `FontMissingError` on a machine without the fonts.
+
+    Rendering takes tens of milliseconds of CPU: callers with many to do use a process pool.
+    """
+    return document.pdf if document.pdf is not None else _render(report, document)
+
+
+@lru_cache(maxsize=1)
+def _known_characters() -> frozenset[int]:
+    """Code points every embedded face can draw."""
+    known: frozenset[int] | None = None
+    for _, name in _FACES:
+        with TTFont(_font(name), lazy=True) as face:
+            points = frozenset(face.getBestCmap())
+        known = points if known is None else known & points
+    return known or frozenset()
+
+
+def _font(name: str) -> Path:
+    path = FONT_DIRECTORY / name
+    if not path.is_file():
+        raise FontMissingError(f"font {name} not found: install the Debian package fonts-dejavu-core")
+    return path
+
+
+def _drawable(text: str) -> str:
+    """`text` with what the fonts lack shown as U+FFFD: a missing glyph is not valid PDF/A, and would be logged."""
+    known = _known_characters()
+    return "".join(c if c == "\n" or ord(c) in known else "\ufffd" for c in text)
+
+
+def _line_of(text: str, limit: int = 0) -> str:
+    return _drawable(one_line(text, limit))
+
+
+class _Page(FPDF):
+    """A4 pages with the patient on top and the page number at the bottom of each."""
+
+    def __init__(self, heading: str) -> None:
+        super().__init__(format="A4", enforce_compliance=DocumentCompliance.PDFA_1B)
+        self._heading = heading
+
+    def header(self) -> None:
+        self.set_font(_FAMILY, "B", 9)
+        self.multi_cell(0, _LINE, self._heading, new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+        self.line(self.l_margin, self.get_y() + 1, self.w - self.r_margin, self.get_y() + 1)
+        self.ln(4)
+
+    def footer(self) -> None:
+        self.set_y(-12)
+        self.set_font(_FAMILY, "", 8)
+        self.cell(0, _LINE, f"Page {self.page_no()} / {{nb}}", align="C")
+
+
+def _render(report: Report, document: Document) -> bytes:
+    page = _Page(_drawable(f"Patient : {patient_line(document.patient)}"))
+    for style, name in _FACES:
+        page.add_font(_FAMILY, style, _font(name))
+    page.set_margins(10, 10, 10)
+    page.set_auto_page_break(auto=True, margin=15)
+    page.c_margin = 1
+    title = _line_of(document.title or type_label(document.type_code, document.type_label), 150) or "Document"
+    _describe(page, title, _moment(document.created))
+    page.add_page()
+    _head(page, report, document, title)
+    if document.results:
+        _results(page, document)
+    else:
+        _paragraphs(page, document.narrative or "Ce document ne contient pas de texte lisible ici : voir IHE_XDM.zip.")
+    return bytes(page.output())
+
+
+def _moment(created: str) -> datetime:
+    """The document's date as a creation date; the epoch when it has no calendar date."""
+    digits = created[:14] if created[:14].isdigit() else created[:8]
+    for form in ("%Y%m%d%H%M%S", "%Y%m%d"):
+        try:
+            return datetime.strptime(digits, form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+    return datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _describe(page: FPDF, title: str, created: datetime) -> None:
+    """Document information and the XMP that must repeat it word for word (ISO 19005-1 §6.7.3)."""
+    page.set_title(title)
+    page.set_lang("fr-FR")
+    page.set_creation_date(created)
+    page.set_creator("Relais")
+    page.set_producer("Relais (fpdf2)")
+    stamp = created.isoformat(timespec="seconds")
+    page.set_xmp_metadata(
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+        'xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:pdf="http://ns.adobe.com/pdf/1.3/" '
+        'xmlns:pdfaid="http://www.aiim.org/pdfa/ns/id/">'
+        f'<dc:title><rdf:Alt><rdf:li xml:lang="x-default">{escape(title)}</rdf:li></rdf:Alt></dc:title>'
+        f"<xmp:CreateDate>{stamp}</xmp:CreateDate><xmp:CreatorTool>Relais</xmp:CreatorTool>"
+        "<pdf:Producer>Relais (fpdf2)</pdf:Producer>"
+        "<pdfaid:part>1</pdfaid:part><pdfaid:conformance>B</pdfaid:conformance>"
+        "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+
+
+def _head(page: FPDF, report: Report, document: Document, title: str) -> None:
+    if report.action is Action.DELETE:
+        _text(page, "DOCUMENT RETIRÉ PAR SON AUTEUR : NE PLUS EN TENIR COMPTE", "B", 12)
+    _text(page, title, "B", 14)
+    label = _line_of(type_label(document.type_code, document.type_label), 100)
+    if label.lower() != title.lower():
+        _text(page, label)
+    author = document.author
+    profession = profession_label(document.author_specialty)
+    lines = [
+        ("Date", french_date(document.created, with_time=True)),
+        ("Auteur", party_name(author) + (f", {profession}" if profession else "")),
+        ("Structure", " ".join(part for part in (author.organisation, author.organisation_id) if part)),
+        ("Version", "" if document.version is None else str(document.version)),
+        ("Remplace", document.parent_id if report.action is Action.REPLACE else ""),
+        ("Identifiant du document", document.unique_id),
+    ]
+    for name, value in lines:
+        if value:
+            _text(page, f"{name} : {_line_of(value, 200)}")
+    page.ln(3)
+
+
+def _results(page: FPDF, document: Document) -> None:
+    """The results in the document's order; what stands out is bold and carries a symbol, never colour alone."""
+    ranks = ranked(document.results)
+    marks = {id(one.result): "\u25b2\u25b2" for one in ranks.critical}
+    marks |= {id(one.result): "\u25b2" for one in ranks.abnormal}
+    rows = {id(one.result): one for rank in (ranks.critical, ranks.abnormal, ranks.other) for one in rank}
+    _row(page, tuple(title for title, _ in _COLUMNS), "B")
+    for section, group in groupby(document.results, key=lambda result: _line_of(result.section, 120)):
+        if section:
+            _text(page, section, "B", 10)
+        for result in group:
+            mark = marks.get(id(result), "")
+            _row(page, _cells(rows[id(result)], mark), "B" if mark else "")
+    if marks:
+        page.ln(2)
+        _text(page, "\u25b2 à signaler   \u25b2\u25b2 critique", size=8)
+
+
+def _cells(one: RankedResult, mark: str) -> tuple[str, ...]:
+    result = one.result
+    return (
+        _line_of(result.label or result.code, 200),
+        _line_of(f"{result.value} {result.unit}", 400),
+        _line_of(reference_range(result)),
+        _line_of(f"{mark} {one.words}"),
+    )
+
+
+def _row(page: FPDF, cells: tuple[str, ...], style: str) -> None:
+    """One table row, each cell wrapped in its column; never split over two pages."""
+    page.set_font(_FAMILY, style, 9)
+    wrapped = [
+        cast("list[str]", page.multi_cell(width, _LINE, cell, dry_run=True, output="LINES", align="L"))
+        for cell, (_, width) in zip(cells, _COLUMNS, strict=True)
+    ]
+    height = _LINE * max(len(lines) for lines in wrapped)
+    if page.will_page_break(height):
+        page.add_page()
+        page.set_font(_FAMILY, style, 9)
+    top, left = page.get_y(), page.l_margin
+    for lines, (_, width) in zip(wrapped, _COLUMNS, strict=True):
+        page.set_xy(left, top)
+        page.multi_cell(width, _LINE, "\n".join(lines), align="L")
+        left += width
+    page.set_draw_color(190)
+    page.line(page.l_margin, top + height, page.w - page.r_margin, top + height)
+    page.set_draw_color(0)
+    page.set_xy(page.l_margin, top + height)
+
+
+def _paragraphs(page: FPDF, narrative: str) -> None:
+    for line in _drawable(paragraphs(narrative)).split("\n"):
+        _text(page, line or " ")
+
+
+def _text(page: FPDF, text: str, style: str = "", size: float = 9) -> None:
+    page.set_font(_FAMILY, style, size)
+    page.multi_cell(0, _LINE * size / 9, text, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)

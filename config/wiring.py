@@ -1,0 +1,414 @@
+"""One gateway, put together: settings become options, rooms get what they need, doors open last.
+
+Reading `Gateway.start` top to bottom is reading the road: store, trust, directory, spool, stages, targets, doors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import functools
+import os
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from bridges.compose import ComposeOptions
+from bridges.composing import ComposeStage
+from bridges.dossier.entries import PatientKey
+from bridges.dossier.repository import Dossier
+from bridges.dossier.rights import Reader, load_matrix
+from bridges.dossier.target import DossierTarget
+from bridges.hl7 import reader as hl7_reader
+from bridges.hl7.door import MllpDoor, MllpOptions
+from bridges.hl7.mllp import FrameError
+from bridges.intake import Intake, IntakeOptions, SendingSystem
+from bridges.routing import RoutingOptions
+from config.control import ControlSocket
+from config.migrations import upgrade
+from config.settings import Loaded, MllpListener, SettingsError
+from directory import refusals as directory_refusals
+from directory.partners import PartnerBook
+from directory.records import Partner
+from directory.resolve import Directory, DirectoryOptions, DirectoryUnavailableError
+from mta.mailboxes.authentication import AuthenticationSocket
+from mta.mailboxes.dovecot import MailboxRealm
+from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
+from mta.message import TargetKind
+from mta.opening import OpenStage
+from mta.protecting import ProtectStage
+from mta.schedule import RetrySchedule
+from mta.smtp.door import DoorOptions, OperatorDoor, SubmissionDoor
+from mta.smtp.session import Limits
+from mta.smtp.target import SmtpTarget, SmtpTargetOptions
+from mta.spool import Spool
+from mta.worker import Worker, WorkerOptions
+from smime.dkim import DkimKey
+from trust.accounts import Accounts
+from trust.certificates import CertificateValidator
+from trust.journal import Journal
+from trust.names import DistinguishedName
+from trust.refusals import Refused
+from trust.store.blobs import BlobStore
+from trust.store.database import Database
+from trust.tls import operator_client_context, operator_server_context, service_server_context
+from trust.trustlist import TrustList
+from trust.vault import KeyVault
+
+log = structlog.get_logger(__name__)
+
+_DRAIN_SECONDS = 8.0
+_WORK_THREADS = 8
+"""For parsing, composing, CMS and filing: more than cores, because part of it waits for the disk."""
+
+
+async def serve(loaded: Loaded) -> None:
+    """Run one gateway until SIGTERM or SIGINT. Raises `SettingsError` when it cannot start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        await _start(loaded, stack)
+        log.info("gateway.ready", operator=loaded.settings.operator.host)
+        await stop.wait()
+        log.info("gateway.stopping")
+
+
+async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
+    """Everything, in order; `stack` undoes it in reverse order."""
+    settings = loaded.settings
+    loop = asyncio.get_running_loop()
+    threads = ThreadPoolExecutor(_WORK_THREADS, thread_name_prefix="work")
+    stack.callback(threads.shutdown, wait=False)
+
+    # What we keep, whose keys we hold.
+    stack.callback(os.close, _own(loaded.state))
+    database = Database(f"sqlite:///{loaded.state / 'relais.db'}")
+    stack.callback(database.close)
+    await asyncio.to_thread(upgrade, database)
+    vault = KeyVault.open(loaded.state / "vault")
+    blobs = BlobStore(loaded.state / "blobs", vault)
+    journal = Journal(vault, settings.operator.host)
+    accounts = Accounts(database)
+
+    # Whom to believe.
+    anchors = loaded.path(settings.trust.anchors)
+    validator = CertificateValidator(_certificates(anchors))
+    trust_list = _trust_list(loaded, validator)
+    chain, key = loaded.path(settings.trust.operator_chain), loaded.path(settings.trust.operator_key)
+
+    # Who is where.
+    directory = _directory(loaded)
+    stack.callback(directory.close)
+    partners = PartnerBook(
+        Partner(p.domain, p.host, p.port, p.max_message_bytes, p.dkim_selector, p.dkim_public_key)
+        for p in settings.partners
+    )
+
+    # The road.
+    spool = Spool(
+        database,
+        blobs,
+        vault,
+        node=settings.operator.host,
+        schedule=_schedule(loaded),
+    )
+    recovered = await asyncio.to_thread(spool.recover)
+    if recovered:
+        log.info("spool.recovered", deliveries=recovered)
+    parse = functools.partial(hl7_reader.parse, environment=settings.identity.environment)
+    compose = ComposeStage(
+        parse,
+        {listener.sender: listener.sender_name for listener in settings.mllp},
+        ComposeOptions(
+            software_reference=settings.operator.software_reference,
+            environment=settings.identity.environment,
+            host_name=settings.operator.host,
+        ),
+        threads,
+    )
+    protect = ProtectStage(vault, directory, validator, _dkim(loaded))
+    opening = OpenStage(vault, validator, partners, settings.operator.host)
+    lmtp = LmtpTarget(LmtpOptions(settings.operator.host, loaded.path(settings.mailboxes.lmtp_socket)))
+    stack.push_async_callback(lmtp.close)
+    smtp = SmtpTarget(
+        partners,
+        lambda: trust_list,
+        operator_client_context(chain, key, anchors),
+        SmtpTargetOptions(settings.operator.host),
+    )
+    stack.push_async_callback(smtp.close)
+    dossier = Dossier(database, blobs, vault, journal, load_matrix()) if settings.dossier.enabled else None
+    targets: dict[TargetKind, Any] = {TargetKind.MAILBOX: lmtp, TargetKind.SMTP: smtp}
+    if dossier is not None:
+        targets[TargetKind.DOSSIER] = DossierTarget(dossier, parse)
+    worker = Worker(spool, (compose, protect, opening), targets, WorkerOptions(concurrency=settings.spool.concurrency))
+    running = asyncio.create_task(worker.run(), name="worker")
+    running.add_done_callback(_die_with)
+    stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
+
+    # The doors, last: whatever they accept can be worked on.
+    home = loaded.path(settings.mailboxes.home)
+    authentication_socket = loaded.path(settings.mailboxes.authentication_socket)
+    realm = MailboxRealm(settings.operator.domains, authentication_socket, home)
+    authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of)
+    await authentication.start()
+    stack.push_async_callback(authentication.stop)
+    door_options = DoorOptions(settings.operator.host, Limits(max_message_bytes=settings.spool.max_message_bytes))
+
+    def exists(address: str) -> bool:
+        return accounts.by_address(address) is not None
+
+    operators = OperatorDoor(
+        spool, lambda: trust_list, exists, operator_server_context(chain, key, anchors), door_options
+    )
+    await _open(operators.start, settings.operators.host, settings.operators.port)
+    stack.push_async_callback(operators.stop)
+    if settings.submission is not None:
+        submission = SubmissionDoor(
+            spool,
+            accounts,
+            exists,
+            frozenset(settings.operator.domains).__contains__,
+            trust_list.is_trusted,
+            service_server_context(loaded.path(settings.submission.chain), loaded.path(settings.submission.key)),
+            door_options,
+        )
+        await _open(submission.start, settings.submission.host, settings.submission.port)
+        stack.push_async_callback(submission.stop)
+    intake = Intake(
+        spool,
+        directory,
+        trust_list,
+        parse,
+        IntakeOptions(
+            RoutingOptions(
+                local_domains=frozenset(settings.operator.domains),
+                patient_domains=frozenset(settings.identity.patient_domains),
+                dossier=settings.dossier.enabled,
+            )
+        ),
+    )
+    stack.callback(intake.close)
+    for listener in settings.mllp:
+        door = _mllp_door(listener, intake, threads)
+        await _open(lambda host, port, door=door: door.start(), listener.host, listener.port)
+        stack.push_async_callback(door.stop)
+
+    control = ControlSocket(
+        loaded.state / "control.sock", _calls(loop, threads, database, journal, spool, directory, dossier)
+    )
+    await control.start()
+    stack.push_async_callback(control.stop)
+
+
+def _own(state: Path) -> int:
+    """One process per state: leases and the journal's chain depend on it. Returns the held lock."""
+    descriptor = os.open(state / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise SettingsError(f"another relais serve already uses {state}") from error
+    return descriptor
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} must hold PEM certificates") from error
+
+
+def _trust_list(loaded: Loaded, validator: CertificateValidator) -> TrustList:
+    trust = loaded.settings.trust
+    try:
+        xml = loaded.path(trust.list).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"the trust list {loaded.path(trust.list)} cannot be read: {error.strerror}") from error
+    try:
+        signer = DistinguishedName.parse(trust.list_signer)
+    except ValueError as error:
+        raise SettingsError("trust.list_signer is not a distinguished name") from error
+    found = TrustList.load(xml, validator, datetime.now(UTC), signer=signer)
+    if isinstance(found, Refused):
+        raise SettingsError(f"the trust list is not believed: {found.refusal.text} {found.detail}".strip())
+    return found
+
+
+def _directory(loaded: Loaded) -> Directory:
+    section = loaded.settings.directory
+    try:
+        password = loaded.path(section.password_file).read_text().strip() if section.password_file else ""
+    except OSError as error:
+        raise SettingsError(f"directory.password_file cannot be read: {error.strerror}") from error
+    return Directory(
+        DirectoryOptions(
+            uri=section.uri,
+            base=section.base,
+            bind_dn=section.bind_dn,
+            password=password,
+            ca_file=loaded.path(section.ca) if section.ca else None,
+            timeout_seconds=section.timeout_seconds,
+            connections=section.connections,
+        )
+    )
+
+
+def _schedule(loaded: Loaded) -> RetrySchedule:
+    spool = loaded.settings.spool
+    pauses = [spool.first_retry_seconds]
+    while pauses[-1] < spool.longest_retry_seconds:
+        pauses.append(min(pauses[-1] * 2, spool.longest_retry_seconds))
+    return RetrySchedule(pauses=tuple(pauses), lifetime=spool.expire_seconds)
+
+
+def _dkim(loaded: Loaded) -> Callable[[str], DkimKey | None]:
+    """The DKIM key by sender domain: one key and selector for all our domains."""
+    section = loaded.settings.dkim
+    if not section.key:
+        return lambda domain: None
+    try:
+        key = load_pem_private_key(loaded.path(section.key).read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"dkim.key {loaded.path(section.key)} must hold an unencrypted RSA key in PEM") from error
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise SettingsError("dkim.key must be an RSA key")
+    keys = {domain: DkimKey(domain, section.selector, key) for domain in loaded.settings.operator.domains}
+    return keys.get
+
+
+def _mllp_door(listener: MllpListener, intake: Intake, threads: ThreadPoolExecutor) -> MllpDoor:
+    system = SendingSystem(listener.partner, listener.sender, listener.sender_name)
+
+    def receive(frame: bytes) -> bytes:
+        return intake.receive(frame, system)
+
+    def refuse(error: FrameError) -> bytes:
+        return intake.refuse(error, system)
+
+    options = MllpOptions(listener.host, listener.port, listener.max_frame_bytes, listener.idle_seconds)
+    return MllpDoor(options, receive, refuse, threads)
+
+
+async def _open(start: Callable[[str, int], Any], host: str, port: int) -> None:
+    try:
+        await start(host, port)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _die_with(worker: asyncio.Task[None]) -> None:
+    """A gateway without its worker would accept and never deliver: end, and be restarted."""
+    if not worker.cancelled() and worker.exception() is not None:
+        log.error("worker.died", exc_info=worker.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _calls(
+    loop: asyncio.AbstractEventLoop,
+    threads: ThreadPoolExecutor,
+    database: Database,
+    journal: Journal,
+    spool: Spool,
+    directory: Directory,
+    dossier: Dossier | None,
+) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+    """What the command line may ask."""
+
+    def reader(request: Mapping[str, Any]) -> Reader | Refused:
+        """The professional, as the directory knows them: nobody names their own profession."""
+        try:
+            found = directory.by_identifier(request["reader"])
+        except DirectoryUnavailableError:
+            return Refused(directory_refusals.UNAVAILABLE)
+        person = next((entry for entry in found if entry.profession), None)
+        if person is None:
+            return Refused(directory_refusals.RECIPIENT_UNKNOWN, detail="no professional has this identifier")
+        return Reader(person.id_nat, person.display_name, person.profession)
+
+    def dossier_list(request: Mapping[str, Any]) -> Any:
+        who = reader(request)
+        if isinstance(who, Refused) or dossier is None:
+            return who
+        listed = dossier.list(
+            who, PatientKey(request["patient"], request["oid"]), purpose="care", superseded=bool(request["every"])
+        )
+        if isinstance(listed, Refused):
+            return listed
+        return [
+            {
+                "id": entry.entry_uuid,
+                "unique_id": entry.unique_id,
+                "set_id": entry.set_id,
+                "version": entry.version,
+                "created": entry.created,
+                "status": entry.status.value,
+                "type": entry.type_code,
+                "title": entry.title or entry.type_label,
+            }
+            for entry in listed
+        ]
+
+    def dossier_read(request: Mapping[str, Any]) -> Any:
+        who = reader(request)
+        if isinstance(who, Refused) or dossier is None:
+            return who
+        content = dossier.read(
+            who, PatientKey(request["patient"], request["oid"]), request["document"], purpose="care"
+        )
+        if isinstance(content, Refused):
+            return content
+        return {"content": base64.b64encode(content).decode("ascii")}
+
+    def resolve(request: Mapping[str, Any]) -> Any:
+        try:
+            found = directory.resolve(request["address"])
+        except DirectoryUnavailableError:
+            return Refused(directory_refusals.UNAVAILABLE)
+        if found is None:
+            return None
+        return {
+            "address": found.address,
+            "kind": found.kind.value,
+            "name": found.display_name,
+            "identifier": found.id_nat,
+            "profession": found.profession,
+            "structure": found.structure,
+            "organisation": found.organisation,
+            "encryption certificates": len(found.encryption_certificates),
+            "signing certificates": len(found.signing_certificates),
+        }
+
+    def counts(_: Mapping[str, Any]) -> Any:
+        return {state.value: count for state, count in spool.counts().items()}
+
+    def verify(_: Mapping[str, Any]) -> Any:
+        return asdict(database.read(journal.verify))
+
+    def ping(_: Mapping[str, Any]) -> Any:
+        return {"pid": os.getpid()}
+
+    def off_loop(work: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
+        return lambda request: loop.run_in_executor(threads, work, request)
+
+    calls = {
+        "ping": ping,
+        "queue.counts": counts,
+        "journal.verify": verify,
+        "directory.resolve": resolve,
+    }
+    if dossier is not None:
+        calls |= {"dossier.list": dossier_list, "dossier.read": dossier_read}
+    return {name: off_loop(work) for name, work in calls.items()}

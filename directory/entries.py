@@ -1,0 +1,208 @@
+"""One mailbox as an LDAP entry, in both directions, and the sorting of its certificates.
+
+Writing is strict. Reading is lenient: whatever an entry holds that cannot be understood is left aside, because one bad
+certificate published by somebody must not make the mailbox unreachable.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+
+from directory import schema
+from directory.ldif import LdifEntry
+from directory.records import MailboxKind, Recipient
+
+ADDRESS_LENGTH = 254
+"""RFC 5321 §4.5.3.1.3, angle brackets excluded."""
+
+STRUCTURE_TYPES = {"0": "ADELI", "1": "FINESS", "2": "SIREN", "3": "SIRET", "4": "RPPS-RANG"}
+"""First digit of an IdNat_Struct and the `TypeIdentifiantPM` it stands for."""
+
+READ_ATTRIBUTES = (
+    "mail",
+    "TypeBAL",
+    "displayName",
+    "IdNat",
+    "IdNatStruct",
+    "profession",
+    "o",
+    "userCertificate",
+    schema.CERTIFICATE,
+    schema.SMIME_CERTIFICATE,
+)
+"""What `to_recipient` needs from slapd."""
+
+
+def is_address(address: str) -> bool:
+    """Whether this can be the address of a mailbox: printable ASCII, one `@`, local part of 1 to 64 octets."""
+    local, at, domain = address.partition("@")
+    return (
+        bool(at and domain)
+        and "@" not in domain
+        and 1 <= len(local) <= 64
+        and len(address) <= ADDRESS_LENGTH
+        and all("!" <= character <= "~" for character in address)
+    )
+
+
+def make_entry(
+    base: str,
+    kind: MailboxKind,
+    address: str,
+    values: Mapping[str, str],
+    source: bytes,
+    certificates: Sequence[bytes] = (),
+) -> LdifEntry:
+    """An entry with what every mailbox has, the non-empty `values` by attribute name, and `certificates` (DER)."""
+    address = address.lower()
+    attributes: dict[str, tuple[bytes, ...]] = {
+        "objectClass": tuple(name.encode() for name in schema.OBJECT_CLASSES[kind]),
+        "mail": (address.encode("ascii"),),
+        "TypeBAL": (kind.value.encode(),),
+        schema.SOURCE: (source,),
+    }
+    for name, value in values.items():
+        if text := _directory_string(value):
+            attributes[name] = (text.encode(),)
+    if kind is not MailboxKind.PATIENT:
+        attributes.setdefault("cn", attributes.get("displayName", attributes["mail"]))
+    if kind is MailboxKind.PER:
+        attributes.setdefault("sn", attributes["cn"])
+    if certificates:
+        attributes[schema.CERTIFICATE] = tuple(certificates)
+    return LdifEntry(schema.dn_of(address, kind, base), attributes)
+
+
+def person_identifiers(id_nat: str) -> dict[str, str]:
+    """`IdentifiantPP` and `TypeIdentifiantPP` of an IdNat_PP."""
+    return {"IdNat": id_nat, "TypeIdentifiantPP": id_nat[:1], "IdentifiantPP": id_nat[1:]}
+
+
+def structure_identifiers(id_nat_struct: str) -> dict[str, str]:
+    """`IdentifiantPM` and `TypeIdentifiantPM` of an IdNat_Struct."""
+    digit = id_nat_struct[:1]
+    return {
+        "IdNatStruct": id_nat_struct,
+        "TypeIdentifiantPM": STRUCTURE_TYPES.get(digit, digit),
+        "IdentifiantPM": id_nat_struct[1:],
+    }
+
+
+def from_recipient(recipient: Recipient, base: str, red_list: bool = False) -> LdifEntry:
+    """The overlay's entry for this mailbox.
+
+    Raises ValueError when the address cannot be one.
+    """
+    if not is_address(recipient.address):
+        raise ValueError("a mailbox cannot be published without a valid address")
+    values = {"displayName": recipient.display_name, "o": recipient.organisation, "profession": recipient.profession}
+    values |= structure_identifiers(recipient.structure)
+    values |= person_identifiers(recipient.id_nat) if recipient.kind is MailboxKind.PER else {"IdNat": recipient.id_nat}
+    if red_list:
+        values["listeRouge"] = "TRUE"
+    certificates = certificate_values(recipient)
+    return make_entry(base, recipient.kind, recipient.address, values, schema.LOCAL, certificates)
+
+
+def certificate_values(recipient: Recipient) -> list[bytes]:
+    """The certificates of a mailbox, DER, each once.
+
+    slapd compares certificates by issuer and serial number (certificateExactMatch, RFC 4523 §2.5.1): so do we.
+    """
+    unique: dict[tuple[bytes, int], bytes] = {}
+    for certificate in (*recipient.encryption_certificates, *recipient.signing_certificates):
+        key = (certificate.issuer.public_bytes(), certificate.serial_number)
+        unique.setdefault(key, certificate.public_bytes(Encoding.DER))
+    return list(unique.values())
+
+
+def to_recipient(attributes: Mapping[str, Sequence[bytes]]) -> Recipient | None:
+    """The mailbox an entry describes, None when the entry is no mailbox (a branch, an unknown TypeBAL)."""
+    fields = {name.lower(): values for name, values in attributes.items()}
+
+    def text(name: str) -> str:
+        values = fields.get(name.lower(), ())
+        return values[0].decode("utf-8", "replace") if values else ""
+
+    try:
+        kind = MailboxKind(text("TypeBAL").upper())
+    except ValueError:
+        return None
+    encoded = [
+        value
+        for name in ("userCertificate", schema.CERTIFICATE, schema.SMIME_CERTIFICATE)
+        for value in fields.get(name.lower(), ())
+    ]
+    encryption, signing = sort_certificates(encoded)
+    return Recipient(
+        address=text("mail").lower(),
+        kind=kind,
+        display_name=text("displayName"),
+        encryption_certificates=encryption,
+        signing_certificates=signing,
+        id_nat=text("IdNat"),
+        profession=text("profession"),
+        structure=text("IdNatStruct"),
+        organisation=text("o"),
+    )
+
+
+def sort_certificates(
+    encoded: Iterable[bytes],
+) -> tuple[tuple[x509.Certificate, ...], tuple[x509.Certificate, ...]]:
+    """(encryption, signing) certificates by KeyUsage (RFC 5280 §4.2.1.3), each once, in the order given.
+
+    keyEncipherment or keyAgreement makes an encryption certificate, digitalSignature or nonRepudiation a signing one;
+    both, or no KeyUsage at all, put it in both. `encoded` are DER certificates, or PKCS #7 SignedData holding some
+    (userSMIMECertificate, RFC 2798 §2.8). What cannot be read is skipped.
+    """
+    encryption: dict[bytes, x509.Certificate] = {}
+    signing: dict[bytes, x509.Certificate] = {}
+    for value in encoded:
+        for certificate in _load(value):
+            uses = _uses(certificate)
+            if uses is None:
+                continue
+            der = certificate.public_bytes(Encoding.DER)
+            if uses[0]:
+                encryption[der] = certificate
+            if uses[1]:
+                signing[der] = certificate
+    return tuple(encryption.values()), tuple(signing.values())
+
+
+def _load(value: bytes) -> list[x509.Certificate]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # oddities of other people's certificates are not our operator's business
+        try:
+            return [x509.load_der_x509_certificate(value)]
+        except ValueError:
+            pass
+        try:
+            return pkcs7.load_der_pkcs7_certificates(value)
+        except Exception:  # cryptography raises several unrelated classes here, all meaning unreadable
+            return []
+
+
+def _uses(certificate: x509.Certificate) -> tuple[bool, bool] | None:
+    """(may encrypt, may sign), None when the extensions cannot be read."""
+    try:
+        certificate.public_key()
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return True, True
+    except Exception:  # ValueError, UnsupportedAlgorithm, DuplicateExtension, UnsupportedGeneralNameType share no base
+        return None
+    return (
+        usage.key_encipherment or usage.key_agreement,
+        usage.digital_signature or usage.content_commitment,
+    )
+
+
+def _directory_string(value: str) -> str:
+    """Text fit for an LDAP Directory String (RFC 4517 §3.3.6): no control character, no blank at either end."""
+    return "".join(character if character >= " " and character != "\x7f" else " " for character in value).strip()

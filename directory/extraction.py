@@ -1,0 +1,355 @@
+"""The national register's open files, read line by line: MSSanté mailboxes and professionals' activities.
+
+Two files of the Annuaire Santé: `Extraction_Correspondance_MSSante_*.txt` (31 columns, one line per mailbox) and
+`PS_LibreAcces_Personne_activite_*.txt` (55 or 56 columns and a trailing bar, one line per situation). UTF-8, separated
+by `|`, no quoting, one header line, alone or in the ZIP they are published in. Headers vary in case and accents, some
+columns come and go: they are found by normalised name. A bad line is reported and skipped, never fatal: one broken name
+among half a million must not stop the directory.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+from directory.entries import is_address
+from directory.records import MailboxKind
+
+LINE_BYTES = 64 * 1024
+"""A longer line is not a line of these files."""
+FILE_BYTES = 4 * 1024**3
+"""Uncompressed; the largest national file is 0.8 GB."""
+_ZIP_MEMBERS = 64
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+_Row = TypeVar("_Row")
+
+
+class ExtractionError(Exception):
+    """The file as a whole is not what it should be; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedLine:
+    """One line that was left aside."""
+
+    number: int
+    """Line number in the file, the header is 1."""
+    reason: str
+    """`encoding`, `columns`, `control-character`, `too-long`, `kind`, `address` or `identifier`. Never a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxRow:
+    """One line of the MSSanté extraction. Fields in the order of the columns, empty when the column is."""
+
+    kind: MailboxKind
+    address: str
+    """Lower case."""
+    pp_identifier_type: str = ""
+    """`8` RPPS, `0` ADELI."""
+    pp_identifier: str = ""
+    """Without the type digit."""
+    pp_id_nat: str = ""
+    """IdNat_PP: the type digit, then the identifier."""
+    structure_identifier_type: str = ""
+    structure_identifier: str = ""
+    service: str = ""
+    civility: str = ""
+    family_name: str = ""
+    given_name: str = ""
+    category_code: str = ""
+    category: str = ""
+    profession_code: str = ""
+    """TRE_G15."""
+    profession: str = ""
+    skill_code: str = ""
+    """TRE_R38."""
+    skill: str = ""
+    dematerialisation: str = ""
+    """`O` or `N`."""
+    organisation: str = ""
+    organisation_brand: str = ""
+    l2_location: str = ""
+    l3_distribution: str = ""
+    l4_number: str = ""
+    l4_number_suffix: str = ""
+    l4_street_type: str = ""
+    l4_street: str = ""
+    l5_locality: str = ""
+    l6_delivery: str = ""
+    postal_code: str = ""
+    department: str = ""
+    country: str = ""
+
+
+MAILBOX_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("Type de BAL", "kind"),
+    ("Adresse BAL", "address"),
+    ("Type Identifiant PP", "pp_identifier_type"),
+    ("Identifiant PP", "pp_identifier"),
+    ("Identification nationale PP", "pp_id_nat"),
+    ("Type identifiant structure", "structure_identifier_type"),
+    ("Identification Structure", "structure_identifier"),
+    ("Service de rattachement", "service"),
+    ("Civilité d'exercice", "civility"),
+    ("Nom d'exercice", "family_name"),
+    ("Prénom d'exercice", "given_name"),
+    ("Catégorie profession", "category_code"),
+    ("Libellé de catégorie profession", "category"),
+    ("Code Profession", "profession_code"),
+    ("Libellé Profession", "profession"),
+    ("Code savoir-faire", "skill_code"),
+    ("Libellé savoir-faire", "skill"),
+    ("Dématérialisation", "dematerialisation"),
+    ("Raison Sociale structure BAL", "organisation"),
+    ("Enseigne commerciale structure BAL", "organisation_brand"),
+    ("L2COMPLEMENTLOCALISATION", "l2_location"),
+    ("L3COMPLEMENTDISTRIBUTION", "l3_distribution"),
+    ("L4NUMEROVOIE", "l4_number"),
+    ("L4COMPLEMENTNUMEROVOIE", "l4_number_suffix"),
+    ("NL4TYPEVOIE", "l4_street_type"),
+    ("L4LIBELLEVOIE", "l4_street"),
+    ("L5LIEUDITMENTION", "l5_locality"),
+    ("L6LIGNEACHEMINEMENT", "l6_delivery"),
+    ("Code postal", "postal_code"),
+    ("Département", "department"),
+    ("Pays", "country"),
+)
+"""Header of the MSSanté extraction, and the field of `MailboxRow` each column fills."""
+
+
+@dataclass(frozen=True, slots=True)
+class PracticeRow:
+    """One situation of one professional (Personne_activite): what the directory uses of its 56 columns."""
+
+    pp_id_nat: str
+    pp_identifier_type: str = ""
+    pp_identifier: str = ""
+    civility: str = ""
+    family_name: str = ""
+    given_name: str = ""
+    profession_code: str = ""
+    profession: str = ""
+    category_code: str = ""
+    category: str = ""
+    skill_type_code: str = ""
+    skill_code: str = ""
+    skill: str = ""
+    siret: str = ""
+    finess: str = ""
+    """FINESS of the site."""
+    organisation: str = ""
+    organisation_brand: str = ""
+    postal_code: str = ""
+    town: str = ""
+    telephone: str = ""
+
+
+PRACTICE_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("Type d'identifiant PP", "pp_identifier_type"),
+    ("Identifiant PP", "pp_identifier"),
+    ("Identification nationale PP", "pp_id_nat"),
+    ("Code civilité d'exercice", "civility"),
+    ("Libellé civilité d'exercice", ""),
+    ("Code civilité", ""),
+    ("Libellé civilité", ""),
+    ("Nom d'exercice", "family_name"),
+    ("Prénom d'exercice", "given_name"),
+    ("Code profession", "profession_code"),
+    ("Libellé profession", "profession"),
+    ("Code catégorie professionnelle", "category_code"),
+    ("Libellé catégorie professionnelle", "category"),
+    ("Code type savoir-faire", "skill_type_code"),
+    ("Libellé type savoir-faire", ""),
+    ("Code savoir-faire", "skill_code"),
+    ("Libellé savoir-faire", "skill"),
+    ("Code mode exercice", ""),
+    ("Libellé mode exercice", ""),
+    ("Numéro SIRET site", "siret"),
+    ("Numéro SIREN site", ""),
+    ("Numéro FINESS site", "finess"),
+    ("Numéro FINESS établissement juridique", ""),
+    ("Identifiant technique de la structure", ""),
+    ("Raison sociale site", "organisation"),
+    ("Enseigne commerciale site", "organisation_brand"),
+    ("Complément destinataire (coord. structure)", ""),
+    ("Complément point géographique (coord. structure)", ""),
+    ("Numéro Voie (coord. structure)", ""),
+    ("Indice répétition voie (coord. structure)", ""),
+    ("Code type de voie (coord. structure)", ""),
+    ("Libellé type de voie (coord. structure)", ""),
+    ("Libellé Voie (coord. structure)", ""),
+    ("Mention distribution (coord. structure)", ""),
+    ("Bureau cedex (coord. structure)", ""),
+    ("Code postal (coord. structure)", "postal_code"),
+    ("Code commune (coord. structure)", ""),
+    ("Libellé commune (coord. structure)", "town"),
+    ("Code pays (coord. structure)", ""),
+    ("Libellé pays (coord. structure)", ""),
+    ("Téléphone (coord. structure)", "telephone"),
+    ("Téléphone 2 (coord. structure)", ""),
+    ("Télécopie (coord. structure)", ""),
+    ("Adresse e-mail (coord. structure)", ""),
+    ("Code Département (structure)", ""),
+    ("Libellé Département (structure)", ""),
+    ("Ancien identifiant de la structure", ""),
+    ("Autorité d'enregistrement", ""),
+    ("Code secteur d'activité", ""),
+    ("Libellé secteur d'activité", ""),
+    ("Code section tableau pharmaciens", ""),
+    ("Libellé section tableau pharmaciens", ""),
+    ("Code fonction", ""),
+    ("Libellé fonction", ""),
+    ("Code genre activité", ""),
+    ("Libellé genre activité", ""),
+)
+"""Header of Personne_activite, and the field of `PracticeRow` each column fills, if any."""
+
+
+def read_mssante(path: Path) -> Iterator[MailboxRow | RejectedLine]:
+    """The mailboxes of an MSSanté extraction (text, or the ZIP that holds it), in file order.
+
+    Raises `ExtractionError` when the file cannot be one: no `Type de BAL` or `Adresse BAL` column, not UTF-8 in its
+    header, a damaged or oversized archive.
+    """
+    return _read(path, "Extraction_Correspondance_MSSante", MAILBOX_COLUMNS, ("kind", "address"), _mailbox)
+
+
+def read_practice(path: Path) -> Iterator[PracticeRow | RejectedLine]:
+    """The situations of a Personne_activite file (text, or the PS_LibreAcces ZIP that holds it), in file order.
+
+    Raises `ExtractionError` when the file cannot be one, as `read_mssante`.
+    """
+    return _read(path, "PS_LibreAcces_Personne_activite", PRACTICE_COLUMNS, ("pp_id_nat",), _practice)
+
+
+def _mailbox(values: dict[str, str]) -> MailboxRow | str:
+    try:
+        kind = MailboxKind(values.pop("kind").upper())
+    except ValueError:
+        return "kind"
+    if kind is MailboxKind.PATIENT:
+        return "kind"  # the national register has no patients: somebody slipped one in
+    address = values.pop("address").lower()
+    if not is_address(address):
+        return "address"
+    return MailboxRow(kind, address, **values)
+
+
+def _practice(values: dict[str, str]) -> PracticeRow | str:
+    return PracticeRow(**values) if values["pp_id_nat"] else "identifier"
+
+
+def _read(
+    path: Path,
+    member: str,
+    columns: tuple[tuple[str, str], ...],
+    required: tuple[str, ...],
+    build: Callable[[dict[str, str]], _Row | str],
+) -> Iterator[_Row | RejectedLine]:
+    with _open(path, member) as file:
+        lines = _lines(file)
+        _, header = next(lines, (0, b""))
+        positions, width = _columns(path, header, columns, required)
+        for number, line in lines:
+            if line is None:
+                yield RejectedLine(number, "too-long")
+                continue
+            fields = _split(line, width)
+            if isinstance(fields, str):
+                if fields:
+                    yield RejectedLine(number, fields)
+                continue
+            row = build({name: fields[position].strip() for name, position in positions})
+            yield RejectedLine(number, row) if isinstance(row, str) else row
+
+
+def _split(line: bytes, width: int) -> list[str] | str:
+    """The fields of one line, else why there are none; an empty reason for an empty line, which nobody misses."""
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return "encoding"
+    if not text:
+        return ""
+    if _CONTROL.search(text):
+        return "control-character"
+    fields = text.split("|")
+    if len(fields) < width or any(fields[width:]):
+        return "columns"
+    return fields
+
+
+def _columns(
+    path: Path, header: bytes | None, columns: tuple[tuple[str, str], ...], required: tuple[str, ...]
+) -> tuple[list[tuple[str, int]], int]:
+    """(field, position) of the columns we use, and how many columns the file has, its trailing bar left aside."""
+    try:
+        names = (header or b"").decode("utf-8-sig").rstrip("\r\n").split("|")
+    except UnicodeDecodeError as error:
+        raise ExtractionError(f"{path.name} is not an extraction: its header is not UTF-8") from error
+    if not names[-1].strip():
+        names.pop()
+    found: dict[str, int] = {}
+    for position, name in enumerate(names):
+        found.setdefault(_normal(name), position)
+    positions = [(field, found[_normal(name)]) for name, field in columns if field and _normal(name) in found]
+    present = {field for field, _ in positions}
+    for name, field in columns:
+        if field in required and field not in present:
+            raise ExtractionError(f"{path.name} is not the extraction expected: it has no column {name!r}")
+    return positions, len(names)
+
+
+def _normal(name: str) -> str:
+    """A header without accents, case, blanks and punctuation."""
+    decomposed = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(character for character in decomposed if character.isascii() and character.isalnum())
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line) for every line, None instead of a line longer than `LINE_BYTES`."""
+    number = total = 0
+    while line := file.readline(LINE_BYTES + 1):
+        number += 1
+        total += len(line)
+        if len(line) <= LINE_BYTES or line.endswith(b"\n"):
+            yield number, line
+        else:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LINE_BYTES)
+                total += len(line)
+                _check_size(total)
+            yield number, None
+        _check_size(total)
+
+
+def _check_size(total: int) -> None:
+    if total > FILE_BYTES:
+        raise ExtractionError(f"the extraction is larger than {FILE_BYTES} bytes")
+
+
+@contextmanager
+def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            texts = [name for name in archive.namelist()[:_ZIP_MEMBERS] if name.lower().endswith(".txt")]
+            wanted = [name for name in texts if name.rpartition("/")[2].startswith(member)] or texts
+            if len(wanted) != 1:
+                raise ExtractionError(f"{path.name} holds {len(wanted)} files that could be {member}; one is expected")
+            with archive.open(wanted[0]) as file:
+                yield file
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ExtractionError(f"{path.name} is a damaged or encrypted archive; fetch it again") from error

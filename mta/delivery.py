@@ -1,0 +1,128 @@
+"""What goes into the spool and what comes out of it.
+
+A `Submission` becomes one message and one delivery per recipient; a worker gets a delivery as a `Lease`; `trace` reads
+`DeliveryRecord` and `Step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mta.message import DeliveryState, Origin, TargetKind
+from trust.refusals import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """One recipient of a submission."""
+
+    recipient: str
+    target: TargetKind
+    refused: Refused | None = None
+    """Already known to be impossible: stored as failed at once, so that the trace and the receipt can say why."""
+    notify: str = ""
+    """DSN conditions asked for, RFC 3461 §4.1: `NEVER` or a list of `SUCCESS,FAILURE,DELAY`; empty: not said."""
+    original_recipient: str = ""
+    """ORCPT as received, `rfc822;` and xtext (RFC 3461 §4.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One message as a door accepts it."""
+
+    origin: Origin
+    sender: str
+    peer: str
+    content: bytes
+    content_type: str
+    deliveries: tuple[NewDelivery, ...]
+    dedup_key: str
+    """At most 128 characters; the same key is the same submission, for ever."""
+    message_id_domain: str
+    reply: bytes = b""
+    """What the sender is answered, said again to a repeat."""
+    external_id: str = ""
+    """The sender's own identifier (MSH-10), scoped by `peer`."""
+    envelope_id: str = ""
+    """ENVID as received, xtext (RFC 3461 §4.4)."""
+    flags: tuple[str, ...] = ()
+    message_id: str = ""
+    """Message-ID with angle brackets when the content already has one; else one is made for each delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    spool_id: str
+    message_ids: tuple[str, ...]
+    """One per delivery, in the order of the submission."""
+    repeated_external_id: bool
+    """The peer used this identifier before, for another content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    spool_id: str
+    reply: bytes
+    """What was answered the first time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on one delivery until `expires`."""
+
+    token: str
+    delivery_id: str
+    spool_id: str
+    message_id: str
+    origin: Origin
+    target: TargetKind
+    destination: str
+    sender: str
+    recipient: str
+    peer: str
+    content_type: str
+    accepted_at: float
+    attempts: int
+    """Attempts made before this one."""
+    expires: float
+    """UNIX time, seconds."""
+    content_blob: str
+    prepared_blob: str | None
+    envelope_id: str = ""
+    notify: str = ""
+    original_recipient: str = ""
+    flags: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened, for `trace`. Names no person."""
+
+    at: float
+    node: str
+    delivery_id: str
+    """Empty when the step concerns the whole message."""
+    kind: str
+    """accept, attempt, prepare, release, delivered, deferred or failed."""
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """What is known of one delivery."""
+
+    delivery_id: str
+    spool_id: str
+    target: TargetKind
+    recipient: str
+    message_id: str
+    state: DeliveryState
+    attempts: int
+    due: float
+    code: str
+    detail: str
+    facts: Mapping[str, str]
+    ended_at: float | None

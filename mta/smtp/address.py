@@ -1,0 +1,84 @@
+"""Paths and parameters of MAIL and RCPT, read strictly (RFC 5321 §4.1.2, RFC 3461 §4).
+
+Only plain ASCII dot-string addresses with a domain name travel in this trust space; quoted local parts, source routes,
+address literals and SMTPUTF8 are refused rather than passed on to be misread elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LOCAL = rf"{_ATOM}(?:\.{_ATOM})*"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ADDRESS = re.compile(rf"({_LOCAL})@({_LABEL}(?:\.{_LABEL})*)")
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
+_NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
+
+
+@dataclass(frozen=True, slots=True)
+class PathCommand:
+    """The argument of MAIL or RCPT, understood."""
+
+    address: str
+    """Local part as sent, domain in lower case; empty for the null reverse-path."""
+    parameters: dict[str, str]
+    """Keywords in upper case, values as sent."""
+
+
+def is_address(text: str) -> bool:
+    """A dot-string local part of at most 64 octets and a domain name of at most 253 (RFC 5321 §4.5.3.1)."""
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and len(match[1]) <= 64 and len(match[2]) <= 253
+
+
+def domain_of(address: str) -> str:
+    return address.rpartition("@")[2].lower()
+
+
+def parse_path(argument: str, keyword: str, *, postmaster_domain: str = "") -> PathCommand | None:
+    """`FROM:<...> params` or `TO:<...> params`; None when it is not that.
+
+    `<>` is allowed after FROM only, `<Postmaster>` after TO when `postmaster_domain` is given (RFC 5321 §4.5.1).
+    """
+    if argument[: len(keyword) + 1].upper() != keyword + ":":
+        return None
+    rest = argument[len(keyword) + 1 :].lstrip(" ")
+    if not rest.startswith("<"):
+        return None
+    path, closed, tail = rest[1:].partition(">")
+    if not closed or (tail and not tail.startswith(" ")):
+        return None
+    if keyword == "TO" and path.lower() == "postmaster" and postmaster_domain:
+        path = f"{path}@{postmaster_domain}"
+    if path or keyword == "TO":
+        if not is_address(path):
+            return None
+        local, _, domain = path.rpartition("@")
+        path = f"{local}@{domain.lower()}"
+    parameters: dict[str, str] = {}
+    for word in tail.split():
+        name, equals, value = word.partition("=")
+        name = name.upper()
+        if not name.isalnum() or (equals and not value) or name in parameters:
+            return None
+        parameters[name] = value
+    return PathCommand(path, parameters)
+
+
+def valid_envid(value: str) -> bool:
+    """RFC 3461 §4.4: xtext, at most 100 characters."""
+    return len(value) <= 100 and _XTEXT.fullmatch(value) is not None
+
+
+def valid_orcpt(value: str) -> bool:
+    """RFC 3461 §4.2: address type, semicolon, xtext; at most 500 characters."""
+    kind, semicolon, address = value.partition(";")
+    return len(value) <= 500 and bool(semicolon) and kind.isalnum() and _XTEXT.fullmatch(address) is not None
+
+
+def valid_notify(value: str) -> bool:
+    """RFC 3461 §4.1: `NEVER` alone, or a list of SUCCESS, FAILURE, DELAY."""
+    wishes = value.upper().split(",")
+    return wishes == ["NEVER"] or (len(set(wishes)) == len(wishes) and _NOTIFY.issuperset(wishes))

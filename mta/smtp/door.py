@@ -1,0 +1,283 @@
+"""The two SMTP doors: other operators on port 25 under mutual TLS, our own users on port 587 with a password.
+
+A door says yes only after `Spool.accept` has returned. It refuses in the session whatever it can know there, so that no
+receipt has to be sent to somebody who may not have written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from hashlib import sha256
+from typing import TypeVar
+
+from mta import refusals
+from mta.header import author_of
+from mta.message import Origin, TargetKind
+from mta.smtp.address import domain_of
+from mta.smtp.session import DoorSession, Limits, Transaction
+from mta.smtp.target import Operators
+from mta.spool import NewDelivery, Spool, Submission
+from smime.mime import Entity, MimeError, parse_entity
+from trust.accounts import Accounts, Identity
+from trust.refusals import Refused
+
+_log = logging.getLogger("relais.mta.smtp")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DoorOptions:
+    hostname: str
+    """Our name in the greeting, and the domain of the Message-IDs made here."""
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
+    threads: int = 16
+    """For what blocks: directory, accounts, spool. Accepts that wait together share one disk sync."""
+
+
+class _Door(ABC):
+    """What both doors share: listening, counting sessions, keeping a message."""
+
+    origin: Origin
+    offers_authentication: bool
+
+    def __init__(self, spool: Spool, context: ssl.SSLContext, options: DoorOptions) -> None:
+        self._spool = spool
+        self._context = context
+        self._options = options
+        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix=f"mta-{self.origin.value}")
+        self._sessions: set[DoorSession] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port really used (for `port` 0). Raises OSError when the address is taken."""
+        # create_server and not a socket of our own: asyncio sets TCP_NODELAY only on sockets made for IPPROTO_TCP
+        self._server = await asyncio.get_running_loop().create_server(self._session, host, port)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Close the listening socket and every session; a message not yet answered is the client's to repeat."""
+        if self._server is not None:
+            self._server.close()
+            for session in list(self._sessions):
+                session.close()
+            await self._server.wait_closed()
+        self._threads.shutdown(wait=False)
+
+    def _session(self) -> DoorSession:
+        return DoorSession(
+            self,
+            self._context,
+            self._options.hostname,
+            self._options.limits,
+            offers_authentication=self.offers_authentication,
+            on_open=self._opened,
+            on_close=self._sessions.discard,
+        )
+
+    def _opened(self, session: DoorSession) -> bool:
+        if len(self._sessions) >= self._options.limits.connections:
+            return False
+        self._sessions.add(session)
+        return True
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
+        """Overridden where somebody can log in."""
+        return Refused(refusals.SENDER_NOT_ALLOWED)
+
+    @abstractmethod
+    async def check_sender(self, session: DoorSession, sender: str) -> Refused | None: ...
+
+    @abstractmethod
+    async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused: ...
+
+    def _judge(self, session: DoorSession, header: Entity, author: str) -> Refused | None:
+        """More reasons to refuse the content; may block."""
+        return None
+
+    @abstractmethod
+    def _peer(self, session: DoorSession) -> str:
+        """Who hands the message over, as the spool keeps it."""
+
+    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str:
+        """See `mta.smtp.session.Policy`."""
+        try:
+            return await self._in_thread(self._keep, session, self._peer(session), transaction, content)
+        except OSError as error:
+            _log.error("the spool cannot write: %s", errno.errorcode.get(error.errno or 0, "unknown"))
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return Refused(refusals.STORAGE_FULL if full else refusals.SPOOL_UNAVAILABLE).reply
+        except Exception as error:
+            _log.error("the spool cannot accept: %s", type(error).__name__)
+            return Refused(refusals.SPOOL_UNAVAILABLE).reply
+
+    def _keep(self, session: DoorSession, peer: str, transaction: Transaction, content: bytes) -> str:
+        try:
+            header = parse_entity(content)
+        except MimeError:
+            return Refused(refusals.HEADER_INVALID).reply
+        author = author_of(header)
+        if author is None:
+            return Refused(refusals.HEADER_INVALID).reply
+        if len(header.values("received")) >= self._options.limits.hops:
+            return Refused(refusals.TOO_MANY_HOPS).reply
+        refused = self._judge(session, header, author)
+        if refused is not None:
+            return refused.reply
+        # without a Message-ID a repeat cannot be told from another message that happens to say the same
+        dedup_key = _dedup_key(peer, transaction, content) if header.values("message-id") else secrets.token_hex(32)
+        message_id, content = self._identified(header, content)
+        kept = self._spool.accept(
+            Submission(
+                origin=self.origin,
+                sender=transaction.sender or "",
+                peer=peer,
+                content=content,
+                content_type="message/rfc822",
+                deliveries=tuple(
+                    NewDelivery(each.address, each.target, notify=each.notify, original_recipient=each.orcpt)
+                    for each in transaction.recipients
+                ),
+                dedup_key=dedup_key,
+                message_id_domain=self._options.hostname,
+                envelope_id=transaction.envid,
+                flags=(f"RET={transaction.ret}",) if transaction.ret else (),
+                message_id=message_id,
+            )
+        )
+        return f"250 2.6.0 {kept.spool_id} kept"
+
+    def _identified(self, header: Entity, content: bytes) -> tuple[str, bytes]:
+        """Message-ID (empty: the spool makes one for the trace) and the content to keep."""
+        ids = header.values("message-id")
+        return (ids[0] if len(ids) == 1 and 2 < len(ids[0]) <= 250 else ""), content
+
+
+class OperatorDoor(_Door):
+    """Port 25 of the trust space. `exists` says whether a mailbox is ours; it may block."""
+
+    origin = Origin.OPERATOR
+    offers_authentication = False
+
+    def __init__(
+        self,
+        spool: Spool,
+        trust_list: Callable[[], Operators],
+        exists: Callable[[str], bool],
+        context: ssl.SSLContext,
+        options: DoorOptions,
+    ) -> None:
+        """`context` is `trust.tls.operator_server_context`: it lets nobody in without a certificate."""
+        super().__init__(spool, context, options)
+        self._trust_list = trust_list
+        self._exists = exists
+
+    async def check_sender(self, session: DoorSession, sender: str) -> Refused | None:
+        """The peer must be listed for the sender's domain; for a null sender, be any listed operator."""
+        name = session.peer_name
+        trust_list = self._trust_list()
+        if name is None:
+            return Refused(refusals.OPERATOR_NOT_LISTED)
+        listed = name in trust_list.operators_of(domain_of(sender)) if sender else trust_list.is_operator(name)
+        return None if listed else Refused(refusals.OPERATOR_NOT_LISTED, domain_of(sender))
+
+    async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
+        if await self._in_thread(self._exists, recipient.lower()):
+            return TargetKind.MAILBOX
+        return Refused(refusals.MAILBOX_UNKNOWN)
+
+    def _peer(self, session: DoorSession) -> str:
+        return str(session.peer_name)
+
+
+class SubmissionDoor(_Door):
+    """Port 587. `exists`, `is_local` and `is_trusted` may block."""
+
+    origin = Origin.SUBMISSION
+    offers_authentication = True
+
+    def __init__(
+        self,
+        spool: Spool,
+        accounts: Accounts,
+        exists: Callable[[str], bool],
+        is_local: Callable[[str], bool],
+        is_trusted: Callable[[str], bool],
+        context: ssl.SSLContext,
+        options: DoorOptions,
+    ) -> None:
+        """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`."""
+        super().__init__(spool, context, options)
+        self._accounts = accounts
+        self._exists = exists
+        self._is_local = is_local
+        self._is_trusted = is_trusted
+
+    async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
+        found = await self._in_thread(self._accounts.authenticate, login, password)
+        if isinstance(found, Refused):
+            return found
+        session.identity = found
+        return None
+
+    async def check_sender(self, session: DoorSession, sender: str) -> Refused | None:
+        """One of the identity's addresses, or null for a receipt (RFC 8098 §3)."""
+        if not sender or await self._in_thread(self._may_sign, session, sender):
+            return None
+        return Refused(refusals.SENDER_NOT_ALLOWED)
+
+    async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
+        return await self._in_thread(self._route, recipient.lower())
+
+    def _route(self, recipient: str) -> TargetKind | Refused:
+        domain = domain_of(recipient)
+        if self._is_local(domain):
+            return TargetKind.MAILBOX if self._exists(recipient) else Refused(refusals.MAILBOX_UNKNOWN)
+        return TargetKind.SMTP if self._is_trusted(domain) else Refused(refusals.RECIPIENT_NOT_TRUSTED, domain)
+
+    def _judge(self, session: DoorSession, header: Entity, author: str) -> Refused | None:
+        return None if self._may_sign(session, author) else Refused(refusals.SENDER_NOT_ALLOWED)
+
+    def _may_sign(self, session: DoorSession, address: str) -> bool:
+        return self._accounts.may_sign_as(_identity(session), address)
+
+    def _peer(self, session: DoorSession) -> str:
+        return _identity(session).id
+
+    def _identified(self, header: Entity, content: bytes) -> tuple[str, bytes]:
+        """A submission server adds what a poor client forgot (RFC 6409 §8)."""
+        message_id, content = super()._identified(header, content)
+        missing = ""
+        if not header.values("message-id"):
+            message_id = f"<{secrets.token_hex(16)}@{self._options.hostname}>"
+            missing += f"Message-ID: {message_id}\r\n"
+        if not header.values("date"):
+            missing += f"Date: {format_datetime(datetime.now(UTC))}\r\n"
+        return message_id, missing.encode() + content
+
+
+def _identity(session: DoorSession) -> Identity:
+    assert isinstance(session.identity, Identity)  # noqa: S101 - MAIL is refused before AUTH
+    return session.identity
+
+
+def _dedup_key(peer: str, transaction: Transaction, content: bytes) -> str:
+    """The same peer sending the same content from and to the same addresses again: a lost reply, not a new message."""
+    digest = sha256()
+    for part in (peer, transaction.sender or "", *sorted(each.address for each in transaction.recipients)):
+        digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
+    digest.update(sha256(content).digest())
+    return digest.hexdigest()

@@ -1,0 +1,252 @@
+"""CMS structures read from BER: positions in the input, nothing copied, nothing decided (RFC 5652, RFC 5083).
+
+Whether an algorithm is acceptable, a key fits or a signature holds is for `smime.enveloped` and `smime.signed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smime import oids
+from trust import der
+from trust.der import Buffer, DerError, Element, context
+
+MAX_RECIPIENTS = 1000
+MAX_SIGNERS = 16
+MAX_CERTIFICATES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """AlgorithmIdentifier (RFC 5280 §4.1.1.2)."""
+
+    oid: str
+    parameters: Element | None
+    """None when absent or NULL."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartyId:
+    """SignerIdentifier or RecipientIdentifier (RFC 5652 §5.3, §6.2.1): either issuer and serial number or a key id."""
+
+    issuer: bytes = b""
+    """DER of the Name."""
+    serial: int = 0
+    key_id: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTransport:
+    """KeyTransRecipientInfo (RFC 5652 §6.2.1)."""
+
+    recipient: PartyId
+    algorithm: Algorithm
+    encrypted_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Enveloped:
+    """EnvelopedData (RFC 5652 §6.1) or AuthEnvelopedData (RFC 5083 §2.1)."""
+
+    authenticated: bool
+    """AuthEnvelopedData."""
+    recipients: tuple[KeyTransport, ...]
+    """Recipients of other kinds (key agreement, KEK, password) are left out."""
+    algorithm: Algorithm
+    content: list[memoryview]
+    """The encrypted content in its chunks."""
+    auth_attributes: bytes
+    """What is authenticated beside the content: the attributes with their tag as SET OF (RFC 5083 §2.2), or empty."""
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    oid: str
+    values: list[Element]
+
+
+@dataclass(frozen=True, slots=True)
+class SignerInfo:
+    """SignerInfo (RFC 5652 §5.3). Unsigned attributes are not read: anybody may have written them."""
+
+    signer: PartyId
+    digest: Algorithm
+    signed_bytes: bytes
+    """The signed attributes with their tag as SET OF, which is what is signed (§5.4); empty when there are none."""
+    attributes: tuple[Attribute, ...]
+    algorithm: Algorithm
+    signature: bytes
+    algorithm_bytes: tuple[bytes, bytes]
+    """Digest and signature AlgorithmIdentifiers as encoded, for RFC 6211."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """SignedData (RFC 5652 §5.1)."""
+
+    digests: frozenset[str]
+    content_type: str
+    content: list[memoryview] | None
+    """In its chunks; None when detached."""
+    certificates: tuple[bytes, ...]
+    signers: tuple[SignerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A content type that is not opened here."""
+
+    content_type: str
+
+
+def read_cms(data: Buffer) -> Enveloped | Signed | Other:
+    """ContentInfo (RFC 5652 §3). Raises DerError on anything malformed or beyond the limits above."""
+    fields = der.read(data).sequence()
+    if len(fields) != 2:
+        raise DerError("ContentInfo")
+    content_type = fields[0].oid()
+    content = fields[1].expect(context(0)).explicit()
+    if content_type == oids.SIGNED_DATA:
+        return _signed(content)
+    if content_type in (oids.ENVELOPED_DATA, oids.AUTH_ENVELOPED_DATA):
+        return _enveloped(content, content_type == oids.AUTH_ENVELOPED_DATA)
+    return Other(content_type)
+
+
+class _Fields:
+    """The fields of a SEQUENCE, taken in order; optional ones only when their tag is next."""
+
+    def __init__(self, element: Element) -> None:
+        self._waiting = list(reversed(element.sequence()))
+
+    def take(self) -> Element:
+        if not self._waiting:
+            raise DerError("a field is missing")
+        return self._waiting.pop()
+
+    def optional(self, *tags: int) -> Element | None:
+        return self._waiting.pop() if self._waiting and self._waiting[-1].tag in tags else None
+
+    def end(self) -> None:
+        if self._waiting:
+            raise DerError("a field too many")
+
+
+def read_algorithm(element: Element) -> Algorithm:
+    """AlgorithmIdentifier. Raises DerError."""
+    fields = element.sequence()
+    if not 1 <= len(fields) <= 2:
+        raise DerError("AlgorithmIdentifier")
+    parameters = fields[1] if len(fields) == 2 and fields[1].tag != der.NULL else None
+    return Algorithm(fields[0].oid(), parameters)
+
+
+def _party(element: Element) -> PartyId:
+    if element.tag == der.SEQUENCE:
+        fields = element.children()
+        if len(fields) != 2:
+            raise DerError("IssuerAndSerialNumber")
+        return PartyId(issuer=bytes(fields[0].expect(der.SEQUENCE).encoded), serial=fields[1].integer())
+    if element.tag in (context(0), context(0, constructed=False)):
+        return PartyId(key_id=b"".join(element.chunks()))
+    raise DerError("recipient or signer identifier")
+
+
+def _retagged(element: Element) -> bytes:
+    """An implicitly tagged SET OF with the tag it is hashed under.
+
+    The elements stay as received, as every other implementation does: sorting them again would make a signature over
+    unsorted attributes fail here alone.
+    """
+    return der.tlv(der.SET, element.content)
+
+
+def _enveloped(element: Element, authenticated: bool) -> Enveloped:
+    fields = _Fields(element)
+    fields.take().integer()  # version: says nothing that the fields do not say
+    fields.optional(context(0))  # originatorInfo
+    infos = fields.take().set()
+    if not 0 < len(infos) <= MAX_RECIPIENTS:
+        raise DerError("number of recipients")
+    recipients = tuple(_key_transport(info) for info in infos if info.tag == der.SEQUENCE)
+    content_info = _Fields(fields.take())
+    content_info.take().oid()
+    algorithm = read_algorithm(content_info.take())
+    content = content_info.optional(context(0), context(0, constructed=False))
+    content_info.end()
+    if content is None:
+        raise DerError("no encrypted content")
+    auth_attributes, mac = b"", b""
+    if authenticated:
+        attributes = fields.optional(context(1))
+        auth_attributes = _retagged(attributes) if attributes is not None else b""
+        mac = fields.take().octets()
+        fields.optional(context(2))
+    else:
+        fields.optional(context(1))
+    fields.end()
+    return Enveloped(authenticated, recipients, algorithm, content.chunks(), auth_attributes, mac)
+
+
+def _key_transport(element: Element) -> KeyTransport:
+    fields = _Fields(element)
+    fields.take().integer()
+    info = KeyTransport(_party(fields.take()), read_algorithm(fields.take()), fields.take().octets())
+    fields.end()
+    return info
+
+
+def _signed(element: Element) -> Signed:
+    fields = _Fields(element)
+    fields.take().integer()
+    digests = frozenset(read_algorithm(algorithm).oid for algorithm in fields.take().set())
+    content_info = _Fields(fields.take())
+    content_type = content_info.take().oid()
+    explicit = content_info.optional(context(0))
+    content_info.end()
+    content = None
+    if explicit is not None:
+        octets = explicit.explicit()
+        if octets.tag & ~der.CONSTRUCTED != der.OCTET_STRING:
+            raise DerError("eContent")
+        content = octets.chunks()
+    certificate_set = fields.optional(context(0))
+    choices = certificate_set.children() if certificate_set is not None else []
+    if len(choices) > MAX_CERTIFICATES:
+        raise DerError("number of certificates")
+    fields.optional(context(1))  # crls
+    infos = fields.take().set()
+    fields.end()
+    if len(infos) > MAX_SIGNERS:
+        raise DerError("number of signers")
+    certificates = tuple(bytes(choice.encoded) for choice in choices if choice.tag == der.SEQUENCE)
+    return Signed(digests, content_type, content, certificates, tuple(_signer(info) for info in infos))
+
+
+def _signer(element: Element) -> SignerInfo:
+    fields = _Fields(element)
+    fields.take().integer()
+    signer = _party(fields.take())
+    digest = fields.take()
+    attributes = fields.optional(context(0))
+    algorithm = fields.take()
+    signature = fields.take().octets()
+    fields.optional(context(1))
+    fields.end()
+    return SignerInfo(
+        signer=signer,
+        digest=read_algorithm(digest),
+        signed_bytes=_retagged(attributes) if attributes is not None else b"",
+        attributes=tuple(_attribute(child) for child in attributes.children()) if attributes is not None else (),
+        algorithm=read_algorithm(algorithm),
+        signature=signature,
+        algorithm_bytes=(bytes(digest.encoded), bytes(algorithm.encoded)),
+    )
+
+
+def _attribute(element: Element) -> Attribute:
+    fields = element.sequence()
+    if len(fields) != 2:
+        raise DerError("Attribute")
+    return Attribute(fields[0].oid(), fields[1].set())

@@ -1,0 +1,332 @@
+"""SignedData: written detached (RFC 8551 §3.5.3), verified detached or opaque (RFC 5652 §5.6).
+
+What is believed comes from the signed attributes, which are required: without them a signature over attributes could be
+passed off as one over a message. Signatures are judged here, and then the certificate's path and the sender's address;
+each step only when the one before held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+from smime import oids
+from smime.addresses import matches
+from smime.cms_read import Algorithm, Attribute, Signed, SignerInfo, read_algorithm
+from smime.identity import identity
+from smime.verdict import Finding, SignatureResult, SignerVerdict
+from trust import der
+from trust.certificates import CertificateValidator, Purpose, mail_addresses
+from trust.der import DerError, context
+from trust.keys import Signer
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+_SHA256 = der.sequence(der.oid(oids.SHA256))
+_RSA_SIGNATURE = der.sequence(der.oid(oids.SHA256_WITH_RSA), der.null())
+_ECDSA_SIGNATURE = der.sequence(der.oid(oids.ECDSA_WITH_SHA256))
+
+
+def _attribute_bytes(attribute: str, value: bytes) -> bytes:
+    return der.sequence(der.oid(attribute), der.tlv(der.SET, value))
+
+
+_CONTENT_TYPE = _attribute_bytes(oids.CONTENT_TYPE, der.oid(oids.DATA))
+_CAPABILITIES = _attribute_bytes(
+    oids.SMIME_CAPABILITIES,
+    der.sequence(*(der.sequence(der.oid(name)) for name in (oids.AES256_GCM, oids.AES128_GCM, oids.AES256_CBC))),
+)
+
+
+@lru_cache(maxsize=1024)
+def _signing_certificate(certificate: x509.Certificate) -> bytes:
+    """signingCertificateV2 (RFC 5035 §3): SHA-256 is the default and therefore not written."""
+    reference = der.sequence(der.octet_string(identity(certificate).sha256))
+    return _attribute_bytes(oids.SIGNING_CERTIFICATE_V2, der.sequence(der.sequence(reference)))
+
+
+def sign_content(content: bytes, signer: Signer, at: datetime | None = None) -> bytes:
+    """DER of a ContentInfo with a detached signature over `content`, signing time `at` or now.
+
+    Raises ValueError when the key is neither RSA of at least 2048 bits nor on an accepted curve.
+    """
+    certificate = signer.certificate
+    public_key = certificate.public_key()
+    if not _acceptable(public_key) or isinstance(public_key, ed25519.Ed25519PublicKey):
+        raise ValueError("signing needs an RSA key of at least 2048 bits or an EC key on an accepted curve")
+    algorithm = _RSA_SIGNATURE if isinstance(public_key, rsa.RSAPublicKey) else _ECDSA_SIGNATURE
+    attributes = der.set_of(
+        (
+            _CONTENT_TYPE,
+            _attribute_bytes(oids.SIGNING_TIME, der.time(at or datetime.now(UTC))),
+            _attribute_bytes(oids.MESSAGE_DIGEST, der.octet_string(hashlib.sha256(content).digest())),
+            _signing_certificate(certificate),
+            _CAPABILITIES,
+        )
+    )
+    signature = signer.sign(attributes, hashes.SHA256())
+    own = identity(certificate)
+    info = der.sequence(
+        der.integer(1),
+        own.issuer_and_serial,
+        _SHA256,
+        bytes((context(0),)) + attributes[1:],  # signed as SET OF, sent as [0] (RFC 5652 §5.4)
+        algorithm,
+        der.octet_string(signature),
+    )
+    certificates = dict.fromkeys((own.encoded, *(identity(link).encoded for link in signer.chain)))
+    signed_data = der.sequence(
+        der.integer(1),
+        der.tlv(der.SET, _SHA256),
+        der.sequence(der.oid(oids.DATA)),
+        der.tlv(context(0), *sorted(certificates)),
+        der.tlv(der.SET, info),
+    )
+    return der.sequence(der.oid(oids.SIGNED_DATA), der.tlv(context(0), signed_data))
+
+
+# --- Verifying -------------------------------------------------------------------------------------------------------
+
+_HASHES: dict[str, hashes.HashAlgorithm] = {
+    oids.SHA256: hashes.SHA256(),
+    oids.SHA384: hashes.SHA384(),
+    oids.SHA512: hashes.SHA512(),
+}
+_RSA_DIGESTS = {
+    oids.SHA256_WITH_RSA: oids.SHA256,
+    oids.SHA384_WITH_RSA: oids.SHA384,
+    oids.SHA512_WITH_RSA: oids.SHA512,
+}
+_ECDSA_DIGESTS = {
+    oids.ECDSA_WITH_SHA256: oids.SHA256,
+    oids.ECDSA_WITH_SHA384: oids.SHA384,
+    oids.ECDSA_WITH_SHA512: oids.SHA512,
+}
+_CURVES = (
+    ec.SECP256R1,
+    ec.SECP384R1,
+    ec.SECP521R1,
+    ec.BrainpoolP256R1,
+    ec.BrainpoolP384R1,
+    ec.BrainpoolP512R1,
+)
+MIN_RSA_BITS = 2048
+MAX_RSA_BITS = 16384
+MAX_RSA_EXPONENT = 1 << 64
+MAX_PSS_SALT = 512
+
+Content = Sequence[bytes | bytearray | memoryview]
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+
+class _UnsoundError(Exception):
+    """A rule that makes the signature invalid."""
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        super().__init__(code)
+        self.finding = Finding(code, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What signers are judged against."""
+
+    validator: CertificateValidator
+    at: datetime
+    """Time of receipt: the path is validated then, whatever time the signer claims."""
+    from_addresses: tuple[str, ...]
+    """Normalised; empty when From is missing or unreadable, which matches nobody."""
+
+
+def verify_signed(signed: Signed, content: Content, expected: Expectation) -> tuple[SignerVerdict, ...]:
+    """Judge every SignerInfo over `content`, given in pieces. No signers, no verdicts: that is not signed."""
+    certificates = _load(signed.certificates)
+    digests: dict[str, bytes] = {}
+    for name in {info.digest.oid for info in signed.signers} & _HASHES.keys():
+        running = hashlib.new(_HASHES[name].name)
+        for piece in content:
+            running.update(piece)
+        digests[name] = running.digest()
+    return tuple(_judge(info, signed, certificates, digests, expected) for info in signed.signers)
+
+
+def _load(encoded: Sequence[bytes]) -> list[x509.Certificate]:
+    """The certificates that can be read; others are as good as absent."""
+    certificates = []
+    for octets in encoded:
+        try:
+            certificates.append(x509.load_der_x509_certificate(octets))
+        except Exception:  # noqa: S112 - the parser has no common error class, and warnings may be errors
+            continue
+    return certificates
+
+
+def _judge(
+    info: SignerInfo,
+    signed: Signed,
+    certificates: list[x509.Certificate],
+    digests: dict[str, bytes],
+    expected: Expectation,
+) -> SignerVerdict:
+    certificate: x509.Certificate | None = None
+    signing_time: datetime | None = None
+    try:
+        signing_time = _check_attributes(info, signed, digests)
+        certificate = _certificate_of(info, certificates)
+        _check_signature(info, certificate)
+    except _UnsoundError as problem:
+        return SignerVerdict(certificate, SignatureResult.INVALID, None, (), signing_time, (problem.finding,))
+    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
+        finding = Finding("malformed-signature")
+        return SignerVerdict(certificate, SignatureResult.INVALID, None, (), signing_time, (finding,))
+    path = expected.validator.validate(certificate, certificates, Purpose.MAIL_SIGNATURE, expected.at)
+    addresses = mail_addresses(certificate)
+    findings: tuple[Finding, ...] = ()
+    if not path.ok:
+        result = SignatureResult.UNTRUSTED
+        findings = (Finding("path-refused", path.rule),)
+    elif expected.from_addresses and all(matches(address, addresses) for address in expected.from_addresses):
+        result = SignatureResult.VALID
+    else:
+        result = SignatureResult.MISMATCH
+        findings = (_mismatch(expected.from_addresses, addresses),)
+    return SignerVerdict(certificate, result, path, addresses, signing_time, findings)
+
+
+def _mismatch(from_addresses: tuple[str, ...], addresses: tuple[str, ...]) -> Finding:
+    if not addresses:
+        return Finding("certificate-without-address")
+    lowered = [address.lower() for address in addresses]
+    if from_addresses and all(matches(address.lower(), lowered) for address in from_addresses):
+        return Finding("from-differs-by-case")
+    return Finding("from-not-in-certificate")
+
+
+def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes]) -> datetime | None:
+    """RFC 5652 §5.6 and §11, RFC 6211. Returns the claimed signing time."""
+    if info.digest.oid not in digests or info.digest.oid not in signed.digests:
+        raise _UnsoundError("digest-algorithm", info.digest.oid)
+    if not info.attributes:
+        raise _UnsoundError("no-signed-attributes")
+    content_type = _single(info, oids.CONTENT_TYPE)
+    if content_type is None or content_type.values[0].oid() != signed.content_type:
+        raise _UnsoundError("content-type-attribute")
+    digest = _single(info, oids.MESSAGE_DIGEST)
+    if digest is None:
+        raise _UnsoundError("message-digest-attribute")
+    if digest.values[0].octets() != digests[info.digest.oid]:
+        raise _UnsoundError("content-altered")
+    protection = _single(info, oids.ALGORITHM_PROTECTION)
+    if protection is not None:
+        fields = protection.values[0].sequence()
+        protected = tuple(der.tlv(der.SEQUENCE, field.content) for field in fields)
+        if len(fields) != 2 or fields[1].tag != context(1) or protected != info.algorithm_bytes:
+            raise _UnsoundError("algorithm-protection")
+    time = _single(info, oids.SIGNING_TIME)
+    return time.values[0].time() if time is not None else None
+
+
+def _single(info: SignerInfo, oid: str) -> Attribute | None:
+    """The attribute of that type, which must then occur once and with one value."""
+    found = [attribute for attribute in info.attributes if attribute.oid == oid]
+    if len(found) > 1 or (found and len(found[0].values) != 1):
+        raise _UnsoundError("repeated-attribute", oid)
+    return found[0] if found else None
+
+
+def _certificate_of(info: SignerInfo, certificates: list[x509.Certificate]) -> x509.Certificate:
+    """The signer's certificate among those sent along, the one signingCertificate means (RFC 5035 §5)."""
+    named = []
+    for certificate in certificates:
+        try:
+            if identity(certificate).is_named_by(info.signer):
+                named.append(certificate)
+        except ValueError:
+            continue
+    if not named:
+        raise _UnsoundError("no-certificate")
+    references = [
+        _certificate_hash(attribute.values[0].sequence()[0].sequence()[0].sequence(), default)
+        for oid, default in ((oids.SIGNING_CERTIFICATE_V2, oids.SHA256), (oids.SIGNING_CERTIFICATE, oids.SHA1))
+        if (attribute := _single(info, oid)) is not None
+    ]
+    for certificate in named:
+        encoded = identity(certificate).encoded
+        if all(hashlib.new(name, encoded).digest() == digest for name, digest in references):
+            return certificate
+    raise _UnsoundError("signing-certificate-attribute")
+
+
+_REFERENCE_HASHES = {oids.SHA1: "sha1", oids.SHA256: "sha256", oids.SHA384: "sha384", oids.SHA512: "sha512"}
+
+
+def _certificate_hash(fields: list[der.Element], default: str) -> tuple[str, bytes]:
+    """Hash name and value of an ESSCertID or ESSCertIDv2; SHA-1 only where version 1 has no choice (RFC 2634 §5.4)."""
+    if not fields:
+        raise DerError("ESSCertID")
+    oid = default
+    if fields[0].tag == der.SEQUENCE:
+        oid = read_algorithm(fields.pop(0)).oid
+    if not fields or oid not in _REFERENCE_HASHES or (oid == oids.SHA1 and default != oids.SHA1):
+        raise DerError("ESSCertID")
+    return _REFERENCE_HASHES[oid], fields[0].octets()
+
+
+def _acceptable(key: object) -> bool:
+    """Kinds and sizes of keys whose signatures mean something, and cannot be made expensive to verify."""
+    if isinstance(key, rsa.RSAPublicKey):
+        exponent = key.public_numbers().e
+        return MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS and 3 <= exponent < MAX_RSA_EXPONENT and exponent % 2 == 1
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return isinstance(key.curve, _CURVES)
+    return isinstance(key, ed25519.Ed25519PublicKey)
+
+
+def _check_signature(info: SignerInfo, certificate: x509.Certificate) -> None:
+    key = certificate.public_key()
+    if not _acceptable(key):
+        raise _UnsoundError("weak-key")
+    oid, digest = info.algorithm.oid, info.digest.oid
+    try:
+        if isinstance(key, rsa.RSAPublicKey) and oid == oids.RSASSA_PSS:
+            key.verify(info.signature, info.signed_bytes, _pss(info.algorithm, digest), _HASHES[digest])
+        elif isinstance(key, rsa.RSAPublicKey) and (oid == oids.RSA_ENCRYPTION or _RSA_DIGESTS.get(oid) == digest):
+            key.verify(info.signature, info.signed_bytes, padding.PKCS1v15(), _HASHES[digest])
+        elif isinstance(key, ec.EllipticCurvePublicKey) and _ECDSA_DIGESTS.get(oid) == digest:
+            key.verify(info.signature, info.signed_bytes, ec.ECDSA(_HASHES[digest]))
+        elif isinstance(key, ed25519.Ed25519PublicKey) and oid == oids.ED25519:
+            key.verify(info.signature, info.signed_bytes)
+        else:
+            raise _UnsoundError("signature-algorithm", oid)
+    except InvalidSignature:
+        raise _UnsoundError("signature-wrong") from None
+
+
+def _pss(algorithm: Algorithm, digest: str) -> padding.PSS:
+    """RSASSA-PSS-params (RFC 4056 §3): one hash throughout, any sensible salt, trailer 1."""
+    digest_used = mask = oids.SHA1
+    salt, trailer = 20, 1
+    for field in algorithm.parameters.sequence() if algorithm.parameters is not None else ():
+        value = field.explicit()
+        if field.tag == context(0):
+            digest_used = read_algorithm(value).oid
+        elif field.tag == context(1):
+            generator = read_algorithm(value)
+            if generator.oid != oids.MGF1 or generator.parameters is None:
+                raise _UnsoundError("pss-parameters")
+            mask = read_algorithm(generator.parameters).oid
+        elif field.tag == context(2):
+            salt = value.integer()
+        elif field.tag == context(3):
+            trailer = value.integer()
+    if digest_used != digest or mask != digest or trailer != 1 or not 0 <= salt <= MAX_PSS_SALT:
+        raise _UnsoundError("pss-parameters")
+    return padding.PSS(padding.MGF1(_HASHES[digest]), salt)

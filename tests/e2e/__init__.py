@@ -1,0 +1,1 @@
+"""Everything together: `relais up` as its own process, spoken to only through the doors partners and clients use."""

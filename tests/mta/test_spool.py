@@ -1,0 +1,230 @@
+"""The spool's guarantees, on a real database and real files."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from mta import refusals
+from mta.delivery import Accepted, Duplicate, NewDelivery
+from mta.message import Deferred, Delivered, DeliveryState, Failed, TargetKind
+from mta.spool import Spool
+from trust.refusals import Refused
+from trust.store.blobs import BlobStore
+
+from .conftest import Clock, MakeSpool, submission
+
+UNREACHABLE = Refused(refusals.UNREACHABLE, "connect: refused")
+
+
+def accepted(spool: Spool, *recipients: str, key: str = "k", **more: object) -> Accepted:
+    kept = spool.accept(submission(*recipients, key=key, **more))
+    assert isinstance(kept, Accepted)
+    return kept
+
+
+def kinds(spool: Spool, spool_id: str) -> list[str]:
+    return [step.kind for step in spool.steps(spool_id)]
+
+
+def test_what_was_accepted_comes_back_whole(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    kept = accepted(
+        spool,
+        "b@op2.example",
+        "c@op3.example",
+        content=b"From: a@labo.example\r\n\r\n" + bytes(range(256)) * 100,
+        envelope_id="E+201",
+        flags=("RET=HDRS",),
+    )
+    leases = spool.claim(10, 60)
+    assert {lease.recipient for lease in leases} == {"b@op2.example", "c@op3.example"}
+    assert {lease.message_id for lease in leases} == set(kept.message_ids)
+    assert len(set(kept.message_ids)) == 2
+    first = leases[0]
+    assert (first.sender, first.peer, first.envelope_id, first.flags) == (
+        "a@labo.example",
+        "account-a",
+        "E+201",
+        ("RET=HDRS",),
+    )
+    assert spool.content(first).endswith(bytes(range(256)))
+    assert spool.prepared(first) is None
+    assert first.attempts == 0
+
+
+def test_one_key_is_one_submission_for_ever(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    kept = accepted(spool, reply=b"MSA|AA|1")
+    again = spool.accept(submission("z@other.example", reply=b"another reply"))
+    assert again == Duplicate(kept.spool_id, b"MSA|AA|1")
+    assert spool.duplicate_of("k") == again
+    assert spool.duplicate_of("unknown") is None
+    assert len(spool.claim(10, 60)) == 1
+
+
+def test_concurrent_accepts_of_one_key_give_one_accepted(make_spool: MakeSpool, blobs: BlobStore) -> None:
+    spool = make_spool()
+    with ThreadPoolExecutor(16) as threads:
+        results = list(threads.map(lambda n: spool.accept(submission(key=f"k{n % 4}")), range(64)))
+    assert sum(isinstance(result, Accepted) for result in results) == 4
+    assert {result.spool_id for result in results} == {r.spool_id for r in results if isinstance(r, Accepted)}
+    assert len(list(blobs.ids())) == 4, "the losers' blobs are gone"
+
+
+def test_a_failing_companion_write_keeps_nothing(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+
+    def fail(connection: Connection) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        spool.accept(submission(), also=fail)
+    assert spool.duplicate_of("k") is None
+    assert spool.claim(10, 60) == []
+
+
+def test_a_repeated_external_id_is_told(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    assert not accepted(spool, key="1", external_id="MSG1").repeated_external_id
+    assert accepted(spool, key="2", external_id="MSG1").repeated_external_id
+    assert not accepted(spool, key="3", external_id="MSG2").repeated_external_id
+
+
+def test_an_impossible_recipient_is_failed_at_once(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    wanted = submission("b@op2.example")
+    refused = NewDelivery("x@gmail.example", TargetKind.SMTP, Refused(refusals.RECIPIENT_NOT_TRUSTED, "gmail.example"))
+    kept = spool.accept(
+        type(wanted)(**{f: getattr(wanted, f) for f in wanted.__slots__} | {"deliveries": (*wanted.deliveries, refused)})
+    )
+    good, bad = spool.deliveries(kept.spool_id)
+    assert (good.state, bad.state) == (DeliveryState.READY, DeliveryState.FAILED)
+    assert (bad.code, bad.detail) == ("mta.recipient-not-trusted", "gmail.example")
+    assert [lease.recipient for lease in spool.claim(10, 60)] == ["b@op2.example"]
+
+
+def test_a_lease_is_exclusive_until_it_expires(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    accepted(spool)
+    (first,) = spool.claim(10, 60)
+    assert spool.claim(10, 60) == []
+    assert spool.next_due() == pytest.approx(clock.now + 60)
+    clock.now += 61
+    (second,) = spool.claim(10, 60)
+    assert second.delivery_id == first.delivery_id
+    assert not spool.keep_prepared(first, b"stale", {})
+    assert not spool.settle(first, Delivered())
+    assert spool.keep_prepared(second, b"fresh", {"verdict": "x"})
+    assert spool.settle(second, Delivered("250 ok"))
+    assert not spool.settle(second, Failed(UNREACHABLE)), "a settled lease is over"
+    (record,) = spool.deliveries(first.spool_id)
+    assert (record.state, record.attempts, record.facts) == (DeliveryState.DELIVERED, 1, {"verdict": "x"})
+
+
+def test_concurrent_claims_share_nothing(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    for n in range(40):
+        accepted(spool, key=str(n))
+    with ThreadPoolExecutor(8) as threads:
+        batches = list(threads.map(lambda _: spool.claim(7, 60), range(12)))
+    ids = [lease.delivery_id for batch in batches for lease in batch]
+    assert len(ids) == len(set(ids)) == 40
+
+
+def test_deferred_waits_as_the_schedule_says_with_the_same_bytes(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    kept = accepted(spool)
+    (lease,) = spool.claim(10, 60)
+    assert spool.keep_prepared(lease, b"protected", {})
+    assert spool.settle(lease, Deferred(UNREACHABLE))
+    assert spool.claim(10, 60) == []
+    assert spool.next_due() == pytest.approx(clock.now + 10)
+    clock.now += 10
+    (again,) = spool.claim(10, 60)
+    assert (again.attempts, spool.prepared(again), again.message_id) == (1, b"protected", lease.message_id)
+    assert spool.settle(again, Deferred(UNREACHABLE, retry_after=33))
+    assert spool.next_due() == pytest.approx(clock.now + 33)
+    assert kinds(spool, kept.spool_id) == ["accept", "attempt", "prepare", "deferred", "attempt", "deferred"]
+
+
+def test_a_delivery_expires(make_spool: MakeSpool, clock: Clock) -> None:
+    ended: list[str] = []
+    spool = make_spool(clock=clock, on_end=lambda connection, lease, outcome: ended.append(type(outcome).__name__))
+    kept = accepted(spool)
+    clock.now += 95
+    (lease,) = spool.claim(10, 60)
+    assert spool.settle(lease, Deferred(UNREACHABLE))
+    (record,) = spool.deliveries(kept.spool_id)
+    assert (record.state, record.code) == (DeliveryState.FAILED, "mta.expired")
+    assert "mta.unreachable" in record.detail
+    assert ended == ["Failed"]
+
+
+def test_released_and_recovered_deliveries_are_due_at_once(make_spool: MakeSpool) -> None:
+    spool, other = make_spool(), make_spool(node="n2")
+    woken: list[int] = []
+    spool.listen(lambda: woken.append(1))
+    accepted(spool, key="1")
+    accepted(spool, key="2")
+    (released,) = spool.claim(1, 600)
+    spool.release([released])
+    assert {lease.attempts for lease in spool.claim(10, 600)} == {0}
+    assert other.recover() == 0, "another node's leases are not ours to free"
+    assert spool.recover() == 2
+    assert len(spool.claim(10, 600)) == 2
+    assert len(woken) == 4
+
+
+def test_a_saturated_destination_is_not_claimed_for(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    for n in range(30):
+        accepted(spool, "b@slow.example", key=str(n))
+    accepted(spool, "b@fast.example", key="last")
+    leases = spool.claim(5, 60, skip={"smtp:slow.example"})
+    assert [lease.recipient for lease in leases] == ["b@fast.example"]
+
+
+def test_trace_finds_by_external_id_and_message_id(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    one = accepted(spool, key="1", external_id="MSG1")
+    two = accepted(spool, key="2", message_id="<given@labo.example>")
+    assert two.message_ids == ("<given@labo.example>",)
+    assert spool.find("MSG1") == [one.spool_id]
+    assert spool.find(one.message_ids[0]) == [one.spool_id]
+    assert spool.find("<given@labo.example>") == [two.spool_id]
+    assert spool.find("") == spool.find("nothing") == []
+    assert spool.counts() == {DeliveryState.READY: 2, DeliveryState.DELIVERED: 0, DeliveryState.FAILED: 0}
+
+
+def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None:
+    spool = make_spool()
+    matricule = "279035121518989"
+    accepted(
+        spool,
+        f"{matricule}@patient.example",
+        content=b"From: a@labo.example\r\nSubject: Glycemie DURAND\r\n\r\nsecret\r\n",
+        reply=b"MSA|AA|reply-secret",
+    )
+    with sqlite3.connect(tmp_path / "relais.db") as plain:
+        plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    plain.close()
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            stored = file.read_bytes()
+            for word in (matricule.encode(), b"DURAND", b"secret", b"a@labo.example", b"account-a"):
+                assert word not in stored, file.name
+
+
+def test_steps_keep_no_control_characters(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    kept = accepted(spool)
+    (lease,) = spool.claim(1, 60)
+    assert spool.settle(lease, Failed(Refused(refusals.REMOTE_REFUSED, "550 no\r\nforged\x00" + "x" * 1000)))
+    detail = spool.steps(kept.spool_id)[-1].detail
+    assert detail.isprintable()
+    assert len(detail) == 500

@@ -1,0 +1,241 @@
+"""The worker over a real spool: order of stages, stable bytes, faults, fairness, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from mta import refusals
+from mta.message import (
+    Deferred,
+    Delivered,
+    DeliveryState,
+    Failed,
+    Message,
+    Origin,
+    Outcome,
+    Phase,
+    Stage,
+    Target,
+    TargetKind,
+)
+from mta.schedule import RetrySchedule
+from mta.spool import Spool
+from mta.worker import Worker, WorkerOptions
+from trust.refusals import Refused
+
+from .conftest import MakeSpool, submission
+
+AT_ONCE = RetrySchedule(pauses=(0.01,), jitter=0.0, lifetime=100.0)
+
+
+class Recorder:
+    """A target that answers as scripted, then takes everything."""
+
+    def __init__(self, *script: Outcome | Exception) -> None:
+        self.script = list(script)
+        self.seen: list[Message] = []
+
+    async def deliver(self, message: Message) -> Outcome:
+        self.seen.append(message)
+        answer = self.script.pop(0) if self.script else Delivered("250 taken")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Mark:
+    """A stage that writes its name and the phase into the content, or answers as scripted."""
+
+    def __init__(self, name: str, *script: Refused | Exception) -> None:
+        self.name, self.script, self.runs = name, list(script), 0
+
+    async def apply(self, message: Message, phase: Phase) -> Message | Refused:
+        self.runs += 1
+        if self.script:
+            answer = self.script.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        content = message.content + f" {self.name}:{phase.value}".encode()
+        return replace(message, content=content, facts={**message.facts, self.name: "ran"})
+
+
+@asynccontextmanager
+async def working(
+    spool: Spool, stages: Sequence[Stage], target: Target, **options: float
+) -> AsyncIterator[Worker]:
+    options = {"poll_seconds": 0.2, "pause_after_error_seconds": 0.01} | options
+    targets = dict.fromkeys(TargetKind, target)
+    worker = Worker(spool, stages, targets, WorkerOptions(**options))  # type: ignore[arg-type]
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        await worker.stop(5)
+        await running
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def ended(spool: Spool, n: int) -> Callable[[], bool]:
+    def check() -> bool:
+        counts = spool.counts()
+        return counts[DeliveryState.DELIVERED] + counts[DeliveryState.FAILED] == n
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("origin", "target", "phases"),
+    [
+        (Origin.MLLP, TargetKind.SMTP, "enrich protect"),
+        (Origin.SUBMISSION, TargetKind.SMTP, "enrich protect"),
+        (Origin.SUBMISSION, TargetKind.MAILBOX, "enrich protect open screen"),
+        (Origin.OPERATOR, TargetKind.MAILBOX, "open screen"),
+        (Origin.MLLP, TargetKind.DOSSIER, ""),
+    ],
+)
+async def test_each_road_has_its_phases(make_spool: MakeSpool, origin: Origin, target: TargetKind, phases: str) -> None:
+    spool, recorder = make_spool(schedule=AT_ONCE), Recorder()
+    spool.accept(submission(origin=origin, target=target, content=b"c"))
+    async with working(spool, [Mark("a"), Mark("b")], recorder):
+        await until(ended(spool, 1))
+    expected = b"c" + b"".join(f" a:{phase} b:{phase}".encode() for phase in phases.split())
+    assert [message.content for message in recorder.seen] == [expected]
+
+
+async def test_every_retry_sends_the_same_bytes(make_spool: MakeSpool) -> None:
+    later = Deferred(Refused(refusals.UNREACHABLE))
+    spool, recorder, stage = make_spool(schedule=AT_ONCE), Recorder(later, later), Mark("once")
+    spool.accept(submission(envelope_id="E1", flags=("RET=HDRS",)))
+    async with working(spool, [stage], recorder):
+        await until(ended(spool, 1))
+    assert len(recorder.seen) == 3
+    assert len({(m.content, m.message_id, m.delivery_id) for m in recorder.seen}) == 1
+    assert stage.runs == 2, "one run for each of the two phases, none for the retries"
+    assert all(m.facts == {"once": "ran", "dsn.envid": "E1", "dsn.ret": "HDRS"} for m in recorder.seen)
+
+
+async def test_refusals_of_stages_and_targets_end_or_defer(make_spool: MakeSpool) -> None:
+    spool, recorder = make_spool(schedule=AT_ONCE), Recorder(Failed(Refused(refusals.REMOTE_REFUSED, "550 no")))
+    stage = Mark("s", Refused(refusals.DIRECTORY_UNAVAILABLE), Refused(refusals.HEADER_INVALID))
+    first = spool.accept(submission(key="1"))
+    async with working(spool, [stage], recorder):
+        await until(ended(spool, 1))
+        second = spool.accept(submission(key="2"))
+        await until(ended(spool, 2))
+    assert [step.code for step in spool.steps(first.spool_id) if step.code] == [
+        "mta.directory-unavailable",
+        "mta.header-invalid",
+    ]
+    (record,) = spool.deliveries(second.spool_id)
+    assert (record.state, record.code, record.detail) == (DeliveryState.FAILED, "mta.remote-refused", "550 no")
+
+
+async def test_a_bug_is_retried_and_logged_without_content(
+    make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = make_spool(schedule=AT_ONCE)
+    recorder, stage = Recorder(ValueError("body says DURAND")), Mark("s", KeyError("Subject: DURAND"))
+    kept = spool.accept(submission())
+    with caplog.at_level(logging.DEBUG):
+        async with working(spool, [stage], recorder):
+            await until(ended(spool, 1))
+    assert [step.detail for step in spool.steps(kept.spool_id) if step.code] == ["KeyError", "ValueError"]
+    assert "KeyError" in caplog.text
+    assert "DURAND" not in caplog.text
+
+
+async def test_a_hanging_attempt_is_cut_before_its_lease_ends(make_spool: MakeSpool) -> None:
+    class Hanging(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            self.seen.append(message)
+            if len(self.seen) == 1:
+                await asyncio.Event().wait()
+            return Delivered()
+
+    spool, target = make_spool(schedule=AT_ONCE), Hanging()
+    kept = spool.accept(submission())
+    async with working(spool, [], target, attempt_seconds=0.1, lease_seconds=30):
+        await until(ended(spool, 1))
+    assert "mta.attempt-timeout" in {step.code for step in spool.steps(kept.spool_id)}
+
+
+async def test_a_slow_destination_does_not_delay_another(make_spool: MakeSpool) -> None:
+    gate = asyncio.Event()
+
+    class Slow(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            if message.recipient.endswith("@slow.example"):
+                await gate.wait()
+            return await super().deliver(message)
+
+    spool, target = make_spool(schedule=AT_ONCE), Slow()
+    for n in range(60):
+        spool.accept(submission("b@slow.example", key=f"slow{n}"))
+    async with working(spool, [], target, per_destination=2, concurrency=4, batch=5):
+        for n in range(20):
+            spool.accept(submission("b@fast.example", key=f"fast{n}"))
+        await until(lambda: len(target.seen) == 20)
+        assert {message.recipient for message in target.seen} == {"b@fast.example"}
+        gate.set()
+        await until(ended(spool, 80))
+    assert len({message.delivery_id for message in target.seen}) == len(target.seen) == 80
+
+
+async def test_stopping_gives_back_what_was_not_begun_and_lets_run_what_was(make_spool: MakeSpool) -> None:
+    gate = asyncio.Event()
+
+    class Gated(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            self.seen.append(message)
+            await gate.wait()
+            return Delivered()
+
+    spool, target = make_spool(schedule=AT_ONCE), Gated()
+    for n in range(6):
+        spool.accept(submission(key=str(n)))
+    worker = Worker(spool, [], {TargetKind.SMTP: target}, WorkerOptions(per_destination=2))
+    running = asyncio.create_task(worker.run())
+    await until(lambda: len(target.seen) == 2)
+    stopping = asyncio.create_task(worker.stop(5))
+    await asyncio.sleep(0)
+    gate.set()
+    await stopping
+    await running
+    assert spool.counts()[DeliveryState.DELIVERED] == 2
+    assert len(spool.claim(10, 60)) == 4, "due at once, under nobody's lease"
+
+
+async def test_a_stuck_delivery_does_not_hold_up_the_stop(make_spool: MakeSpool) -> None:
+    class Stuck(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            self.seen.append(message)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    spool, target = make_spool(schedule=AT_ONCE), Stuck()
+    spool.accept(submission())
+    worker = Worker(spool, [], {TargetKind.SMTP: target})
+    running = asyncio.create_task(worker.run())
+    await until(lambda: bool(target.seen))
+    await worker.stop(0.05)
+    await running
+    assert spool.claim(1, 60) == []
+    assert spool.recover() == 1
+    assert len(spool.claim(1, 60)) == 1
+
+
+def test_a_lease_shorter_than_an_attempt_is_refused() -> None:
+    with pytest.raises(ValueError, match="lease"):
+        WorkerOptions(attempt_seconds=10, lease_seconds=10)

@@ -1,0 +1,185 @@
+"""Logins, locks and ownership."""
+
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+import pytest
+from argon2 import PasswordHasher
+from sqlalchemy import select
+
+from trust.accounts import Accounts, Identity, NameTakenError
+from trust.catalogue import ACCOUNT_LOCKED, AUTHENTICATION_FAILED, CATALOGUE
+from trust.refusals import Refused, join_catalogues
+from trust.store import metadata
+from trust.store.database import Database
+from trust.tables import credentials, identities, identity_addresses
+
+QUICK = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+FAILED = Refused(AUTHENTICATION_FAILED)
+LOCKED = Refused(ACCOUNT_LOCKED)
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/relais.db")
+    metadata.create_all(database.engine, tables=[identities, identity_addresses, credentials])
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def accounts(database, clock):
+    accounts = Accounts(database, clock=clock, hasher=QUICK)
+    accounts.create("dr.fictif", ["Dr.Fictif@Cabinet.example", "secretariat@cabinet.example"], "bon café")
+    accounts.create("labo", ["labo@labo.example"], None)
+    return accounts
+
+
+DOCTOR = Identity("dr.fictif", ("dr.fictif@cabinet.example", "secretariat@cabinet.example"))
+
+
+@pytest.mark.parametrize(
+    "login", ["dr.fictif", "DR.FICTIF", "dr.fictif@cabinet.example", "SECRETARIAT@cabinet.EXAMPLE"]
+)
+def test_login(accounts, login) -> None:
+    assert accounts.authenticate(login, "bon café") == DOCTOR
+    assert accounts.authenticate(login, "Bon café") == FAILED
+
+
+def test_accents_may_be_composed_otherwise(accounts) -> None:
+    assert accounts.authenticate("dr.fictif", "bon\u00a0cafe\u0301") == DOCTOR
+
+
+@pytest.mark.parametrize("password", ["", "x" * 5000, "\udc80", "bon café\0", "bon café "])
+def test_strange_passwords(accounts, password) -> None:
+    assert accounts.authenticate("dr.fictif", password) == FAILED
+
+
+@pytest.mark.parametrize("login", ["labo", "labo@labo.example", "nobody", "", "%", "'; --"])
+def test_who_has_no_password_does_not_log_in(accounts, login) -> None:
+    for _ in range(7):
+        assert accounts.authenticate(login, "") == FAILED
+
+
+def test_the_password_is_argon2id_only(accounts, database, tmp_path) -> None:
+    stored = database.read(lambda c: c.scalar(select(credentials.c.password_hash)))
+    assert stored.startswith("$argon2id$")
+    database.close()
+    assert "café".encode() not in (tmp_path / "relais.db").read_bytes()
+
+
+def test_lock_and_release(accounts, database, clock) -> None:
+    for _ in range(4):
+        assert accounts.authenticate("dr.fictif", "wrong") == FAILED
+    assert accounts.authenticate("dr.fictif", "bon café") == DOCTOR
+    for login in ("dr.fictif", "dr.fictif@cabinet.example", "secretariat@cabinet.example", "dr.fictif", "DR.FICTIF"):
+        assert accounts.authenticate(login, "wrong") == FAILED
+    assert accounts.authenticate("dr.fictif", "wrong") == LOCKED
+    assert accounts.authenticate("dr.fictif", "bon café") == LOCKED
+    restarted = Accounts(database, clock=clock, hasher=QUICK)
+    clock.now += 899
+    assert restarted.authenticate("secretariat@cabinet.example", "bon café") == LOCKED
+    clock.now += 1
+    assert restarted.authenticate("dr.fictif", "wrong") == FAILED
+    assert restarted.authenticate("dr.fictif", "bon café") == DOCTOR
+
+
+def test_old_failures_are_forgotten(accounts, clock) -> None:
+    for _ in range(10):
+        assert accounts.authenticate("dr.fictif", "wrong") == FAILED
+        clock.now += 901
+    assert accounts.authenticate("dr.fictif", "bon café") == DOCTOR
+
+
+def test_parallel_guesses_win_nothing(accounts) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: accounts.authenticate("dr.fictif", "wrong"), range(40)))
+    assert answers.count(FAILED) == 5
+    assert answers.count(LOCKED) == 35
+
+
+def test_parallel_good_logins_all_pass(accounts) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: accounts.authenticate("dr.fictif", "bon café"), range(40))) == {DOCTOR}
+
+
+def test_an_unknown_login_takes_as_long(database) -> None:
+    accounts = Accounts(database, hasher=PasswordHasher(time_cost=4, memory_cost=16384, parallelism=1), max_failures=99)
+    accounts.create("known", [], "right")
+
+    def shortest(login) -> float:
+        times = []
+        for _ in range(5):
+            start = perf_counter()
+            assert accounts.authenticate(login, "wrong") == FAILED
+            times.append(perf_counter() - start)
+        return min(times)
+
+    known, unknown = shortest("known"), shortest("unknown")
+    assert unknown > known / 2
+
+
+def test_ownership(accounts) -> None:
+    labo = Identity("labo", ("labo@labo.example",))
+    assert accounts.by_address("SECRETARIAT@CABINET.EXAMPLE") == DOCTOR
+    assert accounts.by_address("labo@labo.example") == labo
+    assert accounts.by_address("dr.fictif") is None
+    assert accounts.by_address("x@cabinet.example") is None
+    for asked in (accounts.may_use, accounts.may_sign_as):
+        assert asked(DOCTOR, "Secretariat@cabinet.example")
+        assert not asked(labo, "secretariat@cabinet.example")
+        assert not asked(labo, "x@cabinet.example")
+    assert accounts.addresses() == ("dr.fictif@cabinet.example", "labo@labo.example", "secretariat@cabinet.example")
+
+
+def test_creating_again_replaces(accounts) -> None:
+    for _ in range(6):
+        accounts.authenticate("dr.fictif", "wrong")
+    accounts.create("Dr.Fictif", ["nouveau@cabinet.example"], "autre")
+    assert accounts.authenticate("dr.fictif", "bon café") == FAILED
+    assert accounts.authenticate("dr.fictif", "autre") == Identity("dr.fictif", ("nouveau@cabinet.example",))
+    assert not accounts.may_use(DOCTOR, "secretariat@cabinet.example")  # revoked, whatever the old value says
+    accounts.create("dr.fictif", ["nouveau@cabinet.example"], None)
+    assert accounts.authenticate("dr.fictif", "autre") == FAILED
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses"),
+    [("autre", ["labo@labo.example"]), ("LABO@labo.example", []), ("autre", ["x@y.example", "Labo"])],
+)
+def test_a_login_means_one_identity(accounts, name, addresses) -> None:
+    with pytest.raises(NameTakenError):
+        accounts.create(name, addresses, "secret")
+    assert accounts.authenticate(name, "secret") == FAILED
+
+
+def test_an_identity_may_be_named_by_its_own_address(accounts) -> None:
+    accounts.create("a@x.example", ["A@x.example", "a@x.example"], "secret")
+    accounts.create("a@x.example", ["A@x.example"], "secret")
+    assert accounts.authenticate("a@x.example", "secret") == Identity("a@x.example", ("a@x.example",))
+
+
+@pytest.mark.parametrize("password", ["", "é" * 513])
+def test_bad_new_passwords(accounts, password) -> None:
+    with pytest.raises(ValueError, match="a password has 1 to 1024 bytes"):
+        accounts.create("new", [], password)
+
+
+def test_catalogue() -> None:
+    assert join_catalogues([CATALOGUE])
+    for refusal in CATALOGUE:
+        assert refusal.enhanced[0] == str(refusal.smtp)[0]
+        assert refusal.text.isascii()
+        assert refusal.permanent == (refusal.hl7.value == "AE")
