@@ -226,8 +226,7 @@ def _pdf(root: etree._Element, findings: list[Finding]) -> bytes | None:
     for element in candidates:
         if element.get("mediaType", "").strip().lower() != "application/pdf" or element.get("representation") != "B64":
             continue
-        text = "".join(str(t) for t in element.itertext(etree.Element))
-        decoded = decode_base64(text.strip().encode("ascii", "replace"))
+        decoded = decode_base64((element.text or "").encode("ascii", "replace"))
         if decoded is not None and decoded.data.startswith(b"%PDF-"):
             return decoded.data
         findings.append(Finding("pdf-unreadable", f"ClinicalDocument//{etree.QName(element).localname}"))

@@ -94,14 +94,12 @@ def _narrative_lines(text: etree._Element) -> list[str]:
     pieces: list[str] = []
     for event, element in etree.iterwalk(text, events=("start", "end", "comment", "pi")):
         if event in ("comment", "pi"):
-            pieces.append((element.tail or "") if element is not text else "")
+            pieces.append(_flat(element.tail))
             continue
         name = etree.QName(element).localname
         if event == "start":
             if name in _LINES:
                 pieces.append("\n")
-            if not isinstance(element.tag, str):
-                continue
             pieces.append(_flat(element.text))
         else:
             if name in _LINES and name != "br":
@@ -110,7 +108,7 @@ def _narrative_lines(text: etree._Element) -> list[str]:
                 pieces.append(" | ")
             if element is not text:
                 pieces.append(_flat(element.tail))
-    lines = ("".join(pieces)).split("\n")
+    lines = "".join(pieces).split("\n")
     return [tidy for line in lines if (tidy := " ".join(line.split()).removesuffix("|").rstrip())]
 
 

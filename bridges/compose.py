@@ -38,6 +38,7 @@ _DOUBTFUL = frozenset({"PROV", "VIDE", "DOUT", "FICTI", "ANOM"})
 _SUBJECT_LABEL = 40
 _WORD_BYTES = 39
 """UTF-8 bytes of one encoded-word: 52 base64 characters, 64 with its envelope, which fits beside `Subject: `."""
+_LONG_WORD = 60
 _LINE = 76
 
 
@@ -65,7 +66,7 @@ def compose(
     at: datetime,
     options: ComposeOptions,
 ) -> bytes:
-    """The whole message: CRLF lines of at most 78 characters, ASCII only, the same bytes for the same arguments.
+    """The whole message: ASCII on CRLF lines, 78 characters unless one name is longer, the same bytes each time.
 
     `at` (aware) is the Date and the submission time; `message_id` has its angle brackets. Raises ValueError when an
     address or the Message-ID is not what RFC 5322 allows: the caller has already resolved them.
@@ -126,7 +127,7 @@ def _pdf_stem(patient: PatientIdentity, document: Document) -> str:
     date = (document.service_start or document.created).strip()[:8]
     parts = (
         date if date.isascii() and date.isdigit() else "",
-        file_part(type_label(document.type_code, document.type_label)),
+        file_part(type_label(document.type_code, document.type_label), 30),
         file_part(_birth_name(patient)).upper(),
         file_part(_first_name(patient)),
     )
@@ -199,11 +200,16 @@ def _oid(kind: str, name: str) -> str:
 
 
 def _header(name: str, value: str) -> bytes:
-    """An unstructured header on folded ASCII lines: encoded-words when the value needs them (RFC 2047)."""
-    value = one_line(value)
-    if _plain(value) and all(len(word) < 60 for word in value.split(" ")):
-        return _folded(name, value.split(" "))
-    return _folded(name, _encoded_words(value))
+    """An unstructured header on folded ASCII lines.
+
+    Only the run of words that needs it becomes encoded-words (RFC 2047): filters on `XDM/1.0/DDM+` see it as it is.
+    """
+    words = one_line(value).split(" ")
+    odd = [i for i, word in enumerate(words) if not _plain(word) or len(word) >= _LONG_WORD]
+    if odd:
+        first, after = odd[0], odd[-1] + 1
+        words[first:after] = _encoded_words(" ".join(words[first:after]))
+    return _folded(name, words)
 
 
 def _mailbox(name: str, display: str, address: str) -> bytes:
@@ -211,7 +217,7 @@ def _mailbox(name: str, display: str, address: str) -> bytes:
     display = one_line(display, 100)
     if not display:
         return _folded(name, [address])
-    if _plain(display) and len(display) < 60:
+    if _plain(display) and len(display) < _LONG_WORD:
         escaped = display.replace("\\", "\\\\").replace('"', '\\"')
         return _folded(name, [f'"{escaped}"', f"<{address}>"])
     return _folded(name, [*_encoded_words(display), f"<{address}>"])

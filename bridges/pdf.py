@@ -1,12 +1,13 @@
 """The PDF twin of a document: what an ordinary client opens (ECO.2.1.1, ECO.2.1.5).
 
 A document that carries its own PDF is shown as its author laid it out, byte for byte. The others are rendered here, as
-PDF/A-1b (ISO 19005-1): fonts embedded, sRGB output intent, XMP that repeats the document information. The same
-document always gives the same bytes: dates come from the document, identifiers from its content.
+PDF/A-1b (ISO 19005-1): fonts embedded, sRGB output intent, XMP metadata. The same document always gives the same
+bytes: dates come from the document, identifiers from its content.
 """
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
@@ -25,9 +26,11 @@ from bridges.summary import RankedResult, party_name, patient_line, ranked, refe
 
 FONT_DIRECTORY = Path("/usr/share/fonts/truetype/dejavu")
 """Where Debian's fonts-dejavu-core puts its files."""
+for _library in ("fontTools", "fpdf"):
+    logging.getLogger(_library).setLevel(logging.WARNING)  # below it they log the characters they embed
 _FAMILY = "DejaVu"
 _FACES = (("", "DejaVuSans.ttf"), ("B", "DejaVuSans-Bold.ttf"))
-_COLUMNS = (("Examen", 74.0), ("Résultat", 42.0), ("Valeurs de référence", 38.0), ("Indication", 36.0))
+_COLUMNS = (("Examen", 66.0), ("Résultat", 38.0), ("Valeurs de référence", 34.0), ("Indication", 52.0))
 """Titles and widths in millimetres; A4 less two margins of 10 mm."""
 _LINE = 5.0
 
@@ -81,7 +84,7 @@ class _Page(FPDF):
 
     def header(self) -> None:
         self.set_font(_FAMILY, "B", 9)
-        self.multi_cell(0, _LINE, self._heading, new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+        self.multi_cell(0, _LINE, self._heading, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
         self.line(self.l_margin, self.get_y() + 1, self.w - self.r_margin, self.get_y() + 1)
         self.ln(4)
 
@@ -110,23 +113,20 @@ def _render(report: Report, document: Document) -> bytes:
 
 
 def _moment(created: str) -> datetime:
-    """The document's date as a creation date; the epoch when it has no calendar date."""
-    digits = created[:14] if created[:14].isdigit() else created[:8]
-    for form in ("%Y%m%d%H%M%S", "%Y%m%d"):
+    """The document's date as a creation date in UTC; the epoch when it is not a calendar date."""
+    for text, form in ((created, "%Y%m%d%H%M%S%z"), (created[:14], "%Y%m%d%H%M%S"), (created[:8], "%Y%m%d")):
         try:
-            return datetime.strptime(digits, form).replace(tzinfo=UTC)
-        except ValueError:
+            moment = datetime.strptime(text, form)  # noqa: DTZ007  what has no offset is taken as UTC
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             continue
     return datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _describe(page: FPDF, title: str, created: datetime) -> None:
-    """Document information and the XMP that must repeat it word for word (ISO 19005-1 §6.7.3)."""
-    page.set_title(title)
+    """XMP metadata (ISO 19005-1 §6.7); given whole, for the library's own would hold the time of rendering."""
     page.set_lang("fr-FR")
-    page.set_creation_date(created)
-    page.set_creator("Relais")
-    page.set_producer("Relais (fpdf2)")
+    page.set_creation_date(created)  # goes into the file identifier
     stamp = created.isoformat(timespec="seconds")
     page.set_xmp_metadata(
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -167,28 +167,33 @@ def _head(page: FPDF, report: Report, document: Document, title: str) -> None:
 def _results(page: FPDF, document: Document) -> None:
     """The results in the document's order; what stands out is bold and carries a symbol, never colour alone."""
     ranks = ranked(document.results)
-    marks = {id(one.result): "\u25b2\u25b2" for one in ranks.critical}
-    marks |= {id(one.result): "\u25b2" for one in ranks.abnormal}
-    rows = {id(one.result): one for rank in (ranks.critical, ranks.abnormal, ranks.other) for one in rank}
+    rows = {id(one.result): (one, "") for one in ranks.other}
+    rows |= {id(one.result): (one, _symbol(one)) for one in ranks.abnormal}
+    rows |= {id(one.result): (one, _symbol(one) * 2) for one in ranks.critical}
     _row(page, tuple(title for title, _ in _COLUMNS), "B")
     for section, group in groupby(document.results, key=lambda result: _line_of(result.section, 120)):
         if section:
             _text(page, section, "B", 10)
         for result in group:
-            mark = marks.get(id(result), "")
-            _row(page, _cells(rows[id(result)], mark), "B" if mark else "")
-    if marks:
+            one, symbol = rows[id(result)]
+            _row(page, _cells(one, symbol), "B" if symbol else "")
+    if ranks.abnormal or ranks.critical:
         page.ln(2)
-        _text(page, "\u25b2 à signaler   \u25b2\u25b2 critique", size=8)
+        _text(page, "\u25b2 haut   \u25bc bas   \u25cf à signaler   symbole doublé : critique", size=8)
 
 
-def _cells(one: RankedResult, mark: str) -> tuple[str, ...]:
+def _symbol(one: RankedResult) -> str:
+    first = one.flag[:1].upper()
+    return {"H": "\u25b2", ">": "\u25b2", "L": "\u25bc", "<": "\u25bc"}.get(first, "\u25cf")
+
+
+def _cells(one: RankedResult, symbol: str) -> tuple[str, ...]:
     result = one.result
     return (
         _line_of(result.label or result.code, 200),
         _line_of(f"{result.value} {result.unit}", 400),
         _line_of(reference_range(result)),
-        _line_of(f"{mark} {one.words}"),
+        _line_of(f"{symbol} {one.words}"),
     )
 
 

@@ -120,7 +120,9 @@ def dossier_list(state: Path, reader: str, patient: str, oid: str, every: bool, 
 @_PATIENT
 @_OID
 @click.argument("document")
-@click.option("--output", "-o", type=click.File("wb"), default="-", help="Where the document goes; - is standard output.")
+@click.option(
+    "--output", "-o", type=click.File("wb"), default="-", help="Where the document goes; - is standard output."
+)
 def dossier_read(state: Path, reader: str, patient: str, oid: str, document: str, output: Any) -> None:
     """Read one document."""
     answer = _ask(state, "dossier.read", reader=reader, patient=patient, oid=oid, document=document)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -27,7 +28,7 @@ from directory.slapd import PrivateSlapd
 from directory.synthetic import write_extraction
 from smime.dkim import public_record
 from trust.accounts import Accounts
-from trust.issuing import DemonstrationAuthority, Issued
+from trust.issuing import DemonstrationAuthority, Issued, KeyKind
 from trust.store.database import Database
 from trust.trustlist import ListedDomain, write_trust_list
 from trust.vault import KeyUse, KeyVault
@@ -44,8 +45,8 @@ class Mailbox:
     address: str
     kind: MailboxKind
     display_name: str
-    signing_key: str
-    """`rsa3072` or `p256`: both kinds are on the road from the first day."""
+    signing_key: KeyKind
+    """Both kinds are on the road from the first day."""
     role: str = ""
     """Role in endpoints.json; empty: no one logs in."""
     id_nat: str = ""
@@ -104,6 +105,15 @@ PATIENT = Mailbox(
     "p256",
     "patient",
 )
+UNEQUIPPED = Mailbox(
+    "claude.sanscertificat@medecin.mssante.fr",
+    MailboxKind.PER,
+    "Dr Claude SANSCERTIFICAT",
+    "p256",
+    id_nat="801234500001",
+    profession="10",
+)
+"""In the directory without a certificate: encryption is mandatory, so nobody can write to this doctor."""
 OPERATORS = (
     DemonstrationOperator(
         key="laboratoire",
@@ -201,7 +211,7 @@ def prepare(world: World) -> dict[str, str]:
 
 
 def load_directory(world: World, slapd: PrivateSlapd) -> int:
-    """First load from synthetic extraction files in the national format; the number of entries, 0 when already there."""
+    """First load from synthetic files in the national format; the number of entries, 0 when already there."""
     if not slapd.is_empty:
         return 0
     files = write_extraction(world.extraction, PROFESSIONALS, extra=tuple(_national_rows()))
@@ -230,8 +240,6 @@ def publish(world: World, directory: Directory) -> None:
 
 def certificate_name(home: Path) -> str:
     """The DN of the operator's certificate, as the trust list writes it."""
-    from cryptography import x509
-
     certificate = x509.load_pem_x509_certificates((home / "operator.pem").read_bytes())[0]
     return certificate.subject.rfc4514_string()
 
@@ -303,15 +311,13 @@ def _operator(
     write(home / "directory.password", known["directory-gateway"].encode())
     vault = KeyVault.open(home / "vault") if (home / "vault").exists() else KeyVault.create(home / "vault")
     for mailbox in operator.mailboxes:
-        for use, label, kind in (
-            (KeyUse.SIGNING, "signing", mailbox.signing_key),
-            (KeyUse.ENCRYPTION, "encryption", "rsa3072"),
-        ):
-            if not vault.certificates(mailbox.address, use):
-                issued = authority.issue_mailbox(
-                    mailbox.address, mailbox.display_name or "Boite patient", label, kind
-                )
-                vault.install(mailbox.address, use, issued.key, issued.certificate, issued.chain)
+        name = mailbox.display_name or "Boite patient"
+        if not vault.certificates(mailbox.address, KeyUse.SIGNING):
+            issued = authority.issue_mailbox(mailbox.address, name, "signing", mailbox.signing_key)
+            vault.install(mailbox.address, KeyUse.SIGNING, issued.key, issued.certificate, issued.chain)
+        if not vault.certificates(mailbox.address, KeyUse.ENCRYPTION):
+            issued = authority.issue_mailbox(mailbox.address, name, "encryption", "rsa3072")
+            vault.install(mailbox.address, KeyUse.ENCRYPTION, issued.key, issued.certificate, issued.chain)
     database = Database(f"sqlite:///{home / 'relais.db'}")
     try:
         upgrade(database)
@@ -325,8 +331,8 @@ def _operator(
 
 def _national_rows() -> Iterator[MailboxRow]:
     """The demonstration's PER and ORG mailboxes as the national file lists them; it holds neither APP nor patients."""
-    for operator in OPERATORS:
-        for mailbox in operator.mailboxes:
+    for mailboxes in (*(operator.mailboxes for operator in OPERATORS), (UNEQUIPPED,)):
+        for mailbox in mailboxes:
             if mailbox.kind is MailboxKind.PER:
                 title, given, family = mailbox.display_name.split(" ", 2)
                 yield MailboxRow(

@@ -52,7 +52,9 @@ def missing_programs() -> list[str]:
     """Programs and files Relais needs and this machine lacks, each with its Debian package."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [
-        f"{program} (package {package})" for program, package in PROGRAMS.items() if not shutil.which(program, path=path)
+        f"{program} (package {package})"
+        for program, package in PROGRAMS.items()
+        if not shutil.which(program, path=path)
     ]
     missing += [f"{file} (package {package})" for file, package in FILES.items() if not Path(file).exists()]
     return missing
@@ -134,7 +136,9 @@ def _remembered_ports(state: Path) -> Iterator[Finding]:
         return
     for name, port in remembered.items():
         if _listens("127.0.0.1", port):
-            yield Finding("notice", "ports", f"port {port} ({name}) is taken by another program; up will choose another")
+            yield Finding(
+                "notice", "ports", f"port {port} ({name}) is taken by another program; up will choose another"
+            )
 
 
 def _listens(host: str, port: int) -> bool:

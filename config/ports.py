@@ -1,4 +1,4 @@
-"""Loopback ports that stay the same from one start to the next, so that mail clients and partners need no new settings."""
+"""Loopback ports that stay the same from one start to the next: mail clients and partners need no new settings."""
 
 from __future__ import annotations
 

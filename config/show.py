@@ -6,6 +6,7 @@ Everything goes through the same doors a partner uses; nothing here reaches into
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 import time
@@ -28,26 +29,36 @@ async def show(running: Running, say: Callable[[str], None] = print) -> bool:
     """Send the demonstration report, read it as the doctor, say what happened; False when it did not arrive."""
     endpoints = json.loads(running.endpoints.read_text())
     accounts = {account["role"]: account for account in endpoints["accounts"]}
+    logs = f"the logs are in {running.world.state / 'log'}"
+    inboxes = {role: Inbox(endpoints, accounts[role]) for role in ("gp", "patient")}
+    for inbox in inboxes.values():
+        await inbox.start()
     control_id = f"DEMO{time.time_ns()}"
     started = time.monotonic()
-    answer = await send(endpoints["mllp"]["host"], endpoints["mllp"]["port"], report(control_id))
+    try:
+        answer = await send(endpoints["mllp"]["host"], endpoints["mllp"]["port"], report(control_id))
+    except (ConnectionError, TimeoutError) as error:
+        say(f"The laboratory's report got no acknowledgement: {error}; {logs}")
+        return False
     acknowledged = time.monotonic() - started
     status = acknowledgement_code(answer)
     if status != "AA":
-        say(f"The laboratory's report was refused ({status}); see the logs in {running.world.state / 'log'}")
+        say(f"The laboratory's report was refused ({status}); {logs}")
         return False
     say(f"Laboratory  report {control_id} sent over MLLP, acknowledged {status} in {acknowledged * 1000:.0f} ms")
     well = True
     for role, title in (("gp", "Doctor"), ("patient", "Patient")):
-        mail = await wait_for_mail(endpoints, accounts[role])
+        mail = await inboxes[role].next()
+        await inboxes[role].stop()
         if mail is None:
-            say(f"{title:<12}nothing arrived within {_DEADLINE:.0f} s; see the logs in {running.world.state / 'log'}")
+            say(f"{title:<12}nothing arrived within {_DEADLINE:.0f} s; {logs}")
             well = False
             continue
         taken = time.monotonic() - started
         names = ", ".join(part.get_filename() or "" for part in mail.walk() if part.get_filename())
         say(f"{title:<12}mail in the inbox after {taken:.1f} s: {names}")
-        say(f"{'':<12}verdict: {mail.get('X-Relais-Verdict', 'none')}")
+        say(f"{'':<12}{mail.get('X-Relais-Verdict', 'no verdict')}")
+        well = well and "signature=valid" in mail.get("X-Relais-Verdict", "")
     say("")
     say("Connect a mail client (TLS, certificate authority in ca_file):")
     say(f"  authority   {endpoints['ca_file']}")
@@ -71,7 +82,7 @@ def report(control_id: str) -> bytes:
 
 
 async def send(host: str, port: int, message: bytes, seconds: float = _DEADLINE) -> bytes:
-    """One message over MLLP; the acknowledgement. Raises `ConnectionError` when none comes, `TimeoutError` when late."""
+    """One message over MLLP; its acknowledgement. `ConnectionError` when none comes, `TimeoutError` when late."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_connection(host, port)
         try:
@@ -95,30 +106,45 @@ def acknowledgement_code(answer: bytes) -> str:
     return ""
 
 
-async def wait_for_mail(
-    endpoints: dict[str, Any], account: dict[str, Any], seconds: float = _DEADLINE
-) -> EmailMessage | None:
-    """The newest mail of an inbox once there is an unread one, over IMAPS with IDLE; None when none comes in time."""
-    context = ssl.create_default_context(cafile=endpoints["ca_file"])
-    client = aioimaplib.IMAP4_SSL(
-        endpoints["imaps"]["host"], endpoints["imaps"]["port"], timeout=seconds, ssl_context=context
-    )
-    try:
-        async with asyncio.timeout(seconds):
-            await client.wait_hello_from_server()
-            await client.login(account["user"], account["password"])
-            await client.select("INBOX")
-            while True:
-                found = await client.search("UNSEEN")
-                numbers = found.lines[0].split() if found.result == "OK" else []
-                if numbers:
-                    fetched = await client.fetch(numbers[-1].decode(), "(BODY[])")
-                    return BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(bytes(fetched.lines[1]))
-                idle = await client.idle_start(timeout=seconds)
-                await client.wait_server_push()
-                client.idle_done()
-                await asyncio.wait_for(idle, 5)
-    except TimeoutError:
-        return None
-    finally:
-        await client.logout()
+class Inbox:
+    """One account's INBOX over IMAPS, with IDLE: what arrives after `start`."""
+
+    def __init__(self, endpoints: dict[str, Any], account: dict[str, Any]) -> None:
+        context = ssl.create_default_context(cafile=endpoints["ca_file"])
+        self._account = account
+        self._client = aioimaplib.IMAP4_SSL(
+            endpoints["imaps"]["host"], endpoints["imaps"]["port"], timeout=_DEADLINE, ssl_context=context
+        )
+        self._last = 0
+
+    async def start(self) -> None:
+        """Log in and remember what is already there. Raises `ConnectionError` when refused."""
+        await self._client.wait_hello_from_server()
+        login = await self._client.login(self._account["user"], self._account["password"])
+        if login.result != "OK":
+            raise ConnectionError(f"the mailbox of {self._account['role']} refused the login")
+        await self._client.select("INBOX")
+        self._last = max(await self._uids(), default=0)
+
+    async def next(self, seconds: float = _DEADLINE) -> EmailMessage | None:
+        """The first mail that arrived since, None when none comes in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not (new := [uid for uid in await self._uids() if uid > self._last]):
+                    idle = await self._client.idle_start(timeout=seconds)
+                    await self._client.wait_server_push()
+                    self._client.idle_done()
+                    await idle
+                self._last = min(new)
+                fetched = await self._client.uid("fetch", str(self._last), "(BODY.PEEK[])")
+        except TimeoutError:
+            return None
+        return BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(bytes(fetched.lines[1]))
+
+    async def stop(self) -> None:
+        with contextlib.suppress(TimeoutError, ConnectionError, aioimaplib.Abort):
+            await self._client.logout()
+
+    async def _uids(self) -> list[int]:
+        found = await self._client.uid_search("ALL", charset=None)
+        return [int(uid) for uid in found.lines[0].split()] if found.result == "OK" else []

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +29,7 @@ class PrivateServer(Protocol):
         """Write configuration, clear what a killed predecessor left; called before every start."""
         ...
 
-    def command(self) -> tuple[str, ...]:
+    def command(self) -> Sequence[str]:
         """argv of the server, staying in the foreground."""
         ...
 

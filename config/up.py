@@ -79,9 +79,7 @@ async def up(
     `then` is called once all servers are ready; its answer is ours (True: all went well).
     Raises `UpError`, `PrivilegeError` or `StartError`.
     """
-    state = state.resolve()
-    await asyncio.to_thread(drop, state)
-    os.chdir(state)
+    state = await asyncio.to_thread(_become_service, state)
     world = World(state)
     lock = _lock(state)
     stop = asyncio.Event()
@@ -120,6 +118,14 @@ async def up(
         (state / "endpoints.json").unlink(missing_ok=True)
         await supervisor.stop()
         os.close(lock)
+
+
+def _become_service(state: Path) -> Path:
+    """Drop privileges and stand in the state directory; its real path (links are followed while we still may)."""
+    state = state.resolve()
+    drop(state)
+    os.chdir(state)
+    return state
 
 
 async def _unless_stopped(work: Awaitable[bool], stop: asyncio.Event) -> bool:

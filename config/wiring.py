@@ -165,7 +165,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of)
     await authentication.start()
     stack.push_async_callback(authentication.stop)
-    door_options = DoorOptions(settings.operator.host, Limits(max_message_bytes=settings.spool.max_message_bytes))
+    door_options = DoorOptions(settings.operator.host, Limits(message_bytes=settings.spool.max_message_bytes))
 
     def exists(address: str) -> bool:
         return accounts.by_address(address) is not None
@@ -203,7 +203,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     stack.callback(intake.close)
     for listener in settings.mllp:
         door = _mllp_door(listener, intake, threads)
-        await _open(lambda host, port, door=door: door.start(), listener.host, listener.port)
+        await _open(door.start, listener.host, listener.port)
         stack.push_async_callback(door.stop)
 
     control = ControlSocket(
@@ -298,7 +298,7 @@ def _mllp_door(listener: MllpListener, intake: Intake, threads: ThreadPoolExecut
     def refuse(error: FrameError) -> bytes:
         return intake.refuse(error, system)
 
-    options = MllpOptions(listener.host, listener.port, listener.max_frame_bytes, listener.idle_seconds)
+    options = MllpOptions(listener.max_frame_bytes, listener.idle_seconds)
     return MllpDoor(options, receive, refuse, threads)
 
 
@@ -343,7 +343,7 @@ def _calls(
         if isinstance(who, Refused) or dossier is None:
             return who
         listed = dossier.list(
-            who, PatientKey(request["patient"], request["oid"]), purpose="care", superseded=bool(request["every"])
+            who, PatientKey(request["patient"], request["oid"]), purpose="care", history=bool(request["every"])
         )
         if isinstance(listed, Refused):
             return listed
@@ -365,9 +365,7 @@ def _calls(
         who = reader(request)
         if isinstance(who, Refused) or dossier is None:
             return who
-        content = dossier.read(
-            who, PatientKey(request["patient"], request["oid"]), request["document"], purpose="care"
-        )
+        content = dossier.read(who, PatientKey(request["patient"], request["oid"]), request["document"], purpose="care")
         if isinstance(content, Refused):
             return content
         return {"content": base64.b64encode(content).decode("ascii")}

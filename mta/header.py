@@ -5,6 +5,10 @@ Two readers that disagree on who wrote a message are how forgeries pass, so an a
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+from mta.message import Message, Origin
 from mta.smtp.address import is_address
 from smime.addresses import AddressError, from_addresses
 from smime.mime import Entity, Field
@@ -23,12 +27,17 @@ def author_of(header: Entity) -> str | None:
     return addresses[0] if one else None
 
 
-def is_content_field(field: Field) -> bool:
-    """Fields that describe the body and travel with it (RFC 2045 §3)."""
-    return field.name.startswith("content-") or field.name == "mime-version"
+def is_ours(field: Field) -> bool:
+    """A field that only we may write: from outside, a verdict in it would be believed.
+
+    All foreign Authentication-Results go, whatever id they name: RFC 8601 §5 wants those with ours removed, and an id
+    can be spelled in more ways than a reader of ours should have to know.
+    """
+    return field.name.startswith(OWN_PREFIX) or field.name in ("authentication-results", "return-path")
 
 
-def may_come_in(field: Field) -> bool:
-    """Not a field that only we may write: a verdict in it would be believed (RFC 8601 §5)."""
-    name = field.name.strip()
-    return not name.startswith(OWN_PREFIX) and name != "authentication-results"
+def received(hostname: str, message: Message) -> bytes:
+    """Our trace field (RFC 5321 §4.4), the same at every attempt; who sent it and from where is the spool's to know."""
+    protocol = {Origin.OPERATOR: " with ESMTPS", Origin.SUBMISSION: " with ESMTPSA"}.get(message.origin, "")
+    date = format_datetime(datetime.fromtimestamp(message.accepted_at, UTC))
+    return f"Received: by {hostname}{protocol} id {message.spool_id};\r\n {date}\r\n".encode("ascii")

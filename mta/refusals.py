@@ -94,6 +94,20 @@ HEADER_INVALID = _entry(
     "The message header is malformed: exactly one From field with one address is required.",
     "En-tête du message incorrect : il faut un seul champ From avec une seule adresse.",
 )
+CONTENT_INVALID = _entry(
+    "content-invalid",
+    554,
+    "5.6.0",
+    "The message's MIME structure is malformed: compose it again.",
+    "La structure MIME du message est incorrecte : recomposez-le.",
+)
+ADDRESS_INVALID = _entry(
+    "address-invalid",
+    553,
+    "5.1.3",
+    "This is no address mail can travel to: correct it.",
+    "Cette adresse ne peut pas recevoir de courrier : corrigez-la.",
+)
 TOO_MANY_HOPS = _entry(
     "too-many-hops",
     554,
@@ -230,6 +244,8 @@ CATALOGUE = (
     LINE_ENDINGS,
     LINE_TOO_LONG,
     HEADER_INVALID,
+    CONTENT_INVALID,
+    ADDRESS_INVALID,
     TOO_MANY_HOPS,
     TOO_MANY_RECIPIENTS,
     SPOOL_UNAVAILABLE,

@@ -8,7 +8,7 @@ each step only when the one before held.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -144,6 +144,8 @@ class Expectation:
     """Time of receipt: the path is validated then, whatever time the signer claims."""
     from_addresses: tuple[str, ...]
     """Normalised; empty when From is missing or unreadable, which matches nobody."""
+    published_addresses: Callable[[x509.Certificate], Sequence[str]]
+    """Addresses a certificate is bound to elsewhere than in itself."""
 
 
 def verify_signed(signed: Signed, content: Content, expected: Expectation) -> tuple[SignerVerdict, ...]:
@@ -188,7 +190,7 @@ def _judge(
         finding = Finding("malformed-signature")
         return SignerVerdict(certificate, SignatureResult.INVALID, None, (), signing_time, (finding,))
     path = expected.validator.validate(certificate, certificates, Purpose.MAIL_SIGNATURE, expected.at)
-    addresses = mail_addresses(certificate)
+    addresses = (*mail_addresses(certificate), *expected.published_addresses(certificate))
     findings: tuple[Finding, ...] = ()
     if not path.ok:
         result = SignatureResult.UNTRUSTED
@@ -270,11 +272,9 @@ _REFERENCE_HASHES = {oids.SHA1: "sha1", oids.SHA256: "sha256", oids.SHA384: "sha
 
 def _certificate_hash(fields: list[der.Element], default: str) -> tuple[str, bytes]:
     """Hash name and value of an ESSCertID or ESSCertIDv2; SHA-1 only where version 1 has no choice (RFC 2634 §5.4)."""
-    if not fields:
-        raise DerError("ESSCertID")
     oid = default
-    if fields[0].tag == der.SEQUENCE:
-        oid = read_algorithm(fields.pop(0)).oid
+    if fields and fields[0].tag == der.SEQUENCE:
+        oid, fields = read_algorithm(fields[0]).oid, fields[1:]
     if not fields or oid not in _REFERENCE_HASHES or (oid == oids.SHA1 and default != oids.SHA1):
         raise DerError("ESSCertID")
     return _REFERENCE_HASHES[oid], fields[0].octets()

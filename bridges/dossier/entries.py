@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from bridges.report import Party
+from bridges.report import Finding, Party
 
 
 class DossierStatus(Enum):
@@ -80,3 +80,12 @@ class DocumentEntry:
     """UNIX seconds."""
     depositor: str
     """Who handed it over, as the door knew it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deposited:
+    """What a deposit did. The same answer is given again when the delivery comes again."""
+
+    entries: tuple[DocumentEntry, ...]
+    """The report's documents as they then stood, in its order."""
+    findings: tuple[Finding, ...]

@@ -64,14 +64,14 @@ def header_of(frame: bytes) -> AckHeader:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
         text = line.decode("latin-1")
-    mark = text[3]
+    mark = text[3:4]
     if not "!" <= mark <= "~" or mark.isalnum():
         return AckHeader()
     # Control characters cannot travel back: VT and FS would break the framing of the answer.
     fields = ["".join(c for c in part if c >= " " and not "\x7f" <= c <= "\x9f") for part in text[4:].split(mark)]
     fields += [""] * (20 - len(fields))
     encoding = fields[0].replace("˜", "~")[:4]
-    known = len(encoding) == 4 and len({*encoding, mark}) == 5 and encoding.isascii() and not encoding.isalnum()
+    known = len({*encoding, mark}) == 5 and all("!" <= c <= "~" and not c.isalnum() for c in encoding)
     separators = Separators(mark, *encoding) if known else Separators(field=mark)
     # fields[n] is MSH-(n+2): MSH-1 is the separator itself.
     return AckHeader(
@@ -126,7 +126,7 @@ def _msh(header: AckHeader, control_id: str, at: datetime) -> str:
         "",
         "",
         header.country,
-        header.charset,
+        _declared(header),
     ]
     return _line(header, "MSH", *fields)
 
@@ -166,10 +166,18 @@ def _line(header: AckHeader, *fields: str) -> str:
     return header.separators.field.join(fields).rstrip(header.separators.field)
 
 
+def _declared(header: AckHeader) -> str:
+    """MSH-18 of the answer: the sender's when we know it, UTF-8 when not."""
+    return header.charset if not header.charset or _charset_name(header) in CHARSETS else "UNICODE UTF-8"
+
+
+def _charset_name(header: AckHeader) -> str:
+    return header.charset.upper().replace(header.separators.repetition, " ").strip()
+
+
 def _encode(lines: list[str], header: AckHeader) -> bytes:
-    """Segments end with CR. The sender's character set when it is one we know, else UTF-8."""
-    name = header.charset.upper().replace(header.separators.repetition, " ").strip()
-    codec = CHARSETS.get(name, "utf-8") if name else "ascii"
+    """Segments end with CR."""
+    codec = CHARSETS.get(_charset_name(header), "utf-8") if header.charset else "ascii"
     text = "".join(line + "\r" for line in lines)
     if codec == "ascii":
         # Our sentences are French: a letter without its accent reads better than a question mark.

@@ -24,9 +24,6 @@ _READ = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MllpOptions:
-    host: str
-    port: int
-    """0 picks a free one."""
     max_frame_bytes: int = 50 * 1024 * 1024
     idle_seconds: float = 600.0
     max_connections: int = 64
@@ -49,9 +46,9 @@ class MllpDoor:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> int:
-        """Listen; the port in use."""
-        self._server = await asyncio.start_server(self._accept, self._options.host, self._options.port, limit=_READ)
+    async def start(self, host: str, port: int) -> int:
+        """Listen (port 0 picks a free one); the port in use."""
+        self._server = await asyncio.start_server(self._accept, host, port, limit=_READ)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from bridges.report import Finding
 
@@ -24,6 +25,12 @@ CHARSETS = {
 """MSH-18 (table 0211) to codec, for the values French partners send."""
 
 DEFAULT_MAX_SEGMENTS = 10_000
+MAX_FIELDS = 256
+MAX_REPETITIONS = 1_000
+MAX_BROKEN_RUNS = 10_000
+"""What follows is not looked at: a message made of separators must not cost more memory than its bytes. No segment of
+the standard has a hundred fields. More undecodable places than this is a wrong character set, not a slip."""
+_CHUNK = 65_536
 _BOM = b"\xef\xbb\xbf"
 _SEGMENT_START = re.compile(rb"[A-Z][A-Z0-9]{2}")
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
@@ -105,8 +112,8 @@ class Part:
         return unescape(message.decode(self.raw), message.separators, message.charset).strip()
 
     def repetitions(self) -> list[Part]:
-        """The repetitions of a field; none when it is empty."""
-        return list(self._split(self._message.separators.repetition)) if self else []
+        """The repetitions of a field, `MAX_REPETITIONS` at most; none when it is empty."""
+        return list(islice(self._split(self._message.separators.repetition), MAX_REPETITIONS)) if self else []
 
     def component(self, number: int) -> Part:
         """Component of the field's first repetition."""
@@ -153,7 +160,9 @@ class Segment:
         if self._bounds is None:
             mark, position = self._message.separators.field.encode("ascii"), self._start
             self._bounds = []
-            while (position := self._message.data.find(mark, position, self._end)) >= 0:
+            while len(self._bounds) <= MAX_FIELDS:
+                if (position := self._message.data.find(mark, position, self._end)) < 0:
+                    break
                 self._bounds.append(position)
                 position += 1
             self._bounds.append(self._end)
@@ -261,14 +270,15 @@ def _separators(data: bytes, start: int, findings: list[Finding]) -> Separators 
 
 def _lines(data: bytes, start: int) -> Iterator[tuple[int, int]]:
     """Spans between CR and LF, blank ones left out; each byte is looked at once per terminator."""
-    size = len(data)
-    cr, lf = data.find(b"\r", start), data.find(b"\n", start)
+    size, cr, lf = len(data), -1, -1
     while start < size:
-        if 0 <= cr < start:
+        if cr < start:
             cr = data.find(b"\r", start)
-        if 0 <= lf < start:
+            cr = size if cr < 0 else cr
+        if lf < start:
             lf = data.find(b"\n", start)
-        stop = min((p for p in (cr, lf) if p >= 0), default=size)
+            lf = size if lf < 0 else lf
+        stop = min(cr, lf)
         if stop > start:
             yield start, stop
         start = stop + 1
@@ -277,15 +287,15 @@ def _lines(data: bytes, start: int) -> Iterator[tuple[int, int]]:
 def _index(message: Er7Message, start: int, max_segments: int, findings: list[Finding]) -> Er7Error | None:
     data, mark = message.data, message.separators.field.encode("ascii")
     counts: dict[str, int] = {}
+    last: Segment | None = None
     for begin, end in _lines(data, start):
         head = data[begin : begin + 4]
         if not _SEGMENT_START.match(head) or (end - begin > 3 and head[3:] != mark):
             if data[begin:end].strip(b" \t\x00\x1a"):
-                last = message._segments[-1]
+                if last is not message._segments[-1]:
+                    last = message._segments[-1]
+                    findings.append(Finding("broken-segment", f"{last.name}-{last.sequence}"))
                 last._end = end
-                broken = Finding("broken-segment", f"{last.name}-{last.sequence}")
-                if broken not in findings[-1:]:
-                    findings.append(broken)
         else:
             name = head[:3].decode("ascii")
             if name == "MSH" and counts:
@@ -318,20 +328,34 @@ def _choose_charset(message: Er7Message, findings: list[Finding]) -> Er7Error | 
             run.decode("cp1252")
         except UnicodeDecodeError:
             return Er7Error("charset-broken", _segment_at(message, position).replace("-", "^"))
+    if len(broken) > MAX_BROKEN_RUNS:
+        return Er7Error("charset-broken", "MSH^1^18")
     for where in dict.fromkeys(_segment_at(message, position) for position, _ in broken):
         findings.append(Finding("charset-fallback", where))
     return None
 
 
 def _broken_runs(data: bytes, start: int, codec: str) -> list[tuple[int, bytes]]:
-    """Runs of non-ASCII bytes that are not valid in `codec`: a character never straddles a run's end."""
-    broken = []
-    for run in _HIGH_BYTES.finditer(data, start):
+    """Runs of non-ASCII bytes that are not valid in `codec`, a little over `MAX_BROKEN_RUNS` at most.
+
+    A character never straddles the end of a run. Whole chunks are tried first: nearly all are ASCII or valid.
+    """
+    broken: list[tuple[int, bytes]] = []
+    position, size = start, len(data)
+    while position < size and len(broken) <= MAX_BROKEN_RUNS:
+        end = min(position + _CHUNK, size)
+        if straddling := _HIGH_BYTES.match(data, end):
+            end = straddling.end()
         try:
-            _strict(run.group(), codec)
+            _strict(data[position:end], codec)
         except UnicodeDecodeError:
-            if b"\xcb\x9c" not in run.group() and run.group() != b"\x98":
-                broken.append((run.start(), run.group()))
+            for run in _HIGH_BYTES.finditer(data, position, end):
+                try:
+                    _strict(run.group(), codec)
+                except UnicodeDecodeError:
+                    if run.group() not in _SMALL_TILDE:
+                        broken.append((run.start(), run.group()))
+        position = end
     return broken
 
 
@@ -343,9 +367,11 @@ def _segment_at(message: Er7Message, position: int) -> str:
 
 
 def _strict(raw: bytes, codec: str) -> str:
+    if raw.isascii():
+        return raw.decode("ascii")
     text = raw.decode(codec)
     # 0x80-0x9F are control characters in ISO 8859: a sender that writes them means cp1252 quotes, dashes and euros.
-    if codec in ("latin-1", "iso8859-15") and not raw.isascii() and any("\x80" <= c <= "\x9f" for c in text):
+    if codec in ("latin-1", "iso8859-15") and any("\x80" <= c <= "\x9f" for c in text):
         raise UnicodeDecodeError(codec, raw, 0, len(raw), "C1 control characters")
     return text
 

@@ -32,6 +32,10 @@ _FLAGS = {
     "ACK_LECTURE_MSS": "ack_reading",
     "ACK_LECTURE": "ack_reading",
 }
+_ROUTING = frozenset(
+    {"masked_to_professionals", "hidden_from_patient", "hidden_from_representatives", "to_professionals", "to_patient"}
+)
+"""Flags that decide who may get the document: a sender that leaves one out is told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ def read_observations(message: Er7Message, findings: list[Finding]) -> Observati
             continue
         where = f"OBX-{segment.sequence}"
         kind, code = segment.field(2).text.upper(), segment.field(3).component(1).text
-        metadata = segment.field(3).component(3).text == _METADATA
+        # A flag that lost its coding system, in a cut message for instance, is still that flag.
+        metadata = segment.field(3).component(3).text == _METADATA or code in _FLAGS or code in bodies
         current = code if metadata else ""
         if not metadata:
             if kind == "ED":
@@ -71,14 +76,13 @@ def read_observations(message: Er7Message, findings: list[Finding]) -> Observati
             bodies[code] = _body(segment, message, findings)
         elif code in _FLAGS:
             value = segment.field(5).component(1).text
-            if not value:
-                findings.append(Finding("flag-empty", where))
-            elif value not in ("Y", "N") or flags.get(_FLAGS[code], value == "Y") != (value == "Y"):
+            if value not in ("Y", "N") or flags.get(_FLAGS[code], value == "Y") != (value == "Y"):
                 return Refused(FLAG_VALUE, code, segment.at(5))
-            else:
-                flags[_FLAGS[code]] = value == "Y"
+            flags[_FLAGS[code]] = value == "Y"
         else:
             findings.append(Finding("flag-unknown", where))
+    if not _ROUTING.issubset(flags):
+        findings.append(Finding("flags-missing", "OBX"))
     return Observations(
         documents=tuple(documents),
         flags=Flags(**flags, last_of_exchange=last_of_exchange),

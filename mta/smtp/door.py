@@ -187,7 +187,7 @@ class OperatorDoor(_Door):
 
     async def check_sender(self, session: DoorSession, sender: str) -> Refused | None:
         """The peer must be listed for the sender's domain; for a null sender, be any listed operator."""
-        name = session.peer_name
+        name = session.certificate_name()
         trust_list = self._trust_list()
         if name is None:
             return Refused(refusals.OPERATOR_NOT_LISTED)
@@ -200,7 +200,7 @@ class OperatorDoor(_Door):
         return Refused(refusals.MAILBOX_UNKNOWN)
 
     def _peer(self, session: DoorSession) -> str:
-        return str(session.peer_name)
+        return str(session.certificate_name())
 
 
 class SubmissionDoor(_Door):

@@ -153,6 +153,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         self._turned_away = False
         self._greeted = False
         self._failures = 0
+        self.transaction = Transaction()
         self.identity: object | None = None
         """Who authenticated, as the policy put it."""
 
@@ -187,15 +188,10 @@ class DoorSession(aiosmtpd_smtp.SMTP):
             self.transport.close()
 
     def _create_envelope(self) -> Transaction:  # type: ignore[override]
-        return Transaction()
+        self.transaction = Transaction()
+        return self.transaction
 
-    @property
-    def transaction(self) -> Transaction:
-        assert isinstance(self.envelope, Transaction)  # noqa: S101 - ours, see _create_envelope
-        return self.envelope
-
-    @property
-    def peer_name(self) -> DistinguishedName | None:
+    def certificate_name(self) -> DistinguishedName | None:
         """The name in the client's verified certificate."""
         session = None if self.transport is None else self.transport.get_extra_info("ssl_object")
         return None if session is None else peer_name(session)
@@ -216,7 +212,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         if not hostname:
             await self.push("501 Syntax: EHLO hostname")
             return
-        self.envelope = self._create_envelope()  # type: ignore[assignment]
+        self._create_envelope()
         assert self.session is not None  # noqa: S101 - set when the connection was made
         self.session.extended_smtp = True
         self.session.host_name = hostname
@@ -398,7 +394,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
             reply = content.reply
         else:
             reply = await self._policy.accept(self, transaction, content)
-        self.envelope = self._create_envelope()  # type: ignore[assignment]
+        self._create_envelope()
         await self.push(reply)
 
     async def _read_content(self) -> bytes | Refused:

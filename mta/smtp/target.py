@@ -18,6 +18,7 @@ from typing import Protocol
 from directory.records import Partner
 from mta import refusals
 from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
+from mta.smtp.address import is_address, valid_envid, valid_notify, valid_orcpt
 from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, TransactionResult
 from mta.smtp.content import crlf_only
 from trust.names import DistinguishedName
@@ -185,6 +186,8 @@ class SmtpTarget:
 
 async def transact(connection: SmtpConnection, message: Message, dsn: DsnRequest) -> Outcome:
     """One transaction and its outcome, over SMTP or LMTP. Raises `ConnectionBrokenError`."""
+    if not is_address(message.recipient) or (message.sender and not is_address(message.sender)):
+        return Failed(Refused(refusals.ADDRESS_INVALID))
     announced = connection.capabilities
     limit = announced.get("SIZE", "")
     if limit.isdigit() and 0 < int(limit) < len(message.content):
@@ -218,11 +221,12 @@ def dsn_request(message: Message) -> DsnRequest:
     notify = facts.get("dsn.notify", "")
     if not notify and message.origin is Origin.MLLP:
         notify = "SUCCESS,FAILURE"
+    envid, orcpt = facts.get("dsn.envid", ""), facts.get("dsn.orcpt", "")
     return DsnRequest(
-        envid=facts.get("dsn.envid", "") or message.spool_id,
+        envid=envid if valid_envid(envid) else message.spool_id,
         ret=facts.get("dsn.ret", ""),
-        notify=notify,
-        orcpt=facts.get("dsn.orcpt", "") or f"rfc822;{xtext(message.recipient)}",
+        notify=notify if valid_notify(notify) else "",
+        orcpt=orcpt if valid_orcpt(orcpt) else f"rfc822;{xtext(message.recipient)}",
     )
 
 

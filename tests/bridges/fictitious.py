@@ -23,11 +23,11 @@ AUTHOR = Party(
     id_nat="801234500001", family="Essai", given="Paul", organisation="Laboratoire Témoin", organisation_id="1120000001"
 )
 CDA = (
-    '<?xml version="1.0" encoding="UTF-8"?>\n<ClinicalDocument xmlns="urn:hl7-org:v3"><title>Compte rendu</title>'
-    '<legalAuthenticator><assignedEntity><id root="1.2.250.1.71.4.2.1" extension="801234500002"/><assignedPerson><name>'
-    "<family>Valide</family><given>Anne</given></name></assignedPerson></assignedEntity></legalAuthenticator>"
-    "<component/></ClinicalDocument>"
-).encode()
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<ClinicalDocument xmlns="urn:hl7-org:v3"><title>Compte rendu</title>'
+    b'<legalAuthenticator><assignedEntity><id root="1.2.250.1.71.4.2.1" extension="801234500002"/><assignedPerson>'
+    b"<name><family>Valide</family><given>Anne</given></name></assignedPerson></assignedEntity></legalAuthenticator>"
+    b"<component/></ClinicalDocument>"
+)
 
 
 def result(label: str = "Hémoglobine", value: str = "13.0", **changes: str) -> Result:

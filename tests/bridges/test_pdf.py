@@ -50,12 +50,12 @@ def test_a_rendered_twin_tells_the_whole_story() -> None:
         "Laboratoire Témoin 1120000001",
         "6.1 g/dL",
         "[12.0 - 16.0]",
-        "▲▲ CRITIQUE, très bas (LL)",
+        "▼▼ CRITIQUE, très bas (LL)",
         "hors bornes",
         "Biochimie",
         "Page 1 / 1",
     ):
-        assert expected in text.replace("\r\n", "\n"), expected
+        assert expected in " ".join(text.split()), expected
     assert text.index("Leucocytes") < text.index("Hémoglobine")
 
 
@@ -89,17 +89,15 @@ def test_the_same_document_gives_the_same_bytes() -> None:
 
 
 def test_it_is_what_pdf_a_1b_asks_for(tmp_path: Path) -> None:
-    """ISO 19005-1: identification, embedded fonts, output intent, no encryption, XMP that repeats the information."""
+    """ISO 19005-1: identification, embedded fonts, output intent, no encryption, XMP that nothing contradicts."""
     path = tmp_path / "twin.pdf"
     path.write_bytes(pdf.twin(report(), document(results=RESULTS)))
     with pikepdf.open(path) as opened:
+        assert not opened.docinfo.keys()
         with opened.open_metadata() as metadata:
             assert metadata.pdfa_status == "1B"
-            assert metadata["dc:title"] == str(opened.docinfo["/Title"])
-            assert metadata["pdf:Producer"] == str(opened.docinfo["/Producer"])
-            assert metadata["xmp:CreatorTool"] == str(opened.docinfo["/Creator"])
-            assert metadata["xmp:CreateDate"].startswith("2026-11-21T09:15:00")
-            assert set(map(str, opened.docinfo.keys())) <= {"/Title", "/Producer", "/Creator", "/CreationDate"}
+            assert metadata["dc:title"] == "Compte rendu d'examens biologiques"
+            assert metadata["xmp:CreateDate"].startswith("2026-11-21T08:15:00")
         assert not opened.is_encrypted
         assert opened.pdf_version == "1.4"
         assert opened.trailer.ID

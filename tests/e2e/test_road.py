@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from config.control import ControlError
+from config.demonstration import UNEQUIPPED
 from config.show import acknowledgement_code
+from tests.support.reports import DOCTOR as TO_DOCTOR
+from tests.support.reports import Correspondent, Flags, cda, message, spoilt
 from tests.support.running import Running, with_control_id
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("up")]
@@ -56,6 +59,16 @@ def document_of(message: bytes) -> bytes:
 
 def digest_of(message: bytes) -> str:
     return hashlib.sha256(document_of(message)).hexdigest()
+
+
+def oru(control_id: str, name: str = "", **more: Any) -> bytes:
+    """A synthetic report to the doctor with a document of its own."""
+    identifier = f"1.2.250.1.999.2.{int(hashlib.sha256((name or control_id).encode()).hexdigest()[:12], 16)}"
+    return message(
+        control_id=control_id,
+        documents=[cda(unique_id=identifier + ".1", set_id=identifier)],
+        **{"recipients": (TO_DOCTOR,), **more},
+    )
 
 
 def listed(up: Running, **more: Any) -> list[dict[str, Any]]:
@@ -119,9 +132,7 @@ def test_official_imaging_reports(up: Running, samples: Path, name: str) -> None
 
 
 def test_same_control_id_with_other_content_is_a_new_message(up: Running) -> None:
-    from tests.support.reports import oru
-
-    one, two = oru(control_id="REUSED-1"), oru(control_id="REUSED-1", set_id="1.2.250.1.213.1.1.9.77")
+    one, two = oru("REUSED-1", "first"), oru("REUSED-1", "second")
     up.accepted(one)
     up.accepted(two)
     up.wait_settled()
@@ -130,8 +141,6 @@ def test_same_control_id_with_other_content_is_a_new_message(up: Running) -> Non
 
 
 def test_a_client_not_in_python_reads_the_mail(up: Running) -> None:
-    from tests.support.reports import oru
-
     up.accepted(oru(control_id="CURL-1"))
     up.wait_settled()
     curl = shutil.which("curl")
@@ -158,8 +167,6 @@ def test_a_client_not_in_python_reads_the_mail(up: Running) -> None:
 
 
 def test_the_signature_survives_delivery_and_an_independent_program_verifies_it(up: Running, tmp_path: Path) -> None:
-    from tests.support.reports import oru
-
     up.accepted(oru(control_id="VERIFY-1"))
     up.wait_settled()
     mail = tmp_path / "mail.eml"
@@ -188,8 +195,6 @@ def test_every_access_is_in_an_unbroken_journal(up: Running) -> None:
 
 def test_no_log_line_names_a_patient(up: Running) -> None:
     """Whatever was sent before in this process: names, matricule, mail addresses of patients, subjects, passwords."""
-    from tests.support.reports import oru
-
     up.accepted(oru(control_id="LOG-1"))
     up.wait_settled()
     secrets = [account["password"].encode() for account in up.endpoints["accounts"]]
@@ -203,20 +208,44 @@ def test_no_log_line_names_a_patient(up: Running) -> None:
             assert word not in content, f"{word!r} in {log.name}"
 
 
-BAD = {
-    "unknown recipient": ({"recipients": ["personne.inconnue@test-ci-sis.mssante.fr"]}, "AE"),
-    "untrusted domain": ({"recipients": ["someone@example.com"]}, "AE"),
+NO_RECORD = Flags(to_dossier=False)
+IMPOSSIBLE = {
+    "unknown recipient": Correspondent("personne.inconnue@test-ci-sis.mssante.fr", "800000000000"),
+    "untrusted domain": Correspondent("quelquun@example.com", "800000000001"),
+    "no encryption certificate": Correspondent(UNEQUIPPED.address, UNEQUIPPED.id_nat),
+    "other patient's mailbox": Correspondent("279035121518989@patient.mssante.fr", "2990299999999", patient=True),
+    "no address": Correspondent("", "800000000003"),
 }
 
 
-@pytest.mark.parametrize("case", sorted(BAD))
-def test_impossible_recipients_are_refused(up: Running, case: str) -> None:
-    from tests.support.reports import oru
+@pytest.mark.parametrize("case", sorted(IMPOSSIBLE))
+def test_a_report_nobody_can_receive_is_refused(up: Running, case: str) -> None:
+    recipient = IMPOSSIBLE[case]
+    sent = oru(f"IMPOSSIBLE-{case[:8]}", recipients=(recipient,), flags=NO_RECORD)
+    answer = up.send(sent)
+    assert acknowledgement_code(answer) == "AE"
+    assert answer.count(b"\rERR|") == 1
+    assert up.send(sent) != b"", "the connection serves the next message"
 
-    arguments, code = BAD[case]
-    answer = up.send(oru(control_id=f"BAD-{case[:10]}", to_dossier=False, **arguments))
-    assert acknowledgement_code(answer) == code
+
+def test_one_impossible_recipient_does_not_stop_the_others(up: Running) -> None:
+    sent = oru("PARTIAL-1", recipients=(TO_DOCTOR, *IMPOSSIBLE.values()), flags=NO_RECORD)
+    before = up.ask("laboratoire", "queue.counts")
+    up.accepted(sent)
+    up.wait_settled()
+    after = up.ask("laboratoire", "queue.counts")
+    assert len(mails_about(up, "gp", digest_of(sent))) == 1
+    assert after["failed"] - before["failed"] >= 3
+    assert after["delivered"] - before["delivered"] == 1
+
+
+@pytest.mark.parametrize("case", sorted(spoilt()))
+def test_a_message_that_is_wrong_is_refused_and_leaves_nothing(up: Running, case: str) -> None:
+    before = {name: up.ask(name, "queue.counts") for name in ("laboratoire", "ville")}
+    answer = up.send(spoilt()[case])
+    assert acknowledgement_code(answer) == "AE"
     assert b"\rERR|" in answer
+    assert {name: up.ask(name, "queue.counts") for name in ("laboratoire", "ville")} == before
 
 
 def test_endpoints_are_private_and_complete(up: Running) -> None:

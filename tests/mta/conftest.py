@@ -11,10 +11,13 @@ from mta.delivery import NewDelivery, Submission
 from mta.message import Origin, TargetKind
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
+from trust.issuing import DemonstrationAuthority
 from trust.store import metadata
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault
+
+from .trust_space import Listed, TrustSpace
 
 MakeSpool = Callable[..., Spool]
 
@@ -79,4 +82,23 @@ def submission(
         dedup_key=key,
         message_id_domain="labo.example",
         **more,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory) -> TrustSpace:
+    """Operators `one` and `two`, both listed below; `rogue`, certified and not listed."""
+    made = TrustSpace(tmp_path_factory.mktemp("pki"), DemonstrationAuthority.create("Confiance"))
+    for name in ("one", "two", "rogue"):
+        made.operator(name)
+    return made
+
+
+@pytest.fixture(scope="session")
+def listed(space: TrustSpace) -> Listed:
+    return Listed(
+        {
+            "op1.example": frozenset({space.names["one"]}),
+            "op2.example": frozenset({space.names["two"]}),
+        }
     )

@@ -28,7 +28,9 @@ class Protecting:
     """Like encryption: never the same bytes twice."""
 
     async def apply(self, message: Message, phase: Phase) -> Message:
-        return replace(message, content=message.content + secrets.token_bytes(16)) if phase is Phase.PROTECT else message
+        return (
+            replace(message, content=message.content + secrets.token_bytes(16)) if phase is Phase.PROTECT else message
+        )
 
 
 class File:

@@ -100,7 +100,9 @@ def test_an_impossible_recipient_is_failed_at_once(make_spool: MakeSpool) -> Non
     wanted = submission("b@op2.example")
     refused = NewDelivery("x@gmail.example", TargetKind.SMTP, Refused(refusals.RECIPIENT_NOT_TRUSTED, "gmail.example"))
     kept = spool.accept(
-        type(wanted)(**{f: getattr(wanted, f) for f in wanted.__slots__} | {"deliveries": (*wanted.deliveries, refused)})
+        type(wanted)(
+            **{f: getattr(wanted, f) for f in wanted.__slots__} | {"deliveries": (*wanted.deliveries, refused)}
+        )
     )
     good, bad = spool.deliveries(kept.spool_id)
     assert (good.state, bad.state) == (DeliveryState.READY, DeliveryState.FAILED)

@@ -67,9 +67,7 @@ class Mark:
 
 
 @asynccontextmanager
-async def working(
-    spool: Spool, stages: Sequence[Stage], target: Target, **options: float
-) -> AsyncIterator[Worker]:
+async def working(spool: Spool, stages: Sequence[Stage], target: Target, **options: float) -> AsyncIterator[Worker]:
     options = {"poll_seconds": 0.2, "pause_after_error_seconds": 0.01} | options
     targets = dict.fromkeys(TargetKind, target)
     worker = Worker(spool, stages, targets, WorkerOptions(**options))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Synthetic laboratory and imaging reports: CDA, HL7 v2 messages of the shape French senders really send, and spoilt ones.
+"""Synthetic laboratory and imaging reports: CDA, HL7 v2 messages of the shape French senders send, and spoilt ones.
 
 Everybody here is invented; matricules are under the national test authority. Output is deterministic: the files under
 `tests/data` and `config/demo/report.hl7` are exactly what these functions return (`python -m tests.support.reports`
@@ -380,7 +380,7 @@ def message(
     action: Action = Action.NEW,
     patient: Patient = PATIENT,
     recipients: Sequence[Correspondent] | None = None,
-    flags: Flags = Flags(),  # noqa: B008 - frozen
+    flags: Flags = Flags(),
     documents: Sequence[bytes] | None = None,
     reply_to: str = "resultats@labo-essais.test.mssante.fr",
     body_professional: str = "",
@@ -580,7 +580,8 @@ def _observation(one: Observation, number: int, effective: str) -> str:
     if one.before:
         quoted = (
             '<entryRelationship typeCode="REFR"><observation classCode="OBS" moodCode="EVN">'
-            f'<templateId root="1.3.6.1.4.1.19376.1.3.1.6"/><code code="{one.loinc}" codeSystem="2.16.840.1.113883.6.1"/>'
+            '<templateId root="1.3.6.1.4.1.19376.1.3.1.6"/>'
+            f'<code code="{one.loinc}" codeSystem="2.16.840.1.113883.6.1"/>'
             '<statusCode code="completed"/><effectiveTime value="20250612081500+0200"/>'
             f'<value xsi:type="PQ" value="{one.before}"{unit}/></observation></entryRelationship>'
         )
@@ -615,8 +616,8 @@ def demonstration() -> bytes:
         documents=[document],
         body_professional="Cher confrère,\nVeuillez trouver ci-joint le compte rendu d'examens biologiques de votre "
         "patiente.\nBien confraternellement,\nDr Alix ESSAI-BIOLOGISTE",
-        body_patient="Madame,\nVotre compte rendu d'examens biologiques est joint à ce message. Votre médecin le reçoit "
-        "également et vous l'expliquera.\nLe laboratoire des essais",
+        body_patient="Madame,\nVotre compte rendu d'examens biologiques est joint à ce message. Votre médecin le "
+        "reçoit également et vous l'expliquera.\nLe laboratoire des essais",
     )
 
 

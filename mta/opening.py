@@ -1,0 +1,149 @@
+"""The open stage: verify DKIM on the wire bytes, decrypt, verify signatures, and write down what was found.
+
+The verdict stands in header fields on top of the message, which mail clients, Sieve scripts and the bridges read. So
+nothing of that name from outside may remain, neither in the message's own header nor in what was decrypted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from cryptography import x509
+
+from mta import refusals
+from mta.header import is_ours, received
+from mta.message import Message, Phase
+from mta.smtp.address import is_address
+from mta.smtp.content import with_crlf
+from mta.smtp.target import Partners
+from smime import DecryptionResult, DkimResult, MessageVerdict, SignatureResult, open_message, verify_dkim
+from smime.mime import MimeError, parse_entity
+from smime.refusals import CANNOT_OPEN
+from trust.certificates import CertificateValidator
+from trust.refusals import Refused
+from trust.vault import KeyVault
+
+DELIVERY_FIELD = "X-Relais-Delivery"
+VERDICT_FIELD = "X-Relais-Verdict"
+
+_TOKEN = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_SMIME = {SignatureResult.VALID: "pass", SignatureResult.NOT_SIGNED: "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """What is written about one message."""
+
+    dkim: tuple[DkimResult, ...]
+    smime: MessageVerdict
+
+    @property
+    def decrypted(self) -> str:
+        return "yes" if self.smime.decryption is DecryptionResult.DECRYPTED else "no"
+
+    @property
+    def signature(self) -> str:
+        return "none" if self.smime.signature is SignatureResult.NOT_SIGNED else self.smime.signature.value
+
+    @property
+    def signer(self) -> str:
+        """The address the signature stands for; one that the From field names when there are several."""
+        vouched = [address for signer in self.smime.signers for address in signer.addresses if is_address(address)]
+        named = [address for address in vouched if address in self.smime.from_addresses]
+        return next(iter(named or vouched), "-")
+
+    @property
+    def path(self) -> str:
+        return next((signer.path.rule for signer in self.smime.signers if signer.path is not None), "-")
+
+    @property
+    def dkim_words(self) -> str:
+        words = [
+            f"dkim={result.result} header.d={result.domain} header.s={result.selector}"
+            for result in self.dkim
+            if _TOKEN.fullmatch(result.domain) and _TOKEN.fullmatch(result.selector)
+        ]
+        return ";\r\n ".join(words) if words else "dkim=none"
+
+
+class OpenStage:
+    """A `mta.message.Stage` for the phase OPEN; other phases pass through. Works in threads."""
+
+    def __init__(
+        self,
+        vault: KeyVault,
+        validator: CertificateValidator,
+        partners: Partners,
+        authserv_id: str,
+        *,
+        own_dkim: Callable[[str, str], str | None] = lambda domain, selector: None,
+        published_addresses: Callable[[x509.Certificate], Sequence[str]] = lambda certificate: (),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`authserv_id` is our host name (RFC 8601 §2.5). `own_dkim` gives the `p=` value of our own domains, for mail
+        between our mailboxes; `published_addresses`, those the directory binds to a certificate that names none."""
+        self._vault = vault
+        self._validator = validator
+        self._partners = partners
+        self._authserv_id = authserv_id
+        self._own_dkim = own_dkim
+        self._published_addresses = published_addresses
+        self._clock = clock
+
+    async def apply(self, message: Message, phase: Phase) -> Message | Refused:
+        """See `mta.message.Stage`. A message that cannot be decrypted is refused with one uniform text."""
+        if phase is not Phase.OPEN:
+            return message
+        return await asyncio.to_thread(self._open, message)
+
+    def _open(self, message: Message) -> Message | Refused:
+        now = self._clock()
+        dkim = verify_dkim(message.content, self._public_key, now)
+        opened = open_message(
+            message.content,
+            self._vault.decryptors(message.recipient),
+            self._validator,
+            now,
+            published_addresses=self._published_addresses,
+        )
+        if opened.verdict.decryption is DecryptionResult.FAILED:
+            return Refused(CANNOT_OPEN)
+        # what was encrypted may have any line ends; the road ahead takes CRLF only
+        content = with_crlf(opened.entity)
+        try:
+            entity = parse_entity(content)
+        except MimeError:
+            return Refused(refusals.CONTENT_INVALID)
+        found = _Findings(dkim, opened.verdict)
+        header = [self._header(message, found)]
+        header += [field.raw for field in entity.fields if not is_ours(field)]
+        facts = {
+            **message.facts,
+            "verdict": f"decrypted={found.decrypted}; signature={found.signature}; path={found.path}; "
+            f"dkim={dkim[0].result if dkim else 'none'}",
+            **{f"warning.{finding.code}": finding.detail for finding in opened.verdict.findings},
+        }
+        return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
+
+    def _header(self, message: Message, found: _Findings) -> bytes:
+        smime = _SMIME.get(found.smime.signature, "fail")
+        lines = (
+            f"{DELIVERY_FIELD}: {message.delivery_id}",
+            f"{VERDICT_FIELD}: decrypted={found.decrypted}; signature={found.signature};",
+            f" signer={found.signer}; path={found.path}",
+            f"Authentication-Results: {self._authserv_id};",
+            f" {found.dkim_words};",
+            f" x-smime={smime}",
+        )
+        written = "".join(line + "\r\n" for line in lines).encode("ascii")
+        return written + received(self._authserv_id, message)
+
+    def _public_key(self, domain: str, selector: str) -> str | None:
+        partner = self._partners.of(domain)
+        if partner is not None and partner.dkim_selector == selector and partner.dkim_public_key:
+            return partner.dkim_public_key
+        return self._own_dkim(domain, selector)

@@ -1,0 +1,127 @@
+"""The protect stage: sign with the author's key, encrypt to the recipient's certificates, then DKIM.
+
+Encryption is mandatory between mailboxes: what cannot be encrypted is refused or waits, it never travels in clear. The
+signer is the author in the From field, for that is whom the recipient's verdict compares the signature with; the door
+or the bridge has checked that the submitter may write in this name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from directory.records import Recipient
+from directory.resolve import DirectoryUnavailableError
+from mta import refusals
+from mta.header import author_of, is_ours, received
+from mta.message import Message, Phase
+from mta.smtp.address import domain_of
+from mta.smtp.content import with_crlf
+from smime import DkimKey, encrypt, join_message, sign, sign_dkim
+from smime.mime import MimeError, parse_entity, split_message
+from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY
+from trust.certificates import CertificateValidator, Purpose
+from trust.refusals import Refused
+from trust.vault import KeyVault
+
+
+class Recipients(Protocol):
+    """What the stage needs of `directory.resolve.Directory`."""
+
+    def resolve(self, address: str) -> Recipient | None:
+        """Raises `DirectoryUnavailableError`."""
+        ...
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ProtectStage:
+    """A `mta.message.Stage` for the phase PROTECT; other phases pass through. Works in threads."""
+
+    def __init__(
+        self,
+        vault: KeyVault,
+        directory: Recipients,
+        validator: CertificateValidator,
+        dkim_key_of: Callable[[str], DkimKey | None],
+        hostname: str,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        """`dkim_key_of` gives the key for a lower-case mail domain of ours; `hostname` goes into Received."""
+        self._vault = vault
+        self._directory = directory
+        self._validator = validator
+        self._dkim_key_of = dkim_key_of
+        self._hostname = hostname
+        self._clock = clock
+
+    async def apply(self, message: Message, phase: Phase) -> Message | Refused:
+        """See `mta.message.Stage`."""
+        if phase is not Phase.PROTECT:
+            return message
+        return await asyncio.to_thread(self._protect, message)
+
+    def _protect(self, message: Message) -> Message | Refused:
+        if message.content_type != "message/rfc822":
+            return Refused(refusals.CONTENT_INVALID, "not a mail message")
+        content = with_crlf(message.content)
+        try:
+            header = parse_entity(content)
+            _, entity = split_message(content)
+        except MimeError:
+            return Refused(refusals.HEADER_INVALID)
+        author = author_of(header)
+        if author is None:
+            return Refused(refusals.HEADER_INVALID)
+        now = self._clock()
+        signer = self._vault.signer(author, now)
+        if signer is None:
+            return Refused(NO_SIGNING_KEY)
+        certificates = self._certificates(message.recipient, now)
+        if isinstance(certificates, Refused):
+            return certificates
+        transport = b"".join(
+            field.raw
+            for field in header.fields
+            if not field.name.startswith("content-") and field.name != "bcc" and not is_ours(field)
+        )
+        try:
+            protected = encrypt(sign(entity, signer, now), certificates)
+        except ValueError:
+            return Refused(refusals.CONTENT_INVALID, "the content cannot be signed")
+        content = join_message(received(self._hostname, message) + transport, protected)
+        dkim = self._dkim_key_of(domain_of(author))
+        facts = dict(message.facts)
+        if dkim is None:
+            facts["warning.dkim"] = "no key for the author's domain"
+        else:
+            content = sign_dkim(content, dkim, now) + content
+        return replace(message, content=content, facts=facts)
+
+    def _certificates(self, address: str, at: datetime) -> list[x509.Certificate] | Refused:
+        """The recipient's certificates that may be encrypted to now; at least one."""
+        try:
+            recipient = self._directory.resolve(address)
+        except DirectoryUnavailableError:
+            return Refused(refusals.DIRECTORY_UNAVAILABLE)
+        if recipient is None:
+            return Refused(NO_ENCRYPTION_CERTIFICATE, "the recipient is not in the directory")
+        accepted: list[x509.Certificate] = []
+        reason = "none is published"
+        for certificate in recipient.encryption_certificates:
+            verdict = self._validator.validate(certificate, (), Purpose.MAIL_ENCRYPTION, at)
+            if not verdict.ok:
+                reason = verdict.rule
+            elif not isinstance(certificate.public_key(), rsa.RSAPublicKey):
+                reason = "only RSA keys can be encrypted to"
+            else:
+                accepted.append(certificate)
+        return accepted or Refused(NO_ENCRYPTION_CERTIFICATE, reason)

@@ -1,0 +1,182 @@
+"""Conversations with OpenSSL: what Relais writes it reads, what it writes Relais opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smime import (
+    ContentCipher,
+    DecryptionResult,
+    KeyTransportScheme,
+    SignatureResult,
+    Suite,
+    encrypt,
+    open_message,
+    sign,
+)
+from smime.canonical import crlf
+from tests.smime.people import ENTITY, NOW, authority, message, openssl, person, validator
+
+ANNE = "anne@lab.example"
+PAUL = "paul@clinic.example"
+
+
+def opened(wire: bytes, *decryptors):
+    return open_message(wire, decryptors, validator(), NOW)
+
+
+@pytest.mark.parametrize("kind", ["rsa2048", "rsa3072", "p256", "p384"])
+def test_openssl_verifies_what_we_sign(tmp_path: Path, kind: str) -> None:
+    anchor, _ = authority().save(tmp_path, "ca")
+    signed = sign(ENTITY, person(ANNE, kind=kind), NOW)
+    result = openssl(
+        "cms",
+        "-verify",
+        "-CAfile",
+        anchor,
+        "-purpose",
+        "smimesign",
+        "-attime",
+        int(NOW.timestamp()).__str__(),
+        data=signed,
+    )
+    assert result.stdout == ENTITY
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        Suite(),
+        Suite(ContentCipher.AES128_GCM),
+        Suite(ContentCipher.AES256_CBC),
+        Suite(ContentCipher.AES256_CBC, KeyTransportScheme.RSA_PKCS1V15),
+    ],
+)
+def test_openssl_opens_what_we_encrypt(tmp_path: Path, suite: Suite) -> None:
+    paul, lea = person(PAUL), person("lea@clinic.example", kind="rsa3072")
+    protected = encrypt(ENTITY, [lea.certificate, paul.certificate], suite)
+    certificate, key = paul.save(tmp_path, "paul")
+    result = openssl("cms", "-decrypt", "-recip", certificate, "-inkey", key, data=protected)
+    assert result.stdout == ENTITY
+    assert opened(message(protected), paul).entity == message(ENTITY)
+    assert opened(message(protected), lea).entity == message(ENTITY)
+
+
+ENCRYPTING = {
+    "cbc-256": ["-aes256"],
+    "cbc-192": ["-aes192"],
+    "cbc-128": ["-aes128"],
+    "stream": ["-aes256", "-stream"],
+    "gcm-256": ["-aes-256-gcm"],
+    "gcm-192": ["-aes-192-gcm"],
+    "gcm-stream": ["-aes-128-gcm", "-stream"],
+    "key-id": ["-aes256", "-keyid"],
+}
+OAEP = {
+    "oaep-sha1": ["-keyopt", "rsa_padding_mode:oaep"],
+    "oaep-sha256": ["-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"],
+    "oaep-mgf": ["-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha512", "-keyopt", "rsa_mgf1_md:sha384"],
+    "oaep-label": ["-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_label:0102"],
+}
+
+
+@pytest.mark.parametrize("case", [*ENCRYPTING, *OAEP])
+def test_we_open_what_openssl_encrypts(tmp_path: Path, case: str) -> None:
+    paul = person(PAUL)
+    certificate, _ = paul.save(tmp_path, "paul")
+    options = [*ENCRYPTING.get(case, ["-aes256"]), "-recip", certificate, *OAEP.get(case, [])]
+    content = ENTITY + b"A line of some length to make it long.\r\n" * 2000
+    protected = crlf(openssl("cms", "-encrypt", *options, data=content).stdout)
+    result = opened(message(protected[protected.index(b"Content-") :]), paul)
+    assert result.entity == message(content)
+    assert result.verdict.decryption is DecryptionResult.DECRYPTED
+    assert result.verdict.content_algorithm.startswith("aes")
+    assert result.verdict.authenticated_encryption is case.startswith("gcm")
+
+
+def test_an_ec_recipient_beside_us_does_not_disturb(tmp_path: Path) -> None:
+    paul, other = person(PAUL), person("lea@clinic.example", kind="p256")
+    mine, theirs = paul.save(tmp_path, "paul")[0], other.save(tmp_path, "lea")[0]
+    protected = openssl("cms", "-encrypt", "-aes256", "-recip", theirs, "-recip", mine, data=ENTITY).stdout
+    result = opened(message(crlf(protected).removeprefix(b"MIME-Version: 1.0\r\n")), paul)
+    assert result.entity == message(ENTITY)
+
+
+SIGNING = {
+    "rsa": ("rsa2048", ["-md", "sha256"]),
+    "sha384": ("rsa2048", ["-md", "sha384"]),
+    "sha512-key-id": ("rsa2048", ["-md", "sha512", "-keyid"]),
+    "pss": ("rsa2048", ["-md", "sha256", "-keyopt", "rsa_padding_mode:pss"]),
+    "pss-salt": ("rsa2048", ["-md", "sha256", "-keyopt", "rsa_padding_mode:pss", "-keyopt", "rsa_pss_saltlen:20"]),
+    "ecdsa": ("p256", ["-md", "sha256"]),
+    "ecdsa-384": ("p384", ["-md", "sha384"]),
+    "cades": ("rsa2048", ["-md", "sha256", "-cades"]),
+    "opaque": ("rsa2048", ["-md", "sha256", "-nodetach"]),
+    "opaque-stream": ("p256", ["-md", "sha256", "-nodetach", "-stream"]),
+    "detached-stream": ("p256", ["-md", "sha256", "-stream"]),
+}
+
+
+@pytest.mark.parametrize("case", SIGNING)
+def test_we_verify_what_openssl_signs(tmp_path: Path, case: str) -> None:
+    kind, options = SIGNING[case]
+    certificate, key = person(ANNE, kind=kind).save(tmp_path, "anne")
+    signed = openssl("cms", "-sign", "-signer", certificate, "-inkey", key, "-binary", *options, data=ENTITY).stdout
+    wire = message(_as_received(signed))
+    result = opened(wire)
+    assert result.verdict.findings == ()
+    assert [(s.result, s.findings) for s in result.verdict.signers] == [(SignatureResult.VALID, ())]
+    assert result.verdict.signature is SignatureResult.VALID
+    assert result.entity == wire
+    assert bytes(result.content) == ENTITY
+
+
+def _as_received(signed: bytes) -> bytes:
+    """OpenSSL's output with CRLF lines; what was signed has them already."""
+    return crlf(signed).removeprefix(b"MIME-Version: 1.0\r\n")
+
+
+@pytest.mark.parametrize("digest", ["sha1", "md5", "sha224"])
+def test_weak_digests_are_refused(tmp_path: Path, digest: str) -> None:
+    certificate, key = person(ANNE).save(tmp_path, "anne")
+    signed = openssl(
+        "cms", "-sign", "-signer", certificate, "-inkey", key, "-binary", "-md", digest, data=ENTITY
+    ).stdout
+    verdict = opened(message(_as_received(signed))).verdict
+    assert verdict.signature is SignatureResult.INVALID
+    assert verdict.signers[0].findings[0].code == "digest-algorithm"
+
+
+def test_openssl_opens_and_verifies_signed_then_encrypted(tmp_path: Path) -> None:
+    anchor, _ = authority().save(tmp_path, "ca")
+    paul = person(PAUL)
+    certificate, key = paul.save(tmp_path, "paul")
+    protected = encrypt(sign(ENTITY, person(ANNE), NOW), [paul.certificate])
+    inner = openssl("cms", "-decrypt", "-recip", certificate, "-inkey", key, data=protected).stdout
+    verified = openssl("cms", "-verify", "-CAfile", anchor, "-attime", str(int(NOW.timestamp())), data=inner)
+    assert verified.stdout == ENTITY
+
+
+def test_several_signers_all_count(tmp_path: Path) -> None:
+    anne, stranger = person(ANNE).save(tmp_path, "anne"), person(ANNE, ca="Unknown CA").save(tmp_path, "stranger")
+    signers = ["-signer", anne[0], "-inkey", anne[1], "-signer", stranger[0], "-inkey", stranger[1]]
+    signed = openssl("cms", "-sign", *signers, "-binary", "-md", "sha256", data=ENTITY).stdout
+    verdict = opened(message(_as_received(signed))).verdict
+    assert {signer.result for signer in verdict.signers} == {SignatureResult.VALID, SignatureResult.UNTRUSTED}
+    assert verdict.signature is SignatureResult.UNTRUSTED
+
+
+def test_certs_only_is_not_signed(tmp_path: Path) -> None:
+    certificate, _ = person(ANNE).save(tmp_path, "anne")
+    encoded = openssl("crl2pkcs7", "-nocrl", "-certfile", certificate).stdout
+    body = b"".join(encoded.splitlines(keepends=True)[1:-1])
+    wire = message(
+        b"Content-Type: application/pkcs7-mime; smime-type=certs-only\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        + crlf(body)
+    )
+    result = opened(wire)
+    assert result.verdict.signature is SignatureResult.NOT_SIGNED
+    assert result.verdict.decryption is DecryptionResult.NOT_ENCRYPTED
+    assert result.entity == wire
