@@ -22,7 +22,7 @@ from fpdf.enums import DocumentCompliance, XPos, YPos
 from bridges.labels import profession_label, type_label
 from bridges.plain import french_date, one_line, paragraphs
 from bridges.report import Action, Document, Report
-from bridges.summary import RankedResult, party_name, patient_line, ranked, reference_range
+from bridges.summary import RankedResult, party_name, patient_line, ranked, reference_range, shown_unit
 
 FONT_DIRECTORY = Path("/usr/share/fonts/truetype/dejavu")
 """Where Debian's fonts-dejavu-core puts its files."""
@@ -191,7 +191,7 @@ def _cells(one: RankedResult, symbol: str) -> tuple[str, ...]:
     result = one.result
     return (
         _line_of(result.label or result.code, 200),
-        _line_of(f"{result.value} {result.unit}", 400),
+        _line_of(f"{result.value} {shown_unit(result)}", 400),
         _line_of(reference_range(result)),
         _line_of(f"{symbol} {one.words}"),
     )

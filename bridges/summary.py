@@ -84,6 +84,12 @@ def reference_range(result: Result) -> str:
     return f"[<= {high}]" if high else ""
 
 
+def shown_unit(result: Result) -> str:
+    """The unit as sent, without the braces of a UCUM annotation (`{ratio}`)."""
+    unit = result.unit.strip()
+    return unit[1:-1] if unit.startswith("{") and unit.endswith("}") else unit
+
+
 def body(report: Report, audience: Audience, environment: Literal["test", "production"]) -> str:
     """The mail's text (LF line ends): for `audience`, in French."""
     parts = ["*** MESSAGE D'ESSAI : ne pas utiliser pour des soins ***"] if environment == "test" else []
@@ -237,7 +243,11 @@ def _listed(heading: str, results: Sequence[RankedResult], room: int) -> str:
         if section:
             lines.append(f"- {section}")
         for one, (label, value, limits) in group:
-            line = f"  {label:<{wide[0]}} : {value:<{wide[1]}}  {limits:<{wide[2]}}"
+            aligned = label
+            if len(label) > wide[0]:
+                lines.append(f"  {label}")
+                aligned = ""
+            line = f"  {aligned:<{wide[0]}} : {value:<{wide[1]}}  {limits:<{wide[2]}}"
             lines.append(f"{line}  {one.words}".rstrip())
     if len(results) > len(shown):
         lines.append(f"  ... liste abrégée : {len(results) - len(shown)} résultat(s) de plus dans le PDF joint.")
@@ -249,7 +259,7 @@ def _label(one: RankedResult) -> str:
 
 
 def _value(result: Result) -> str:
-    return one_line(f"{result.value} {result.unit}", 160) or "(sans valeur)"
+    return one_line(f"{result.value} {shown_unit(result)}", 160) or "(sans valeur)"
 
 
 def _narrative_block(document: Document) -> str:

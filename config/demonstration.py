@@ -166,6 +166,11 @@ class World:
         return self.state / "ca.pem"
 
     @property
+    def intermediates(self) -> Path:
+        """PEM of the authority that issues, for certificates that come without it."""
+        return self.state / "intermediates.pem"
+
+    @property
     def trust_list(self) -> Path:
         return self.state / "trust-list.xml"
 
@@ -283,6 +288,8 @@ def _authority(world: World) -> DemonstrationAuthority:
         write(world.authority / "complete", b"")
     if not world.anchors.exists():
         write(world.anchors, authority.root.public_bytes(serialization.Encoding.PEM), 0o644)
+    if not world.intermediates.exists():
+        write(world.intermediates, authority.intermediate.public_bytes(serialization.Encoding.PEM), 0o644)
     if not world.server_chain.exists():
         _write_pair(world.server_chain, world.server_key, authority.issue_server(["localhost"], ["127.0.0.1", "::1"]))
     return authority

@@ -22,7 +22,7 @@ class PrivilegeError(Exception):
 def drop(state: Path) -> None:
     """As root: create user `relais` when missing, give it `state`, become it. As anybody else: nothing.
 
-    Raises `PrivilegeError` when user `relais` could not read the program or reach `state`.
+    Raises `PrivilegeError` when user `relais` could not reach the program, its interpreter or `state` (absolute).
     """
     if os.geteuid() != 0:
         state.mkdir(parents=True, exist_ok=True, mode=0o711)
@@ -44,12 +44,12 @@ def drop(state: Path) -> None:
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     os.environ.update(HOME=str(state), USER=SERVICE_USER, LOGNAME=SERVICE_USER)
-    program = Path(__file__)
-    for path, mode in ((program, os.R_OK), (state.resolve(), os.R_OK | os.W_OK | os.X_OK)):
+    needed = ((Path(__file__), os.R_OK), (Path(os.__file__), os.R_OK), (state, os.R_OK | os.W_OK | os.X_OK))
+    for path, mode in needed:
         if not os.access(path, mode):
             raise PrivilegeError(
-                f"user {SERVICE_USER} cannot reach {path}: move the project or the state below a directory that "
-                f"others may traverse (chmod o+x), or start Relais as an ordinary user"
+                f"user {SERVICE_USER} cannot reach {path}: put the project, its interpreter and the state where "
+                f"others may go (chmod o+x on the directories above), or start Relais as an ordinary user"
             )
 
 

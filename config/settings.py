@@ -48,6 +48,7 @@ class IdentitySettings(Strict, frozen=True, kw_only=True):
 
 class TrustSettings(Strict, frozen=True, kw_only=True):
     anchors: str
+    intermediates: str = ""
     list: str
     list_signer: str
     """Subject the list's signing certificate must have, RFC 4514."""

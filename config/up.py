@@ -221,6 +221,7 @@ def _configure(
         'environment = "test"',
         "[trust]",
         f"anchors = {text(str(world.anchors))}",
+        f"intermediates = {text(str(world.intermediates))}",
         f"list = {text(str(world.trust_list))}",
         f"list_signer = {text(world.list_signer.read_text(), ensure_ascii=False)}",
         'operator_chain = "operator.pem"',

@@ -54,7 +54,7 @@ from mta.smtp.session import Limits
 from mta.smtp.target import SmtpTarget, SmtpTargetOptions
 from mta.spool import Spool
 from mta.worker import Worker, WorkerOptions
-from smime.dkim import DkimKey
+from smime.dkim import DkimKey, public_record
 from trust.accounts import Accounts
 from trust.certificates import CertificateValidator
 from trust.journal import Journal
@@ -104,9 +104,12 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
 
     # Whom to believe.
     anchors = loaded.path(settings.trust.anchors)
-    validator = CertificateValidator(_certificates(anchors))
+    intermediates = settings.trust.intermediates
+    validator = CertificateValidator(
+        _certificates(anchors), _certificates(loaded.path(intermediates)) if intermediates else ()
+    )
     trust_list = _trust_list(loaded, validator)
-    chain, key = loaded.path(settings.trust.operator_chain), loaded.path(settings.trust.operator_key)
+    chain, private_key = loaded.path(settings.trust.operator_chain), loaded.path(settings.trust.operator_key)
 
     # Who is where.
     directory = _directory(loaded)
@@ -138,14 +141,20 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         ),
         threads,
     )
-    protect = ProtectStage(vault, directory, validator, _dkim(loaded))
-    opening = OpenStage(vault, validator, partners, settings.operator.host)
+    dkim_key_of = _dkim(loaded)
+    protect = ProtectStage(vault, directory, validator, dkim_key_of, settings.operator.host)
+
+    def own_dkim(domain: str, selector: str) -> str | None:
+        key = dkim_key_of(domain)
+        return public_record(key.key) if key is not None and key.selector == selector else None
+
+    opening = OpenStage(vault, validator, partners, settings.operator.host, own_dkim=own_dkim)
     lmtp = LmtpTarget(LmtpOptions(settings.operator.host, loaded.path(settings.mailboxes.lmtp_socket)))
     stack.push_async_callback(lmtp.close)
     smtp = SmtpTarget(
         partners,
         lambda: trust_list,
-        operator_client_context(chain, key, anchors),
+        operator_client_context(chain, private_key, anchors),
         SmtpTargetOptions(settings.operator.host),
     )
     stack.push_async_callback(smtp.close)
@@ -171,7 +180,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         return accounts.by_address(address) is not None
 
     operators = OperatorDoor(
-        spool, lambda: trust_list, exists, operator_server_context(chain, key, anchors), door_options
+        spool, lambda: trust_list, exists, operator_server_context(chain, private_key, anchors), door_options
     )
     await _open(operators.start, settings.operators.host, settings.operators.port)
     stack.push_async_callback(operators.stop)

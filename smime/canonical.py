@@ -82,11 +82,16 @@ def _convert(data: bytes, depth: int) -> bytes:
 
 
 def _convert_parts(data: bytes, boundary: str, depth: int) -> bytes:
-    normal = data if data.count(b"\r\n") == data.count(b"\n") else data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    delimiter = b"--" + boundary.encode("ascii", "replace")
+    try:
+        ranges = split_multipart(parse_entity(data), boundary)
+    except MimeError:
+        # delimiters on lines that end with LF; where they end with CRLF, lone LFs may be some part's own
+        data = crlf(data)
+        ranges = split_multipart(parse_entity(data), boundary)
+    delimiter = b"--" + boundary.encode("ascii")
     pieces: list[bytes] = []
-    for start, stop in split_multipart(parse_entity(normal), boundary):
-        pieces += [delimiter, b"\r\n", _convert(normal[start:stop], depth + 1), b"\r\n"]
+    for start, stop in ranges:
+        pieces += [delimiter, b"\r\n", _convert(data[start:stop], depth + 1), b"\r\n"]
     return b"".join([*pieces, delimiter, b"--\r\n"])
 
 

@@ -88,22 +88,29 @@ def sign_dkim(message: bytes, key: DkimKey, at: datetime | None = None) -> bytes
         (
             f"v=1; a=rsa-sha256; c=relaxed/relaxed; d={key.domain};",
             f"s={key.selector}; t={int((at or datetime.now(UTC)).timestamp())};",
-            *_folded_names(names),
+            _folded_names(names),
             f"bh={b64encode(_body_hash(entity.body, relaxed=True)[0]).decode('ascii')};",
             "b=",
         )
     )
     unsigned = Field("dkim-signature", f"DKIM-Signature: {value}\r\n".encode("ascii"))
-    signature = key.key.sign(_signed_header(entity.fields, names, unsigned, relaxed=True), padding.PKCS1v15(), hashes.SHA256())
+    signature = key.key.sign(
+        _signed_header(entity.fields, names, unsigned, relaxed=True), padding.PKCS1v15(), hashes.SHA256()
+    )
     encoded = b64encode(signature)
     lines = [encoded[start : start + 72] for start in range(0, len(encoded), 72)]
     return unsigned.raw.removesuffix(b"\r\n") + b"\r\n ".join(lines) + b"\r\n"
 
 
-def _folded_names(names: list[str]) -> list[str]:
-    """`h=` in lines of a few names each."""
-    lines = [":".join(names[start : start + 5]) for start in range(0, len(names), 5)]
-    return ["h=" + ":\r\n  ".join(lines) + ";"]
+def _folded_names(names: list[str]) -> str:
+    """`h=` in lines of at most 76 characters."""
+    text = line = "h="
+    for index, name in enumerate(names):
+        word = name + (";" if index == len(names) - 1 else ":")
+        if len(line) + len(word) > 74:
+            text, line = text + "\r\n  ", "  "
+        text, line = text + word, line + word
+    return text
 
 
 # --- Canonical forms (§3.4) ------------------------------------------------------------------------------------------

@@ -49,8 +49,7 @@ class MllpDoor:
     async def start(self, host: str, port: int) -> int:
         """Listen (port 0 picks a free one); the port in use."""
         self._server = await asyncio.start_server(self._accept, host, port, limit=_READ)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Take no more frames; a frame whose acknowledgement is being prepared still gets it."""

@@ -84,6 +84,17 @@ if [ "$(id -u)" = 0 ] && ! setpriv --reuid relais --regid relais --clear-groups 
     link_out var "$place/state"
 fi
 
+# --- The interpreter --------------------------------------------------------------------------------------------------
+# The first python3 of the PATH may belong to somebody (pyenv below /root): then the distribution's own is taken.
+python=python3
+if [ "$(id -u)" = 0 ] && ! setpriv --reuid relais --regid relais --clear-groups "$python" -c "import sqlite3, ssl" 2>/dev/null; then
+    python=/usr/bin/python3
+fi
+if ! "$python" -c "import sys, venv, sqlite3; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
+    echo "Relais needs Python 3.11 or newer with venv and sqlite3; $python is not" >&2
+    exit 1
+fi
+
 # --- The virtual environment -----------------------------------------------------------------------------------------
 lock=requirements.lock
 [ "$kind" = dev ] && lock=requirements-dev.lock
@@ -91,8 +102,8 @@ stamp=.venv/.installed-$kind
 wanted=$(cat "$lock" pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Building the virtual environment from $lock"
-    [ -x .venv/bin/python ] || python3 -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r "$lock"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --use-pep517 --require-hashes -r "$lock"
     rm -f .venv/.project
     printf %s "$wanted" >"$stamp"
 fi

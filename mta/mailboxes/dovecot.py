@@ -69,7 +69,8 @@ class DovecotOptions:
     realms: tuple[MailboxRealm, ...]
     listen: str = "127.0.0.1"
     managesieve_port: int | None = None
-    """Port for ManageSieve with STARTTLS (RFC 5804); None: people have no Sieve scripts of their own."""
+    """Port for ManageSieve with STARTTLS (RFC 5804), None for none. From loopback Dovecot also takes a password without
+    TLS."""
     failure_delay: int = 2
     """Seconds before a wrong password is answered."""
     connections_per_user: int = 100

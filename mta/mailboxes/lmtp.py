@@ -13,7 +13,7 @@ from pathlib import Path
 from mta import refusals
 from mta.message import Deferred, Failed, Message, Outcome
 from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts
-from mta.smtp.target import check_content, transact
+from mta.smtp.target import check_message, transact
 from trust.refusals import Refused
 
 
@@ -39,7 +39,7 @@ class LmtpTarget:
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. One recipient, hence one reply."""
-        refused = check_content(message.content)
+        refused = check_message(message)
         if refused is not None:
             return Failed(refused)
         while self._idle:

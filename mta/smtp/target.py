@@ -18,7 +18,7 @@ from typing import Protocol
 from directory.records import Partner
 from mta import refusals
 from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
-from mta.smtp.address import is_address, valid_envid, valid_notify, valid_orcpt
+from mta.smtp.address import domain_of, is_address, valid_envid, valid_notify, valid_orcpt
 from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, TransactionResult
 from mta.smtp.content import crlf_only
 from trust.names import DistinguishedName
@@ -75,15 +75,15 @@ class SmtpTarget:
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. The content must be prepared: CRLF lines, nothing that may not travel."""
-        domain = message.recipient.rpartition("@")[2].lower()
+        refused = check_message(message)
+        if refused is not None:
+            return Failed(refused)
+        domain = domain_of(message.recipient)
         partner = self._partners.of(domain)
         if partner is None or not partner.host:
             return Deferred(Refused(refusals.NO_ROUTE, domain))
         if len(message.content) > partner.max_message_bytes:
             return Failed(Refused(refusals.PARTNER_SIZE_LIMIT, f"limit {partner.max_message_bytes} octets"))
-        refused = check_content(message.content)
-        if refused is not None:
-            return Failed(refused)
         key = (partner.host, partner.port)
         reused = self._take_idle(key)
         if reused is not None:
@@ -186,8 +186,6 @@ class SmtpTarget:
 
 async def transact(connection: SmtpConnection, message: Message, dsn: DsnRequest) -> Outcome:
     """One transaction and its outcome, over SMTP or LMTP. Raises `ConnectionBrokenError`."""
-    if not is_address(message.recipient) or (message.sender and not is_address(message.sender)):
-        return Failed(Refused(refusals.ADDRESS_INVALID))
     announced = connection.capabilities
     limit = announced.get("SIZE", "")
     if limit.isdigit() and 0 < int(limit) < len(message.content):
@@ -208,9 +206,11 @@ def outcome_of(result: TransactionResult) -> Outcome:
     return Deferred(Refused(refusals.REMOTE_DEFERRED, words))
 
 
-def check_content(content: bytes) -> Refused | None:
-    """Content that could be read as something else by the next server is not sent (SMTP smuggling)."""
-    return None if crlf_only(content) else Refused(refusals.LINE_ENDINGS)
+def check_message(message: Message) -> Refused | None:
+    """What the next server could read as a command, or as the end of the message, is not sent (SMTP smuggling)."""
+    if not is_address(message.recipient) or (message.sender and not is_address(message.sender)):
+        return Refused(refusals.ADDRESS_INVALID)
+    return None if crlf_only(message.content) else Refused(refusals.LINE_ENDINGS)
 
 
 def dsn_request(message: Message) -> DsnRequest:

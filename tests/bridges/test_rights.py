@@ -36,54 +36,40 @@ def an_entry(**change: object) -> DocumentEntry:
     return DocumentEntry(**(values | change))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("dossier", "id_nat", "profession", "purpose", "type_code", "masked", "status", "history"),
-    list(
-        itertools.product(
-            DossierStatus,
-            ("", AUTHOR, OTHER),
-            ("", "10", "28"),
-            ("", "normal"),
-            ("11502-2", "unheard-of"),
-            (False, True),
-            AvailabilityStatus,
-            (False, True),
-        )
-    ),
-)
-def test_decide_follows_its_order(
-    dossier: DossierStatus,
-    id_nat: str,
-    profession: str,
-    purpose: str,
-    type_code: str,
-    masked: bool,
-    status: AvailabilityStatus,
-    history: bool,
-) -> None:
-    decision = decide(
-        Reader(id_nat, "Dr Essai", profession),
-        dossier,
-        an_entry(type_code=type_code, masked_to_professionals=masked, status=status),
-        AccessContext(MATRIX, purpose, history),
+def test_decide_follows_its_order_for_every_combination_of_facts() -> None:
+    combinations = itertools.product(
+        DossierStatus,
+        ("", AUTHOR, OTHER),
+        ("", "10", "28"),
+        ("", "normal"),
+        ("11502-2", "unheard-of"),
+        (False, True),
+        AvailabilityStatus,
+        (False, True),
     )
-    expected = next(
-        rule
-        for rule, holds in (
-            ("dossier-closed", dossier is DossierStatus.CLOSED),
-            ("not-identified", not id_nat or not profession),
-            ("no-purpose", not purpose),
-            ("matrix", (profession, type_code) != ("10", "11502-2")),
-            ("masked", masked and id_nat != AUTHOR),
-            ("deleted", status is AvailabilityStatus.DELETED),
-            ("superseded", status is AvailabilityStatus.SUPERSEDED and not history),
-            ("granted", True),
+    seen = set()
+    for dossier, id_nat, profession, purpose, type_code, masked, status, history in combinations:
+        decision = decide(
+            Reader(id_nat, "Dr Essai", profession),
+            dossier,
+            an_entry(type_code=type_code, masked_to_professionals=masked, status=status),
+            AccessContext(MATRIX, purpose, history),
         )
-        if holds
-    )
-    assert decision.rule == expected
-    assert decision.allowed == (expected == "granted")
-    assert decision.text
+        rules = {
+            "dossier-closed": dossier is DossierStatus.CLOSED,
+            "not-identified": not id_nat or not profession,
+            "no-purpose": not purpose,
+            "matrix": (profession, type_code) != ("10", "11502-2"),
+            "masked": masked and id_nat != AUTHOR,
+            "deleted": status is AvailabilityStatus.DELETED,
+            "superseded": status is AvailabilityStatus.SUPERSEDED and not history,
+            "granted": True,
+        }
+        assert decision.rule == next(rule for rule, holds in rules.items() if holds)
+        assert decision.allowed == (decision.rule == "granted")
+        assert decision.text
+        seen.add(decision.rule)
+    assert seen == set(rules)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,19 @@ def test_the_last_message_of_an_exchange_says_so_to_the_patient() -> None:
     assert "plus possible de répondre" in body(last, SICK, "production")
 
 
-@given(st.text(), st.text())
+def test_long_labels_keep_the_values_aligned() -> None:
+    results = (
+        result("Urée"),
+        result("Concentration corpusculaire moyenne en hémoglobine"),
+        result("K", unit="{ratio}"),
+    )
+    lines = body(report(document(results=results)), PROFESSIONAL, "production").split("\n")
+    assert len({line.index(" : 13.0") for line in lines if " : 13.0" in line}) == 1
+    assert any(line.strip() == "Concentration corpusculaire moyenne en hémoglobine" for line in lines)
+    assert any("13.0 ratio" in line for line in lines)
+
+
+@given(st.text(max_size=30), st.text())
 def test_hostile_values_stay_on_their_line(label: str, value: str) -> None:
     hostile = report(document(results=(result(label, value, interpretation="HH"),)))
     text = body(hostile, PROFESSIONAL, "production")

@@ -17,6 +17,7 @@ from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault
 
+from .mailboxes import Mailboxes
 from .trust_space import Listed, TrustSpace
 
 MakeSpool = Callable[..., Spool]
@@ -102,3 +103,8 @@ def listed(space: TrustSpace) -> Listed:
             "op2.example": frozenset({space.names["two"]}),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def mailboxes(space: TrustSpace) -> Mailboxes:
+    return Mailboxes(space.authority)

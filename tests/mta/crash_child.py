@@ -46,7 +46,7 @@ class File:
         os.write(self.calls, f"{message.delivery_id} {digest}\n".encode())
         await asyncio.sleep(0)
         try:
-            os.symlink(message.recipient, self.box / message.delivery_id)  # name and content in one atomic step
+            (self.box / message.delivery_id).symlink_to(message.recipient)  # name and content in one atomic step
         except FileExistsError:
             return Delivered("known")
         return Delivered("new")

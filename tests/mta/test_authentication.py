@@ -8,7 +8,7 @@ import secrets
 import stat
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -170,10 +170,8 @@ async def test_anything_but_lookups_closes_the_connection(
     realm: MailboxRealm, accounts: Accounts, lines: list[bytes]
 ) -> None:
     async with listening(realm, accounts):
-        try:
+        with suppress(ConnectionResetError):
             assert await ask(realm, *lines) == []
-        except ConnectionResetError:
-            pass
         assert (await ask(realm, HELLO, b"Lshared/home/labo@ville.test\n"))[0].startswith(b"O")
 
 

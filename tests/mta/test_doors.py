@@ -26,7 +26,10 @@ from .trust_space import Listed, TrustSpace
 
 LOCAL = {"dr.gris@op1.example", "postmaster@gate.op1.example"}
 OPTIONS = DoorOptions("gate.op1.example", Limits(message_bytes=200_000, connections=8, hops=5, recipients=3))
-MAIL = b"From: Labo <labo@op2.example>\r\nTo: dr.gris@op1.example\r\nMessage-ID: <1@op2.example>\r\nSubject: x\r\n\r\nhello\r\n"
+MAIL = (
+    b"From: Labo <labo@op2.example>\r\nTo: dr.gris@op1.example\r\nMessage-ID: <1@op2.example>\r\n"
+    b"Subject: x\r\n\r\nhello\r\n"
+)
 
 
 @pytest.fixture

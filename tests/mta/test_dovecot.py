@@ -184,6 +184,7 @@ def a_dovecot() -> Iterator[Running]:
             certificate_chain=chain,
             key=key,
             realms=(ville, hopital),
+            managesieve_port=free_port(),
             failure_delay=0,
             user=pwd.getpwuid(ids[0]).pw_name if ids else "",
         )
@@ -347,6 +348,19 @@ def test_nothing_runs_as_root_and_nothing_but_imaps_listens(running: Running) ->
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", 143), timeout=1):
         pass
     assert running.dovecot.lmtp_socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_scripts_of_people_are_offered_after_starttls_and_cannot_send_mail(running: Running) -> None:
+    port = running.options.managesieve_port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client, client.makefile("rb") as lines:
+        greeting = b""
+        while not greeting.endswith(b'ready."\r\n'):
+            greeting += lines.readline()
+    assert b'"STARTTLS"' in greeting
+    extensions = re.search(rb'"SIEVE" "([^"]*)"', greeting)[1].split()
+    assert b"fileinto" in extensions
+    assert not {b"vacation", b"enotify", b"reject", b"duplicate"} & set(extensions)
 
 
 def test_old_tls_and_plaintext_are_refused(running: Running) -> None:
