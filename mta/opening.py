@@ -16,6 +16,7 @@ from cryptography import x509
 
 from mta import refusals
 from mta.header import is_ours, received
+from mta.mailboxes.dovecot import DELIVERY_HEADER
 from mta.message import Message, Phase
 from mta.smtp.address import is_address
 from mta.smtp.content import with_crlf
@@ -27,7 +28,6 @@ from trust.certificates import CertificateValidator
 from trust.refusals import Refused
 from trust.vault import KeyVault
 
-DELIVERY_FIELD = "X-Relais-Delivery"
 VERDICT_FIELD = "X-Relais-Verdict"
 
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -132,7 +132,7 @@ class OpenStage:
     def _header(self, message: Message, found: _Findings) -> bytes:
         smime = _SMIME.get(found.smime.signature, "fail")
         lines = (
-            f"{DELIVERY_FIELD}: {message.delivery_id}",
+            f"{DELIVERY_HEADER}: {message.delivery_id}",
             f"{VERDICT_FIELD}: decrypted={found.decrypted}; signature={found.signature};",
             f" signer={found.signer}; path={found.path}",
             f"Authentication-Results: {self._authserv_id};",

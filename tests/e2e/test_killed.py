@@ -13,7 +13,7 @@ import pytest
 
 from config.control import ControlError
 from config.show import acknowledgement_code
-from tests.e2e.test_road import mails_about, oru
+from tests.e2e.test_road import digest_of, mails_about, oru
 from tests.support.private import until
 from tests.support.reports import DOCTOR as TO_DOCTOR
 from tests.support.running import Running, running
@@ -66,6 +66,7 @@ def test_any_child_is_killed_while_reports_travel(process: str) -> None:
     chance = random.Random(process)
     with running() as up:
         done = threading.Event()
+        killed: list[int] = []
 
         def kill_again_and_again() -> None:
             while not done.wait(chance.uniform(0.05, 0.9)):
@@ -75,19 +76,21 @@ def test_any_child_is_killed_while_reports_travel(process: str) -> None:
                         os.kill(pid, signal.SIGKILL)
                     except ProcessLookupError:
                         continue
+                    killed.append(pid)
 
         killer = threading.Thread(target=kill_again_and_again)
         killer.start()
         try:
             for message in messages:
                 sent_until_acknowledged(up, message)
+            until(lambda: len(killed) >= 3, 60, "three kills")
         finally:
             done.set()
             killer.join()
         wait_settled(up)
         wait_readable(up)
         for number, message in enumerate(messages):
-            digest = digest_of_message(message)
+            digest = digest_of(message)
             assert len(mails_about(up, "gp", digest)) == 1, f"report {number} must be there once"
 
 
@@ -104,12 +107,6 @@ def wait_readable(up: Running) -> None:
     until(readable, 60, "the mailbox")
 
 
-def digest_of_message(message: bytes) -> str:
-    from tests.e2e.test_road import digest_of
-
-    return digest_of(message)
-
-
 @pytest.mark.timeout(240)
 def test_the_supervisor_is_killed_and_nothing_of_it_stays_behind() -> None:
     """Its children end with it; the next start takes over the same state, and what was acknowledged arrives once."""
@@ -123,7 +120,7 @@ def test_the_supervisor_is_killed_and_nothing_of_it_stays_behind() -> None:
             until(gone(pid), 30, f"the end of process {pid}")
         up.start()
         wait_settled(up)
-        assert len(mails_about(up, "gp", digest_of_message(message))) == 1
+        assert len(mails_about(up, "gp", digest_of(message))) == 1
 
 
 def gone(pid: int) -> Callable[[], bool]:
@@ -148,7 +145,7 @@ def test_the_next_hop_is_frozen_then_killed_between_its_answer_and_ours() -> Non
         os.kill(sender, signal.SIGKILL)
         os.kill(frozen, signal.SIGKILL)
         wait_settled(up)
-        assert len(mails_about(up, "gp", digest_of_message(message))) == 1
+        assert len(mails_about(up, "gp", digest_of(message))) == 1
 
 
 def prepared(up: Running) -> bool:

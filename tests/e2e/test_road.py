@@ -72,7 +72,7 @@ def oru(control_id: str, name: str = "", **more: Any) -> bytes:
 
 
 def listed(up: Running, **more: Any) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = up.ask("laboratoire", "dossier.list", every=False, **{**DOCTOR, **more})
+    entries: list[dict[str, Any]] = up.ask("laboratoire", "dossier.list", **{"every": False, **DOCTOR, **more})
     return entries
 
 

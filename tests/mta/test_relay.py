@@ -166,7 +166,7 @@ async def test_from_a_laboratory_to_a_doctors_mailbox(
         client.select("INBOX")
         raw = client.fetch("1", "(BODY.PEEK[])")[1][0][1]
     mail = email.message_from_bytes(raw, policy=email.policy.default)
-    assert mail.get_content() == "glycémie 3.8\r\n"
+    assert mail.get_body().get_content() == "glycémie 3.8\r\n"
     assert "decrypted=yes; signature=valid;" in mail["X-Relais-Verdict"]
     assert f"signer={LABORATORY}" in mail["X-Relais-Verdict"]
     assert "dkim=pass" in mail["Authentication-Results"]

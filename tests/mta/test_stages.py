@@ -90,7 +90,7 @@ async def test_there_and_back(protecting: ProtectStage, opening: OpenStage) -> N
     assert sent.content.isascii()
     assert sent.content.startswith(b"DKIM-Signature: ")
     mail, result = await opened(opening, sent.content)
-    assert mail.get_content() == "glycémie : 3.8\r\n.\r\n"
+    assert mail.get_body().get_content() == "glycémie : 3.8\r\n.\r\n"
     assert mail["Subject"] == "resultat"
     assert mail["X-Relais-Delivery"] == "d2"
     assert " ".join(mail["X-Relais-Verdict"].split()) == (

@@ -69,7 +69,7 @@ def test_set_of_is_sorted() -> None:
     assert der.set_of([der.integer(2), der.integer(1)]) == der.set_of([der.integer(1), der.integer(2)])
 
 
-    )
+def test_indefinite_lengths_and_chunks_of_chunks() -> None:
     inner = (
         b"\x24\x80" + der.octet_string(b"a") + der.tlv(0x24, der.octet_string(b"b"), der.octet_string(b"")) + b"\0\0"
     )
