@@ -20,6 +20,7 @@ from ldap.filter import escape_filter_chars
 
 from directory import schema
 from directory.entries import READ_ATTRIBUTES, certificate_values, from_recipient, is_address, to_recipient
+from directory.handshake import handshake_deadline
 from directory.ldif import LdifEntry
 from directory.records import MailboxKind, Recipient
 
@@ -70,6 +71,8 @@ class Directory:
         self._options = options
         self._slots = threading.Semaphore(options.connections)
         self._lock = threading.Lock()
+        self._connecting = threading.Lock()
+        """One handshake at a time: see `directory.handshake`."""
         self._idle: list[_Connection] = []
         self._closed = False
 
@@ -208,13 +211,23 @@ class Directory:
         connection.protocol_version = ldap.VERSION3
         connection.set_option(ldap.OPT_REFERRALS, 0)
         connection.set_option(ldap.OPT_NETWORK_TIMEOUT, _left(deadline))
-        connection.set_option(ldap.OPT_TIMEOUT, _left(deadline))
-        if options.uri.startswith("ldaps://"):
+        if options.uri.startswith("ldapi://"):
+            message = connection.simple_bind(options.bind_dn, options.password)
+        else:
             connection.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
             if options.ca_file is not None:
                 connection.set_option(ldap.OPT_X_TLS_CACERTFILE, str(options.ca_file))
             connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # last: it makes the options above count
-        _wait(connection, connection.simple_bind(options.bind_dn, options.password), deadline)
+            if not self._connecting.acquire(timeout=_left(deadline)):
+                raise DirectoryUnavailableError("the directory does not answer (connecting)")
+            try:
+                with handshake_deadline(options.uri, _left(deadline)):
+                    message = connection.simple_bind(options.bind_dn, options.password)
+            except OSError:
+                raise DirectoryUnavailableError("the directory's host name has no address") from None
+            finally:
+                self._connecting.release()
+        _wait(connection, message, deadline)
         return connection
 
 

@@ -102,7 +102,7 @@ stamp=.venv/.installed-$kind
 wanted=$(cat "$lock" pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Building the virtual environment from $lock"
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    [ -x .venv/bin/python ] || "$python" -m venv "$(readlink -f .venv)"
     .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --use-pep517 --require-hashes -r "$lock"
     rm -f .venv/.project
     printf %s "$wanted" >"$stamp"
