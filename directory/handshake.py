@@ -1,0 +1,59 @@
+"""A deadline for libldap's TLS handshake, which has none of its own where libldap is built with GnuTLS (Debian).
+
+Against a server that accepts the connection and then says nothing (frozen, or behind a dead balancer), libldap 2.5 loops
+for ever inside one call, whatever LDAP_OPT_NETWORK_TIMEOUT says. The only way out is to shut the socket down from
+another thread; python-ldap does not show it during the call, so it is found among this process's sockets. Needs Linux's
+/proc; elsewhere there is no deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
+
+_LDAPS_PORT = 636
+
+
+@contextmanager
+def handshake_deadline(uri: str, seconds: float) -> Iterator[None]:
+    """Within this block, a connection to the ldaps `uri` that is still being made after `seconds` is cut.
+
+    The one who waits for it then gets `ldap.SERVER_DOWN`. Sockets that were open before are left alone; another thread's
+    connection to the same server made during the block may be cut too, so make them one at a time. Raises OSError when
+    the host has no address.
+    """
+    parts = urlsplit(uri)
+    port = parts.port or _LDAPS_PORT
+    peers = {found[4][:2] for found in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)}
+    timer = threading.Timer(seconds, _cut, (peers, set(_sockets())))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _sockets() -> dict[str, int]:
+    """This process's sockets: their kernel names (`socket:[inode]`) and descriptors."""
+    found: dict[str, int] = {}
+    with suppress(FileNotFoundError):
+        for descriptor in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # closed meanwhile
+                name = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - a name, not a path
+                if name.startswith("socket:"):
+                    found[name] = int(descriptor)
+    return found
+
+
+def _cut(peers: set[tuple[object, ...]], before: set[str]) -> None:
+    for name, descriptor in _sockets().items():
+        if name in before:
+            continue
+        with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.getpeername()[:2] in peers:
+                connection.shutdown(socket.SHUT_RDWR)
