@@ -1,18 +1,20 @@
 # Two commands: `make demo` and `make test`. Everything they need is installed on the way (Debian 12, root, make, python3).
 .PHONY: demo test check deps deps-dev lock clean
 PYTEST_ARGS ?=
+# Where the environment really is: user relais may not be able to follow the link (config/deploy/install.sh).
+ENV = $$(readlink -f .venv)/bin
 
 demo: deps
-	@exec .venv/bin/relais up --demo $(if $(filter-out 0,$(ONESHOT)),--oneshot)
+	@exec $(ENV)/relais up --demo $(if $(filter-out 0,$(ONESHOT)),--oneshot)
 
 test: deps-dev
-	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(ENV)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 check: deps-dev
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+	$(ENV)/ruff check .
+	$(ENV)/ruff format --check .
+	$(ENV)/mypy
+	$(ENV)/lint-imports
 
 deps:
 	@config/deploy/install.sh runtime
@@ -22,9 +24,9 @@ deps-dev:
 
 # The lock files: every package with its hashes. Run after changing the dependencies in pyproject.toml.
 lock:
-	.venv/bin/python -m pip install --quiet pip-tools
-	.venv/bin/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra build -o requirements.lock pyproject.toml
-	.venv/bin/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra build --extra dev -o requirements-dev.lock pyproject.toml
+	$(ENV)/python -m pip install --quiet pip-tools
+	$(ENV)/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra build -o requirements.lock pyproject.toml
+	$(ENV)/pip-compile --quiet --strip-extras --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra build --extra dev -o requirements-dev.lock pyproject.toml
 
 clean:
 	rm -rf .venv var build *.egg-info

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import imaplib
 import json
-import os
 import signal
 import ssl
 import subprocess
@@ -42,7 +41,6 @@ class Running:
             stderr=output,
             stdin=subprocess.DEVNULL,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         output.close()
         announced = self.state / "endpoints.json"
