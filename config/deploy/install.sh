@@ -96,24 +96,26 @@ if ! "$python" -c "import sys, venv, sqlite3; sys.exit(sys.version_info < (3, 11
 fi
 
 # --- The virtual environment -----------------------------------------------------------------------------------------
+# By its real path: what pip writes into the scripts must not lead through a link user relais cannot follow.
+venv=$(readlink -f .venv)
 lock=requirements.lock
 [ "$kind" = dev ] && lock=requirements-dev.lock
-stamp=.venv/.installed-$kind
+stamp=$venv/.installed-$kind
 wanted=$(cat "$lock" pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Building the virtual environment from $lock"
-    [ -x .venv/bin/python ] || "$python" -m venv "$(readlink -f .venv)"
-    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --use-pep517 --require-hashes -r "$lock"
-    rm -f .venv/.project
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --use-pep517 --require-hashes -r "$lock"
+    rm -f "$venv/.project"
     printf %s "$wanted" >"$stamp"
 fi
-project_mark=.venv/.project
+project_mark=$venv/.project
 if [ "$editable" = yes ]; then
     [ "$(cat "$project_mark" 2>/dev/null || true)" = "$wanted" ] || {
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation -e .
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation -e .
         printf %s "$wanted" >"$project_mark"
     }
 elif [ ! -e "$project_mark" ] || [ -n "$(find trust directory smime mta bridges config pyproject.toml -newer "$project_mark" -type f | head -n 1)" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation --force-reinstall .
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation --force-reinstall .
     : >"$project_mark"
 fi
