@@ -328,7 +328,7 @@ def _operator(
     database = Database(f"sqlite:///{home / 'relais.db'}")
     try:
         upgrade(database)
-        accounts = Accounts(database)
+        accounts = Accounts(database, vault)
         for mailbox in operator.mailboxes:
             if accounts.by_address(mailbox.address) is None:
                 accounts.create(mailbox.address, [mailbox.address], known.get(mailbox.address))

@@ -100,7 +100,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     vault = KeyVault.open(loaded.state / "vault")
     blobs = BlobStore(loaded.state / "blobs", vault)
     journal = Journal(vault, settings.operator.host)
-    accounts = Accounts(database)
+    accounts = Accounts(database, vault)
 
     # Whom to believe.
     anchors = loaded.path(settings.trust.anchors)

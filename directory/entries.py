@@ -6,6 +6,7 @@ certificate published by somebody must not make the mailbox unreachable.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +19,9 @@ from directory.records import MailboxKind, Recipient
 
 ADDRESS_LENGTH = 254
 """RFC 5321 §4.5.3.1.3, angle brackets excluded."""
+
+_ADDRESS = re.compile(r"[!-?A-~]{1,64}@[!-?A-~]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 STRUCTURE_TYPES = {"0": "ADELI", "1": "FINESS", "2": "SIREN", "3": "SIRET", "4": "RPPS-RANG"}
 """First digit of an IdNat_Struct and the `TypeIdentifiantPM` it stands for."""
@@ -39,14 +43,7 @@ READ_ATTRIBUTES = (
 
 def is_address(address: str) -> bool:
     """Whether this can be the address of a mailbox: printable ASCII, one `@`, local part of 1 to 64 octets."""
-    local, at, domain = address.partition("@")
-    return (
-        bool(at and domain)
-        and "@" not in domain
-        and 1 <= len(local) <= 64
-        and len(address) <= ADDRESS_LENGTH
-        and all("!" <= character <= "~" for character in address)
-    )
+    return len(address) <= ADDRESS_LENGTH and _ADDRESS.fullmatch(address) is not None
 
 
 def make_entry(
@@ -205,4 +202,4 @@ def _uses(certificate: x509.Certificate) -> tuple[bool, bool] | None:
 
 def _directory_string(value: str) -> str:
     """Text fit for an LDAP Directory String (RFC 4517 §3.3.6): no control character, no blank at either end."""
-    return "".join(character if character >= " " and character != "\x7f" else " " for character in value).strip()
+    return _CONTROL.sub(" ", value).strip()

@@ -11,7 +11,7 @@ RECIPIENT_UNKNOWN = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="550",
-    text="No mailbox has this address in the directory; check the address with the recipient and send again",
+    text="No mailbox has this address in the directory; check the address with the recipient and send again.",
     text_fr="Aucune boîte aux lettres ne porte cette adresse dans l'annuaire ; vérifiez l'adresse auprès du "
     "destinataire et renvoyez le message.",
 )
@@ -23,7 +23,7 @@ ADDRESS_INVALID = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="553",
-    text="This is not a mail address; write it as name@domain and send again",
+    text="This is not a mail address; write it as name@domain and send again.",
     text_fr="Ceci n'est pas une adresse de messagerie ; écrivez-la sous la forme nom@domaine et renvoyez le message.",
 )
 
@@ -34,7 +34,7 @@ UNAVAILABLE = Refusal(
     hl7=HL7Code.AR,
     condition="207",
     application="451",
-    text="The directory does not answer at the moment; send again later",
+    text="The directory does not answer at the moment; send again later.",
     text_fr="L'annuaire ne répond pas en ce moment ; renvoyez le message plus tard.",
 )
 
@@ -45,7 +45,7 @@ DOMAIN_UNTRUSTED = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="550",
-    text="This domain does not belong to the trust space; use the recipient's secure health mail address",
+    text="This domain does not belong to the trust space; use the recipient's secure health mail address.",
     text_fr="Ce domaine n'appartient pas à l'espace de confiance ; utilisez l'adresse de messagerie sécurisée de santé "
     "du destinataire.",
 )
@@ -57,7 +57,7 @@ DOMAIN_UNREACHABLE = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="550",
-    text="No mail server is known for this domain; ask the operator of the gateway to add it as a partner",
+    text="No mail server is known for this domain; ask the operator of the gateway to add it as a partner.",
     text_fr="Aucun serveur de messagerie n'est connu pour ce domaine ; demandez à l'exploitant de la passerelle de "
     "l'ajouter à ses partenaires.",
 )

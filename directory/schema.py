@@ -94,8 +94,12 @@ objectclass ( mssanteClasse:2 NAME 'mssanteUsager' DESC 'A patient, known by the
 """slapd.conf form; needs the standard core, cosine and inetorgperson schemas."""
 
 INDEXES = """\
-index objectClass,TypeBAL,IdentifiantPP,IdentifiantPM,IdNat,IdNatStruct,postalCode,profession eq
-index mail,cn,sn,givenName,o,l eq,sub
+index objectClass,TypeBAL,IdentifiantPP,IdentifiantPM,IdNat,IdNatStruct,postalCode,profession,l eq
+index mail,cn,sn,givenName,o eq,sub
+"""
+"""Address books search all of mail, cn, sn and givenName at once: were one not indexed, slapd would read every entry.
+
+Substring indexes cost two thirds of the first load, and are worth it.
 """
 
 

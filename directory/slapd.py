@@ -258,7 +258,7 @@ TLSCertificateFile "{options.certificate_chain.absolute()}"
 TLSCertificateKeyFile "{options.key.absolute()}"
 TLSCACertificateFile "{options.ca.absolute()}"
 TLSVerifyClient never
-TLSProtocolMin 3.3
+{_tls_versions()}
 idletimeout 600
 access to dn.base="" by * read
 access to dn.base="cn=Subschema" by * read
@@ -299,6 +299,13 @@ def _load_module() -> str:
     """How to load the mdb database: a module on most distributions, built in where there is none."""
     folder = next((folder for folder in map(Path, _MODULES) if any(folder.glob("back_mdb*"))), None)
     return f'modulepath "{folder}"\nmoduleload back_mdb\n' if folder else ""
+
+
+def _tls_versions() -> str:
+    """TLS 1.2 and 1.3 only, in the words of the TLS library OpenLDAP is built with."""
+    if ldap.get_option(ldap.OPT_X_TLS_PACKAGE) == "GnuTLS":  # it ignores TLSProtocolMin
+        return "TLSCipherSuite NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
+    return "TLSProtocolMin 3.3"
 
 
 def _first(folders: Sequence[str], name: str, what: str) -> Path:

@@ -15,7 +15,7 @@ CANNOT_OPEN = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="906",
-    text="This encrypted message cannot be opened; encrypt it to the recipient's current certificate and send it again",
+    text="This encrypted message cannot be opened; encrypt it to the recipient's current certificate and send it again.",
     text_fr="Ce message chiffré ne peut pas être ouvert ; chiffrez-le avec le certificat actuel du destinataire "
     "et renvoyez-le.",
 )
@@ -29,7 +29,7 @@ NO_ENCRYPTION_CERTIFICATE = Refusal(
     condition="207",
     application="906",
     text="The recipient must be written to encrypted and has no valid encryption certificate; "
-    "ask the recipient to publish one",
+    "ask the recipient to publish one.",
     text_fr="Ce destinataire exige le chiffrement et n'a pas de certificat de chiffrement valide ; "
     "demandez-lui d'en publier un.",
 )
@@ -42,7 +42,7 @@ NO_SIGNING_KEY = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="906",
-    text="The sender's address has no valid signing key here; ask the operator to install one",
+    text="The sender's address has no valid signing key here; ask the operator to install one.",
     text_fr="L'adresse de l'expéditeur n'a pas de clé de signature valide ici ; "
     "demandez à l'opérateur d'en installer une.",
 )

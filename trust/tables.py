@@ -61,7 +61,8 @@ journal_heads = Table(
 identities = Table(
     "identities",
     metadata,
-    Column("id", String(320), primary_key=True),  # lower case
+    Column("id", String(64), primary_key=True),  # the pseudonym of its login, which may be a patient's address
+    Column("sealed_login", LargeBinary, nullable=False),
     Column("failures", Integer, nullable=False, default=0),  # wrong passwords in a row
     Column("failed_at", Float, nullable=False, default=0.0),  # the last of them, UNIX seconds
     Column("locked_until", Float, nullable=False, default=0.0),  # UNIX seconds
@@ -70,9 +71,10 @@ identities = Table(
 identity_addresses = Table(
     "identity_addresses",
     metadata,
-    Column("address", String(320), primary_key=True),  # lower case
+    Column("address", String(64), primary_key=True),  # its pseudonym
     Column("identity_id", ForeignKey("identities.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("position", Integer, nullable=False),  # 0 is the main address
+    Column("sealed", LargeBinary, nullable=False),  # the address itself, lower case
 )
 
 credentials = Table(

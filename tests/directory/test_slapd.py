@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -164,6 +165,17 @@ def test_it_runs_unprivileged_and_writes_only_under_its_state(server: Server) ->
     written = {name for name in opened if name.startswith("/") and not name.startswith(("/dev/", "/proc/"))}
     written = {name for name in written if not name.endswith("(deleted)")}  # what pytest captures
     assert all(name.startswith(str(server.state)) for name in written), written
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [("-tls1", False), ("-tls1_1", False), ("-tls1_2", True), ("-tls1_3", True)]
+)
+def test_only_current_tls_versions_are_spoken(running: Server, version: str, accepted: bool) -> None:
+    target = running.slapd.ldaps_uri.removeprefix("ldaps://")
+    argv = ["openssl", "s_client", version, "-cipher", "ALL:@SECLEVEL=0", "-connect", target]
+    result = subprocess.run(argv, input=b"", capture_output=True, check=False, timeout=20)
+    negotiated = b"Cipher is (NONE)" not in result.stdout and b"CONNECTED" in result.stdout
+    assert negotiated is accepted
 
 
 def test_stale_files_of_a_killed_slapd_do_not_hinder(server: Server) -> None:

@@ -31,6 +31,7 @@ from trust.accounts import Accounts, Identity
 from trust.refusals import Refused
 from trust.store import metadata
 from trust.store.database import Database
+from trust.vault import KeyVault
 
 HELLO = b"H3\t2\t0\t\trelais\n"
 ADDRESS = "labo@ville.test"
@@ -52,7 +53,8 @@ def realm(root: Path) -> MailboxRealm:
 def accounts(root: Path) -> Iterator[Accounts]:
     database = Database(f"sqlite:///{root}/db/relais.db")
     metadata.create_all(database.engine)
-    accounts = Accounts(database, max_failures=3, hasher=PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+    quick = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+    accounts = Accounts(database, KeyVault.create(root / "vault"), max_failures=3, hasher=quick)
     accounts.create("labo", [ADDRESS, "secretariat@ville.test"], PASSWORD)
     accounts.create("ailleurs", ["ailleurs@autre.test"], PASSWORD)
     yield accounts
@@ -206,7 +208,7 @@ async def test_slow_accounts_do_not_stop_the_loop_and_connections_are_bounded(re
 
         def by_address(self, address: str) -> Identity | None:
             assert release.wait(20)
-            return Identity("x", (address,))
+            return Identity("opaque", address, (address,))
 
     async with listening(realm, Slow()):
         pending = [asyncio.create_task(ask(realm, HELLO, f"Lshared/home/{ADDRESS}\n".encode())) for _ in range(8)]

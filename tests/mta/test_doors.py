@@ -19,6 +19,7 @@ from mta.smtp.session import Limits
 from mta.spool import Spool
 from trust.accounts import Accounts
 from trust.store.database import Database
+from trust.vault import KeyVault
 
 from .conftest import MakeSpool
 from .smtp_client import raw, secured, with_smtplib
@@ -45,9 +46,11 @@ async def operators(spool: Spool, space: TrustSpace, listed: Listed) -> AsyncIte
 
 
 @pytest.fixture
-async def submission_port(spool: Spool, space: TrustSpace, listed: Listed, database: Database) -> AsyncIterator[int]:
+async def submission_port(
+    spool: Spool, space: TrustSpace, listed: Listed, database: Database, vault: KeyVault
+) -> AsyncIterator[int]:
     quick = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
-    accounts = Accounts(database, hasher=quick)
+    accounts = Accounts(database, vault, hasher=quick)
     accounts.create("gris", ["dr.gris@op1.example", "cabinet@op1.example"], "mot de passe")
     accounts.create("noir", ["dr.noir@op1.example"], "autre")
     door = SubmissionDoor(

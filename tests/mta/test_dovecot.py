@@ -57,10 +57,10 @@ class Accounts:
         if self.passwords.get(login) != password:
             self.failures[login] = self.failures.get(login, 0) + 1
             return WRONG
-        return Identity(login, (login,))
+        return Identity("opaque", login, (login,))
 
     def by_address(self, address: str) -> Identity | None:
-        return Identity(address, (address,)) if address in self.passwords else None
+        return Identity("opaque", address, (address,)) if address in self.passwords else None
 
 
 class SocketInThread:

@@ -106,7 +106,7 @@ async def test_from_a_laboratory_to_a_doctors_mailbox(
     one, two = Node.create(tmp_path / "one"), Node.create(tmp_path / "two")
     mailboxes.install(one.vault, LABORATORY, COLLEAGUE)
     mailboxes.install(two.vault, DOCTOR)
-    accounts = Accounts(one.database, hasher=PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+    accounts = Accounts(one.database, one.vault, hasher=PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
     accounts.create("labo", [LABORATORY], "secret")
     published = public_record(mailboxes.dkim["op1.example"].key)
 

@@ -5,7 +5,7 @@ from time import perf_counter
 
 import pytest
 from argon2 import PasswordHasher
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from trust.accounts import Accounts, Identity, NameTakenError
 from trust.catalogue import ACCOUNT_LOCKED, AUTHENTICATION_FAILED, CATALOGUE
@@ -13,6 +13,7 @@ from trust.refusals import Refused, join_catalogues
 from trust.store import metadata
 from trust.store.database import Database
 from trust.tables import credentials, identities, identity_addresses
+from trust.vault import KeyVault, VaultError
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 FAILED = Refused(AUTHENTICATION_FAILED)
@@ -35,31 +36,45 @@ def database(tmp_path):
 
 
 @pytest.fixture
+def vault(tmp_path):
+    return KeyVault.create(tmp_path / "vault")
+
+
+@pytest.fixture
 def clock():
     return Clock()
 
 
 @pytest.fixture
-def accounts(database, clock):
-    accounts = Accounts(database, clock=clock, hasher=QUICK)
+def accounts(database, vault, clock):
+    accounts = Accounts(database, vault, clock=clock, hasher=QUICK)
     accounts.create("dr.fictif", ["Dr.Fictif@Cabinet.example", "secretariat@cabinet.example"], "bon café")
     accounts.create("labo", ["labo@labo.example"], None)
     return accounts
 
 
-DOCTOR = Identity("dr.fictif", ("dr.fictif@cabinet.example", "secretariat@cabinet.example"))
+DOCTOR_ADDRESSES = ("dr.fictif@cabinet.example", "secretariat@cabinet.example")
+
+
+@pytest.fixture
+def doctor(vault):
+    return known(vault, "dr.fictif", *DOCTOR_ADDRESSES)
+
+
+def known(vault, login, *addresses) -> Identity:
+    return Identity(vault.pseudonym("address", login), login, addresses)
 
 
 @pytest.mark.parametrize(
     "login", ["dr.fictif", "DR.FICTIF", "dr.fictif@cabinet.example", "SECRETARIAT@cabinet.EXAMPLE"]
 )
-def test_login(accounts, login) -> None:
-    assert accounts.authenticate(login, "bon café") == DOCTOR
+def test_login(accounts, doctor, login) -> None:
+    assert accounts.authenticate(login, "bon café") == doctor
     assert accounts.authenticate(login, "Bon café") == FAILED
 
 
-def test_accents_may_be_composed_otherwise(accounts) -> None:
-    assert accounts.authenticate("dr.fictif", "bon\u00a0cafe\u0301") == DOCTOR
+def test_accents_may_be_composed_otherwise(accounts, doctor) -> None:
+    assert accounts.authenticate("dr.fictif", "bon\u00a0cafe\u0301") == doctor
 
 
 @pytest.mark.parametrize("password", ["", "x" * 5000, "\udc80", "bon café\0", "bon café "])
@@ -80,27 +95,27 @@ def test_the_password_is_argon2id_only(accounts, database, tmp_path) -> None:
     assert "café".encode() not in (tmp_path / "relais.db").read_bytes()
 
 
-def test_lock_and_release(accounts, database, clock) -> None:
+def test_lock_and_release(accounts, database, vault, doctor, clock) -> None:
     for _ in range(4):
         assert accounts.authenticate("dr.fictif", "wrong") == FAILED
-    assert accounts.authenticate("dr.fictif", "bon café") == DOCTOR
+    assert accounts.authenticate("dr.fictif", "bon café") == doctor
     for login in ("dr.fictif", "dr.fictif@cabinet.example", "secretariat@cabinet.example", "dr.fictif", "DR.FICTIF"):
         assert accounts.authenticate(login, "wrong") == FAILED
     assert accounts.authenticate("dr.fictif", "wrong") == LOCKED
     assert accounts.authenticate("dr.fictif", "bon café") == LOCKED
-    restarted = Accounts(database, clock=clock, hasher=QUICK)
+    restarted = Accounts(database, vault, clock=clock, hasher=QUICK)
     clock.now += 899
     assert restarted.authenticate("secretariat@cabinet.example", "bon café") == LOCKED
     clock.now += 1
     assert restarted.authenticate("dr.fictif", "wrong") == FAILED
-    assert restarted.authenticate("dr.fictif", "bon café") == DOCTOR
+    assert restarted.authenticate("dr.fictif", "bon café") == doctor
 
 
-def test_old_failures_are_forgotten(accounts, clock) -> None:
+def test_old_failures_are_forgotten(accounts, doctor, clock) -> None:
     for _ in range(10):
         assert accounts.authenticate("dr.fictif", "wrong") == FAILED
         clock.now += 901
-    assert accounts.authenticate("dr.fictif", "bon café") == DOCTOR
+    assert accounts.authenticate("dr.fictif", "bon café") == doctor
 
 
 def test_parallel_guesses_win_nothing(accounts) -> None:
@@ -110,13 +125,14 @@ def test_parallel_guesses_win_nothing(accounts) -> None:
     assert answers.count(LOCKED) == 35
 
 
-def test_parallel_good_logins_all_pass(accounts) -> None:
+def test_parallel_good_logins_all_pass(accounts, doctor) -> None:
     with ThreadPoolExecutor(16) as pool:
-        assert set(pool.map(lambda _: accounts.authenticate("dr.fictif", "bon café"), range(40))) == {DOCTOR}
+        assert set(pool.map(lambda _: accounts.authenticate("dr.fictif", "bon café"), range(40))) == {doctor}
 
 
-def test_an_unknown_login_takes_as_long(database) -> None:
-    accounts = Accounts(database, hasher=PasswordHasher(time_cost=4, memory_cost=16384, parallelism=1), max_failures=99)
+def test_an_unknown_login_takes_as_long(database, vault) -> None:
+    hasher = PasswordHasher(time_cost=4, memory_cost=16384, parallelism=1)
+    accounts = Accounts(database, vault, hasher=hasher, max_failures=99)
     accounts.create("known", [], "right")
 
     def shortest(login) -> float:
@@ -127,30 +143,29 @@ def test_an_unknown_login_takes_as_long(database) -> None:
             times.append(perf_counter() - start)
         return min(times)
 
-    known, unknown = shortest("known"), shortest("unknown")
-    assert unknown > known / 2
+    assert shortest("unknown") > shortest("known") / 2
 
 
-def test_ownership(accounts) -> None:
-    labo = Identity("labo", ("labo@labo.example",))
-    assert accounts.by_address("SECRETARIAT@CABINET.EXAMPLE") == DOCTOR
+def test_ownership(accounts, vault, doctor) -> None:
+    labo = known(vault, "labo", "labo@labo.example")
+    assert accounts.by_address("SECRETARIAT@CABINET.EXAMPLE") == doctor
     assert accounts.by_address("labo@labo.example") == labo
     assert accounts.by_address("dr.fictif") is None
     assert accounts.by_address("x@cabinet.example") is None
     for asked in (accounts.may_use, accounts.may_sign_as):
-        assert asked(DOCTOR, "Secretariat@cabinet.example")
+        assert asked(doctor, "Secretariat@cabinet.example")
         assert not asked(labo, "secretariat@cabinet.example")
         assert not asked(labo, "x@cabinet.example")
     assert accounts.addresses() == ("dr.fictif@cabinet.example", "labo@labo.example", "secretariat@cabinet.example")
 
 
-def test_creating_again_replaces(accounts) -> None:
+def test_creating_again_replaces(accounts, vault, doctor) -> None:
     for _ in range(6):
         accounts.authenticate("dr.fictif", "wrong")
     accounts.create("Dr.Fictif", ["nouveau@cabinet.example"], "autre")
     assert accounts.authenticate("dr.fictif", "bon café") == FAILED
-    assert accounts.authenticate("dr.fictif", "autre") == Identity("dr.fictif", ("nouveau@cabinet.example",))
-    assert not accounts.may_use(DOCTOR, "secretariat@cabinet.example")  # revoked, whatever the old value says
+    assert accounts.authenticate("dr.fictif", "autre") == known(vault, "dr.fictif", "nouveau@cabinet.example")
+    assert not accounts.may_use(doctor, "secretariat@cabinet.example")  # revoked, whatever the old value says
     accounts.create("dr.fictif", ["nouveau@cabinet.example"], None)
     assert accounts.authenticate("dr.fictif", "autre") == FAILED
 
@@ -165,10 +180,41 @@ def test_a_login_means_one_identity(accounts, name, addresses) -> None:
     assert accounts.authenticate(name, "secret") == FAILED
 
 
-def test_an_identity_may_be_named_by_its_own_address(accounts) -> None:
+def test_an_identity_may_be_named_by_its_own_address(accounts, vault) -> None:
     accounts.create("a@x.example", ["A@x.example", "a@x.example"], "secret")
     accounts.create("a@x.example", ["A@x.example"], "secret")
-    assert accounts.authenticate("a@x.example", "secret") == Identity("a@x.example", ("a@x.example",))
+    assert accounts.authenticate("a@x.example", "secret") == known(vault, "a@x.example", "a@x.example")
+
+
+PATIENT = "279035121518989@patient.example"
+
+
+def test_neither_login_nor_address_is_stored_or_shown_in_clear(accounts, database, tmp_path) -> None:
+    accounts.create(PATIENT, [PATIENT], "secret")
+    identity = accounts.authenticate(PATIENT.upper(), "secret")
+    assert (identity.login, identity.addresses) == (PATIENT, (PATIENT,))
+    assert "279035121518989" not in repr(identity)
+    database.close()
+    for file in tmp_path.glob("relais.db*"):
+        stored = file.read_bytes().lower()
+        for clear in (b"279035121518989", b"patient.example", b"cabinet.example", b"fictif", b"labo"):
+            assert clear not in stored
+
+
+def test_a_row_given_to_somebody_else_does_not_open(accounts, database, vault) -> None:
+    accounts.create("noir", ["noir@x.example"], "secret")
+    doctors = identity_addresses.c.address == vault.pseudonym("address", DOCTOR_ADDRESSES[0])
+    stolen = update(identity_addresses).where(doctors).values(identity_id=vault.pseudonym("address", "noir"))
+    database.transact(lambda c: c.execute(stolen) and None)
+    for asked in (lambda: accounts.authenticate("noir", "secret"), lambda: accounts.by_address(DOCTOR_ADDRESSES[0])):
+        with pytest.raises(VaultError):
+            asked()
+
+
+def test_another_vault_knows_nobody(accounts, database, tmp_path) -> None:
+    other = Accounts(database, KeyVault.create(tmp_path / "other"), hasher=QUICK)
+    assert other.by_address(DOCTOR_ADDRESSES[0]) is None
+    assert other.authenticate("dr.fictif", "bon café") == FAILED
 
 
 @pytest.mark.parametrize("password", ["", "é" * 513])

@@ -26,7 +26,8 @@ def upgrade() -> None:
     sa.UniqueConstraint('patient', name=op.f('uq_dossiers_patient'))
     )
     op.create_table('identities',
-    sa.Column('id', sa.String(length=320), nullable=False),
+    sa.Column('id', sa.String(length=64), nullable=False),
+    sa.Column('sealed_login', sa.LargeBinary(), nullable=False),
     sa.Column('failures', sa.Integer(), nullable=False),
     sa.Column('failed_at', sa.Float(), nullable=False),
     sa.Column('locked_until', sa.Float(), nullable=False),
@@ -72,7 +73,7 @@ def upgrade() -> None:
         batch_op.create_index('ix_mta_messages_external_id', ['external_id'], unique=False, sqlite_where=sa.text("external_id <> ''"), postgresql_where=sa.text("external_id <> ''"))
 
     op.create_table('credentials',
-    sa.Column('identity_id', sa.String(length=320), nullable=False),
+    sa.Column('identity_id', sa.String(length=64), nullable=False),
     sa.Column('password_hash', sa.String(length=512), nullable=False),
     sa.ForeignKeyConstraint(['identity_id'], ['identities.id'], name=op.f('fk_credentials_identity_id'), ondelete='CASCADE'),
     sa.PrimaryKeyConstraint('identity_id', name=op.f('pk_credentials'))
@@ -97,9 +98,10 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f('ix_dossier_documents_logical_id'), ['logical_id'], unique=False)
 
     op.create_table('identity_addresses',
-    sa.Column('address', sa.String(length=320), nullable=False),
-    sa.Column('identity_id', sa.String(length=320), nullable=False),
+    sa.Column('address', sa.String(length=64), nullable=False),
+    sa.Column('identity_id', sa.String(length=64), nullable=False),
     sa.Column('position', sa.Integer(), nullable=False),
+    sa.Column('sealed', sa.LargeBinary(), nullable=False),
     sa.ForeignKeyConstraint(['identity_id'], ['identities.id'], name=op.f('fk_identity_addresses_identity_id'), ondelete='CASCADE'),
     sa.PrimaryKeyConstraint('address', name=op.f('pk_identity_addresses'))
     )

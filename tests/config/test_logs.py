@@ -1,0 +1,34 @@
+"""Logs: one JSON object a line, and never what an exception quotes."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import structlog
+
+from config import logs
+
+
+@pytest.fixture(autouse=True)
+def restored() -> object:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    yield
+    root.handlers[:], _ = before
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+def test_exceptions_lose_their_text_in_both_loggers(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+    try:
+        raise ValueError("PAT-TROIS DOMINIQUE 279035121518989")
+    except ValueError as error:
+        structlog.get_logger("a").error("failed", exc_info=error)
+        logging.getLogger("b").exception("failed too")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["failed", "failed too"]
+    assert all(line["exception"] == "ValueError" for line in lines)
+    assert "PAT-TROIS" not in json.dumps(lines)
