@@ -4,7 +4,7 @@ Everything it writes lies under one directory, it listens on loopback (ldaps) an
 as whoever starts it. Its configuration is generated anew by every `prepare`, so that passwords, certificates and
 indexes are always those of the options; its data is never touched by `prepare`.
 
-Where AppArmor confines /usr/sbin/slapd to its distribution's folders (Debian and Ubuntu do), the state directory has to
+Where AppArmor confines /usr/sbin/slapd to its distribution's folders (Ubuntu does), the state directory has to
 be allowed in /etc/apparmor.d/local/usr.sbin.slapd.
 """
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -149,9 +151,12 @@ def test_the_next_hop_is_frozen_then_killed_between_its_answer_and_ours() -> Non
 
 
 def prepared(up: Running) -> bool:
-    """The delivery left the stages: two blobs for one message (content and protected bytes)."""
-    blobs = [path for path in (up.state / "laboratoire" / "blobs").rglob("*") if path.is_file()]
-    return len(blobs) >= 2
+    """The delivery to the other operator has left the stages: its protected bytes are committed."""
+    with closing(sqlite3.connect(f"file:{up.state}/laboratoire/relais.db?mode=ro", uri=True)) as database:
+        (count,) = database.execute(
+            "SELECT count(*) FROM mta_deliveries WHERE prepared_blob IS NOT NULL AND target = 'smtp'"
+        ).fetchone()
+    return int(count) > 0
 
 
 @pytest.mark.timeout(120)

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
+from email.policy import SMTP
 from email.utils import make_msgid
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_sender_owns_the_from_address(up: Running) -> None:
     with connected(up) as client:
         client.login(account["user"], account["password"])
         with pytest.raises(smtplib.SMTPResponseException) as refused:
-            client.sendmail(account["address"], [LABORATORY], mail.as_bytes())
+            client.sendmail(account["address"], [LABORATORY], mail.as_bytes(policy=SMTP))
     assert refused.value.smtp_code == 550
     assert refused.value.smtp_error.startswith(b"5.7.1")
 
