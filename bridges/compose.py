@@ -21,7 +21,7 @@ import pybase64
 from bridges import pdf, summary
 from bridges.labels import type_label
 from bridges.plain import ascii_name, file_part, french_date, one_line
-from bridges.report import Audience, Document, PatientIdentity, Report
+from bridges.report import Action, Audience, Document, PatientIdentity, Report
 from bridges.xdm import write_xdm
 
 _CRLF = b"\r\n"
@@ -89,8 +89,12 @@ def compose(
     if report.flags.ack_reading is not False:
         headers.append(_mailbox("Disposition-Notification-To", "", sender_address))
     parts = [_text_part(summary.body(report, audience, options.environment))]
+    attached: set[bytes] = set()
     for name, document in zip(pdf_names(report), report.documents, strict=True):
-        parts.append(_attachment("application/pdf", name, pdf.twin(report, document)))
+        twin = pdf.twin(report, document, audience)
+        if twin not in attached:  # the structured form of twins often embeds the PDF of the other
+            attached.add(twin)
+            parts.append(_attachment("application/pdf", name, twin))
     if report.documents:
         archive = write_xdm(
             report,
@@ -111,10 +115,14 @@ def compose(
 
 
 def pdf_names(report: Report) -> list[str]:
-    """`AAAAMMJJ_<type>_<NOM>_<prenom>.pdf` per document (ECO.2.1.6), in ASCII, each name once."""
+    """`AAAAMMJJ_<type>_<NOM>_<prenom>.pdf` per document (ECO.2.1.6), in ASCII, each name once.
+
+    The notice of a withdrawal is named so: saved beside the document it must not pass for it.
+    """
+    withdrawn = report.action is Action.DELETE
     names: list[str] = []
     for document in report.documents:
-        stem = _pdf_stem(report.patient, document)
+        stem = _pdf_stem(report.patient, document, withdrawn)
         name, number = f"{stem}.pdf", 1
         while name in names:
             number += 1
@@ -123,11 +131,11 @@ def pdf_names(report: Report) -> list[str]:
     return names
 
 
-def _pdf_stem(patient: PatientIdentity, document: Document) -> str:
+def _pdf_stem(patient: PatientIdentity, document: Document, withdrawn: bool) -> str:
     date = (document.service_start or document.created).strip()[:8]
     parts = (
         date if date.isascii() and date.isdigit() else "",
-        file_part(type_label(document.type_code, document.type_label), 30),
+        ("RETRAIT-" if withdrawn else "") + file_part(type_label(document.type_code, document.type_label), 30),
         file_part(_birth_name(patient)).upper(),
         file_part(_first_name(patient)),
     )
@@ -145,9 +153,7 @@ def _first_name(patient: PatientIdentity) -> str:
 def _subject(report: Report) -> str:
     """`XDM/1.0/DDM+<label> <NOM> <prenom> <JJ/MM/AAAA>` (ECO.2.1.3)."""
     patient, documents = report.patient, report.documents
-    kinds = {document.type_code for document in documents}
-    if len(kinds) == 1 and len({document.level for document in documents}) == len(documents):
-        # one document, or the level 1 and level 3 twins of one
+    if len(documents) == 1 or summary.are_twins(documents):
         label = one_line(type_label(documents[0].type_code, documents[0].type_label))[:_SUBJECT_LABEL].rstrip()
     else:
         label = f"{len(documents)} documents"
@@ -170,7 +176,8 @@ def _mss_headers(report: Report, audience: Audience, options: ComposeOptions) ->
             headers.append(
                 _folded("X-MSS-CODECDA", [joined] if len(joined) < 60 else joined.replace(",", ", ").split())
             )
-        headers.append(_header("X-MSS-INS", "O" if _qualified(report.patient) else "N"))
+        real = options.environment == "production" and _qualified(report.patient)
+        headers.append(_header("X-MSS-INS", "O" if real else "N"))
     if audience is Audience.PATIENT and report.flags.last_of_exchange:
         headers.append(_header("X-MSS-MES", "FIN"))
     return headers

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 from xml.sax.saxutils import escape
 
 from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
@@ -21,8 +21,18 @@ from fpdf.enums import DocumentCompliance, XPos, YPos
 
 from bridges.labels import profession_label, type_label
 from bridges.plain import french_date, one_line, paragraphs
-from bridges.report import Action, Document, Report
-from bridges.summary import RankedResult, party_name, patient_line, ranked, reference_range, shown_unit
+from bridges.report import Action, Audience, Document, Report
+from bridges.summary import (
+    RankedResult,
+    RankedResults,
+    is_laboratory,
+    party_name,
+    patient_line,
+    ranked,
+    reference_range,
+    shown_unit,
+    unranked,
+)
 
 FONT_DIRECTORY = Path("/usr/share/fonts/truetype/dejavu")
 """Where Debian's fonts-dejavu-core puts its files."""
@@ -32,6 +42,8 @@ _FAMILY = "DejaVu"
 _FACES = (("", "DejaVuSans.ttf"), ("B", "DejaVuSans-Bold.ttf"))
 _COLUMNS = (("Examen", 66.0), ("Résultat", 38.0), ("Valeurs de référence", 34.0), ("Indication", 52.0))
 """Titles and widths in millimetres; A4 less two margins of 10 mm."""
+_PATIENT_COLUMNS = (("Examen", 86.0), ("Résultat", 52.0), ("Valeurs habituelles", 52.0))
+_Columns: TypeAlias = tuple[tuple[str, float], ...]
 _LINE = 5.0
 
 
@@ -39,12 +51,15 @@ class FontMissingError(RuntimeError):
     """The fonts that must be embedded are not installed: install Debian's fonts-dejavu-core."""
 
 
-def twin(report: Report, document: Document) -> bytes:
-    """The PDF of one document: its own, or rendered. Raises `FontMissingError` on a machine without the fonts.
+def twin(report: Report, document: Document, audience: Audience = Audience.PROFESSIONAL) -> bytes:
+    """The PDF of one document: its own, or rendered for `audience`. Raises `FontMissingError` on a machine without the
+    fonts. Of a withdrawn document only the notice: its pages, saved or printed, would pass for valid.
 
     Rendering takes tens of milliseconds of CPU: callers with many to do use a process pool.
     """
-    return document.pdf if document.pdf is not None else _render(report, document)
+    if document.pdf is not None and report.action is not Action.DELETE:
+        return document.pdf
+    return _render(report, document, audience)
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +109,7 @@ class _Page(FPDF):
         self.cell(0, _LINE, f"Page {self.page_no()} / {{nb}}", align="C")
 
 
-def _render(report: Report, document: Document) -> bytes:
+def _render(report: Report, document: Document, audience: Audience) -> bytes:
     page = _Page(_drawable(f"Patient : {patient_line(document.patient)}"))
     for style, name in _FACES:
         page.add_font(_FAMILY, style, _font(name))
@@ -105,11 +120,23 @@ def _render(report: Report, document: Document) -> bytes:
     _describe(page, title, _moment(document.created))
     page.add_page()
     _head(page, report, document, title)
-    if document.results:
-        _results(page, document)
-    else:
-        _paragraphs(page, document.narrative or "Ce document ne contient pas de texte lisible ici : voir IHE_XDM.zip.")
+    if report.action is not Action.DELETE:
+        _body(page, document, audience)
     return bytes(page.output())
+
+
+def _body(page: _Page, document: Document, audience: Audience) -> None:
+    """The results of a laboratory report, then all the document's text: comments and conclusions stand only there."""
+    tabled = bool(document.results) and (is_laboratory(document) or not document.narrative)
+    if tabled:
+        _results(page, document, audience)
+        if document.narrative:
+            page.ln(4)
+            _text(page, "Texte du document", "B", 11)
+    if document.narrative:
+        _paragraphs(page, document.narrative)
+    elif not tabled:
+        _text(page, "Ce document ne contient pas de texte lisible ici : voir IHE_XDM.zip.")
 
 
 def _moment(created: str) -> datetime:
@@ -164,19 +191,24 @@ def _head(page: FPDF, report: Report, document: Document, title: str) -> None:
     page.ln(3)
 
 
-def _results(page: FPDF, document: Document) -> None:
-    """The results in the document's order; what stands out is bold and carries a symbol, never colour alone."""
-    ranks = ranked(document.results)
+def _results(page: FPDF, document: Document, audience: Audience) -> None:
+    """The results in the document's order; what stands out is bold and carries a symbol, never colour alone.
+
+    A patient reads them without rank or alarm, as in the mail.
+    """
+    alone = audience is Audience.PATIENT
+    ranks = RankedResults((), (), tuple(unranked(document.results))) if alone else ranked(document.results)
+    columns = _PATIENT_COLUMNS if alone else _COLUMNS
     rows = {id(one.result): (one, "") for one in ranks.other}
     rows |= {id(one.result): (one, _symbol(one)) for one in ranks.abnormal}
     rows |= {id(one.result): (one, _symbol(one) * 2) for one in ranks.critical}
-    _row(page, tuple(title for title, _ in _COLUMNS), "B")
+    _row(page, columns, tuple(title for title, _ in columns), "B")
     for section, group in groupby(document.results, key=lambda result: _line_of(result.section, 120)):
         if section:
             _text(page, section, "B", 10)
         for result in group:
             one, symbol = rows[id(result)]
-            _row(page, _cells(one, symbol), "B" if symbol else "")
+            _row(page, columns, _cells(one, symbol)[: len(columns)], "B" if symbol else "")
     if ranks.abnormal or ranks.critical:
         page.ln(2)
         _text(page, "\u25b2 haut   \u25bc bas   \u25cf à signaler   symbole doublé : critique", size=8)
@@ -197,19 +229,19 @@ def _cells(one: RankedResult, symbol: str) -> tuple[str, ...]:
     )
 
 
-def _row(page: FPDF, cells: tuple[str, ...], style: str) -> None:
+def _row(page: FPDF, columns: _Columns, cells: tuple[str, ...], style: str) -> None:
     """One table row, each cell wrapped in its column; never split over two pages."""
     page.set_font(_FAMILY, style, 9)
     wrapped = [
         cast("list[str]", page.multi_cell(width, _LINE, cell, dry_run=True, output="LINES", align="L"))
-        for cell, (_, width) in zip(cells, _COLUMNS, strict=True)
+        for cell, (_, width) in zip(cells, columns, strict=True)
     ]
     height = _LINE * max(len(lines) for lines in wrapped)
     if page.will_page_break(height):
         page.add_page()
         page.set_font(_FAMILY, style, 9)
     top, left = page.get_y(), page.l_margin
-    for lines, (_, width) in zip(wrapped, _COLUMNS, strict=True):
+    for lines, (_, width) in zip(wrapped, columns, strict=True):
         page.set_xy(left, top)
         page.multi_cell(width, _LINE, "\n".join(lines), align="L")
         left += width

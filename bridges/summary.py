@@ -8,7 +8,7 @@ outside the sender's own reference range when the sender gave no interpretation,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
@@ -27,6 +27,8 @@ TEST_AUTHORITIES = frozenset({"1.2.250.1.213.1.4.10", "1.2.250.1.213.1.4.11"})
 MAX_RESULTS = 200
 """Results shown in the text; the PDF has them all."""
 MAX_NARRATIVE_LINES = 40
+_LABORATORY_TYPE = "11502-2"
+_LABORATORY_FORMAT = "urn:ihe:lab:xd-lab:2008"
 _NUMBER = re.compile(r"[+-]?\d{1,15}(?:[.,]\d{1,15})?")
 
 
@@ -72,6 +74,11 @@ def ranked(results: Iterable[Result]) -> RankedResults:
         else:
             other.append(one)
     return RankedResults(tuple(critical), tuple(abnormal), tuple(other))
+
+
+def unranked(results: Iterable[Result]) -> list[RankedResult]:
+    """The same results with nothing said of them, for a patient."""
+    return [RankedResult(result, "", computed=False) for result in results]
 
 
 def reference_range(result: Result) -> str:
@@ -143,60 +150,86 @@ def _number(text: str) -> Decimal | None:
     return Decimal(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
 
 
+def are_twins(documents: Sequence[Document]) -> bool:
+    """Whether these are one report in several forms: one type, each of another CDA level (N1 + N3)."""
+    return (
+        len(documents) > 1
+        and len({document.type_code for document in documents}) == 1
+        and len({document.level for document in documents}) == len(documents)
+    )
+
+
+def is_laboratory(document: Document) -> bool:
+    """Whether the results are what the document is about: elsewhere they only illustrate its text."""
+    return document.type_code == _LABORATORY_TYPE or document.format_code == _LABORATORY_FORMAT
+
+
+def _reports(report: Report) -> list[tuple[Document, ...]]:
+    """The documents to speak of, each with its twins, the structured form first."""
+    if are_twins(report.documents):
+        return [tuple(sorted(report.documents, key=lambda document: -document.level))]
+    return [(document,) for document in report.documents]
+
+
 def _professional_text(report: Report) -> list[str]:
     parts = [
-        paragraphs(report.body_professional) or _DEFAULT_PROFESSIONAL[report.action],
+        *_opening(report.action, paragraphs(report.body_professional), _TO_PROFESSIONAL),
         f"Patient : {patient_line(report.patient)}",
     ]
-    for document in report.documents:
-        parts.append(_document_block(report.action, document))
+    for forms in _reports(report):
+        parts.append(_document_block(report.action, forms, Audience.PROFESSIONAL))
         if report.action is not Action.DELETE:
-            parts.append(_results_block(document))
+            parts.append(_results_block(forms[0]))
     known = dict.fromkeys(FINDING_LABELS[f.code] for f in report.findings if f.code in FINDING_LABELS)
     parts += known
-    if report.documents:
+    if report.action is Action.DELETE:
+        parts.append("Pièces jointes : l'avis de retrait en PDF ; IHE_XDM.zip, avec lequel votre logiciel le retire.")
+    elif report.documents:
         parts.append("Pièces jointes : le PDF se lit ; IHE_XDM.zip s'intègre dans votre logiciel.")
     return parts
 
 
 def _patient_text(report: Report) -> list[str]:
-    parts = [paragraphs(report.body_patient) or _DEFAULT_PATIENT[report.action]]
-    for document in report.documents:
-        parts.append(_document_block(report.action, document))
-        if report.action is not Action.DELETE:
-            shown = [RankedResult(result, "", computed=False) for result in document.results]
+    parts = _opening(report.action, paragraphs(report.body_patient), _TO_PATIENT)
+    for forms in _reports(report):
+        parts.append(_document_block(report.action, forms, Audience.PATIENT))
+        if report.action is not Action.DELETE and is_laboratory(forms[0]):
+            shown = unranked(forms[0].results)
             parts.append(_listed("Vos résultats, avec les valeurs habituelles entre crochets", shown, MAX_RESULTS))
-    parts.append(
-        "Le document complet est dans le PDF joint. Pour toute question, adressez-vous à votre médecin ou au "
-        "professionnel qui vous l'envoie."
-    )
+    if report.action is not Action.DELETE:
+        parts.append("Le document complet est dans le PDF joint.")
+    parts.append("Pour toute question, adressez-vous à votre médecin ou au professionnel qui vous écrit.")
     if report.flags.last_of_exchange:
         parts.append("Cet échange est terminé : il n'est plus possible de répondre à ce message.")
     return parts
 
 
-_DEFAULT_PROFESSIONAL = {
-    Action.NEW: "Bonjour,\n\nVeuillez trouver ci-joint un document concernant le patient désigné ci-dessous.",
-    Action.REPLACE: (
-        "Bonjour,\n\nLe document ci-joint remplace une version déjà envoyée, dont il ne faut plus tenir compte."
-    ),
+_TO_PROFESSIONAL = {
+    Action.NEW: "Veuillez trouver ci-joint un document concernant le patient désigné ci-dessous.",
+    Action.REPLACE: "Le document ci-joint remplace une version déjà envoyée, dont il ne faut plus tenir compte.",
     Action.DELETE: (
-        "Bonjour,\n\nLe document désigné ci-dessous est retiré par son auteur : n'en tenez plus compte et retirez-le "
-        "du dossier du patient."
+        "Le document désigné ci-dessous est retiré par son auteur : n'en tenez plus compte et retirez-le du dossier "
+        "du patient."
     ),
 }
-_DEFAULT_PATIENT = {
-    Action.NEW: "Bonjour,\n\nUn document de santé vous concernant est joint à ce message.",
-    Action.REPLACE: (
-        "Bonjour,\n\nUn document de santé vous concernant a été mis à jour : il remplace la version déjà reçue."
-    ),
-    Action.DELETE: (
-        "Bonjour,\n\nUn document de santé que vous aviez reçu a été retiré par son auteur. N'en tenez plus compte."
-    ),
+_TO_PATIENT = {
+    Action.NEW: "Un document de santé vous concernant est joint à ce message.",
+    Action.REPLACE: "Un document de santé vous concernant a été mis à jour : il remplace la version déjà reçue.",
+    Action.DELETE: "Un document de santé que vous aviez reçu a été retiré par son auteur. N'en tenez plus compte.",
 }
 
 
-def _document_block(action: Action, document: Document) -> str:
+def _opening(action: Action, own: str, ours: Mapping[Action, str]) -> list[str]:
+    """The sender's words, else ours. Senders often keep the words of a first sending: what a replacement or a
+    withdrawal changes is therefore always said, and said first."""
+    if not own:
+        return ["Bonjour,", ours[action]]
+    return [own] if action is Action.NEW else [ours[action], own]
+
+
+def _document_block(action: Action, forms: Sequence[Document], audience: Audience) -> str:
+    """What the document is, described once for all its forms."""
+    document = forms[0]
     label = one_line(type_label(document.type_code, document.type_label), 100)
     title = one_line(document.title, 150) or label
     lines = [f"Document : {title}" + (f" ({label})" if label and label.lower() != title.lower() else "")]
@@ -208,18 +241,29 @@ def _document_block(action: Action, document: Document) -> str:
     organisation = one_line(document.author.organisation, 120)
     if organisation and organisation != author:
         lines.append(f"Structure : {organisation}")
-    if action is Action.REPLACE:
-        parent = one_line(document.parent_id, 150)
-        lines.append("Remplace : " + (f"document {parent}" if parent else "la version précédente de ce document"))
+    if len(forms) > 1:
+        lines.append("Joint sous deux formes de même contenu : PDF et données structurées")
+    if audience is Audience.PATIENT:  # an identifier says nothing to a patient
+        named = {Action.REPLACE: "Remplace : la version précédente de ce document", Action.DELETE: "RETIRÉ"}
+        lines += [named[action]] if action in named else []
+    elif action is Action.REPLACE:
+        parents = [parent for form in forms if (parent := one_line(form.parent_id, 150))]
+        lines += [f"Remplace : document {parent}" for parent in dict.fromkeys(parents)]
+        if not parents:
+            lines.append("Remplace : la version précédente de ce document")
     elif action is Action.DELETE:
-        lines.append(f"RETIRÉ : document {one_line(document.unique_id, 150)}")
+        lines += [f"RETIRÉ : document {one_line(form.unique_id, 150)}" for form in forms]
     return "\n".join(lines)
 
 
 def _results_block(document: Document) -> str:
-    if not document.results:
-        return _narrative_block(document)
     ranks = ranked(document.results)
+    if not document.results or not is_laboratory(document):
+        urgent = (
+            _listed("RÉSULTATS CRITIQUES", ranks.critical, MAX_RESULTS),
+            _listed("RÉSULTATS ANORMAUX OU À SIGNALER", ranks.abnormal, MAX_RESULTS),
+        )
+        return "\n\n".join(block for block in (*urgent, _narrative_block(document)) if block)
     room = max(0, MAX_RESULTS - len(ranks.critical) - len(ranks.abnormal))
     blocks = [
         _listed("RÉSULTATS CRITIQUES", ranks.critical, MAX_RESULTS),

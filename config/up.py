@@ -30,6 +30,8 @@ from mta.mailboxes.dovecot import DovecotOptions, MailboxRealm, PrivateDovecot
 
 log = structlog.get_logger(__name__)
 
+LONGEST_STATE = 64
+"""Characters of the state's path: below it servers make Unix sockets, whose paths end at 107 (unix(7))."""
 PORT_NAMES = ("imaps", "ldaps", "mllp", "submission", "operators-laboratoire", "operators-ville", "submission-ville")
 
 
@@ -123,6 +125,8 @@ async def up(
 def _become_service(state: Path) -> Path:
     """Drop privileges and stand in the state directory; its real path (links are followed while we still may)."""
     state = state.resolve()
+    if len(str(state)) > LONGEST_STATE:
+        raise UpError(f"{state} is too long for Unix sockets: give a --state of at most {LONGEST_STATE} characters")
     drop(state)
     os.chdir(state)
     return state

@@ -43,12 +43,15 @@ from mta.schedule import RetrySchedule
 from mta.tables import deliveries, messages, steps
 from trust.refusals import Refused
 from trust.store.blobs import BlobStore
-from trust.store.database import Database
+from trust.store.database import Database, StoreUnavailableError
 from trust.vault import KeyVault
 
 CONTENT = "mta-content"
 PREPARED = "mta-prepared"
 """Kinds of blob, bound into their encryption."""
+
+REPEATED_EXTERNAL_ID = "the sender used this identifier before, for another content"
+"""Detail of the step `accept`, so that the trace shows it."""
 
 _READY = DeliveryState.READY.value
 
@@ -155,6 +158,8 @@ class Spool:
                 ).first()
                 is not None
             )
+            if repeated:
+                step_rows[0]["detail"] = REPEATED_EXTERNAL_ID
             connection.execute(messages.insert(), message_row)
             if delivery_rows:
                 connection.execute(deliveries.insert(), delivery_rows)
@@ -171,6 +176,13 @@ class Spool:
             if repeat is None:
                 raise
             repeated = None
+        except StoreUnavailableError:
+            # Whether the commit reached the disk is not known: a blob too many is collected one day, a row without its
+            # blob would answer the sender's repeat with a message that is lost.
+            raise
+        except Exception:
+            self._blobs.delete(blob)
+            raise
         if repeated is None:
             self._blobs.delete(blob)
             first = self.duplicate_of(submission.dedup_key)
@@ -472,8 +484,11 @@ def _new_id(now: float) -> str:
 
 
 def _destination(delivery: NewDelivery) -> str:
-    """What deliveries share when one being slow says something about the others."""
-    if delivery.target is TargetKind.SMTP:
+    """What deliveries share when one being slow says something about the others; it stands in the clear.
+
+    What was refused goes nowhere, and its recipient need not be an address: it may be a bare matricule.
+    """
+    if delivery.target is TargetKind.SMTP and delivery.refused is None:
         return f"smtp:{delivery.recipient.rpartition('@')[2].lower()}"[:300]
     return str(delivery.target.value)
 

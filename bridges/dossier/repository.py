@@ -338,7 +338,10 @@ class Dossier:
         )
         if isinstance(placement, Refused):
             return placement
-        entry = _new_entry(report, incoming, placement, self._clock(), depositor)
+        # A document that splits into twins: the first goes on as it, the other begins as a document of its own.
+        taken = {done.logical_id for done in plan.results}
+        continued = next((held.logical_id for held in placement.replaces if held.logical_id not in taken), "")
+        entry = _new_entry(report, incoming, placement, continued, self._clock(), depositor)
         ended = {change.held.entry.entry_uuid for change in plan.changes if change.held}
         for held in in_set or of_parent:
             if held.entry in placement.replaces and held.entry.entry_uuid not in ended:
@@ -436,13 +439,16 @@ def _reflagged(entry: DocumentEntry, flags: Flags) -> tuple[DocumentEntry, tuple
     return changed, (NOT_HIDDEN_AGAIN,) if hides_again else ()
 
 
-def _new_entry(report: Report, incoming: _Incoming, placement: Placement, at: float, depositor: str) -> DocumentEntry:
+def _new_entry(
+    report: Report, incoming: _Incoming, placement: Placement, continued: str, at: float, depositor: str
+) -> DocumentEntry:
+    """`continued`: the logicalID it takes over; empty for a new one."""
     document, flags = incoming.document, report.flags
     # A replacement that says nothing of masking does not unmask.
     before = placement.replaces[0] if placement.replaces else None
     return DocumentEntry(
         entry_uuid=str(uuid.uuid4()),
-        logical_id=before.logical_id if before else str(uuid.uuid4()),
+        logical_id=continued or str(uuid.uuid4()),
         unique_id=document.unique_id,
         set_id=placement.set_id,
         version=placement.version,

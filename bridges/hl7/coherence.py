@@ -15,19 +15,23 @@ from trust.refusals import Refused
 
 _ORDER = {"NW": Action.NEW, "RO": Action.REPLACE, "CA": Action.DELETE}
 _STATUS = {"F": Action.NEW, "C": Action.REPLACE, "D": Action.DELETE}
+_BEFORE_COHERENCE = frozenset({"1.0", "1.1", "1.2", "2.0"})
+"""Profile versions whose senders fill ORC-1 with SC."""
 _EVENT = {"T02": Action.NEW, "T10": Action.REPLACE, "T04": Action.DELETE}
 
 
 def decide(
-    event: str, orders: Sequence[Segment], documents: Sequence[Segment], findings: list[Finding]
+    event: str, profile: str, orders: Sequence[Segment], documents: Sequence[Segment], findings: list[Finding]
 ) -> Action | Refused:
-    """The one action all places name. `event` is MSH-9.2, `orders` the ORC segments, `documents` the document OBX.
+    """The one action all places name. `event` is MSH-9.2, `profile` the version in MSH-21.1, `orders` the ORC segments,
+    `documents` the document OBX.
 
     Tolerated with a finding, because deployed senders do it and the intention is clear:
     - ORU with ORC-1 RO and OBX-11 F replaces: the order is corrected and its new result is final
       (`status-final-on-replace`). On an MDM, or with any other pair, a disagreement is refused;
     - an absent ORC-1 or OBX-11 follows the others (`order-control-missing`, `status-missing`), a status that slipped
-      into OBX-10 is read there (`status-in-obx-10`). An ORU that says nothing at all is refused.
+      into OBX-10 is read there (`status-in-obx-10`). An ORU that says nothing at all is refused;
+    - until v2.0 of the profile ORC-1 was SC, "status changed", whatever the request (`order-control-legacy`).
     """
     action = _EVENT.get(event)
     replace_ordered = False
@@ -35,6 +39,9 @@ def decide(
         control = order.field(1).text
         if not control:
             findings.append(Finding("order-control-missing", f"ORC-{order.sequence}"))
+            continue
+        if control == "SC" and profile in _BEFORE_COHERENCE:
+            findings.append(Finding("order-control-legacy", f"ORC-{order.sequence}"))
             continue
         said = _ORDER.get(control)
         if said is None or action not in (None, said):

@@ -229,7 +229,8 @@ def parse(data: bytes, *, max_bytes: int, max_segments: int = DEFAULT_MAX_SEGMEN
 
     Accepts CR, LF or CRLF segment ends, a byte order mark, blank lines, four or five encoding characters (v2.7 adds
     `#`), and lines broken inside a field: what does not start like a segment continues the one before
-    (`broken-segment`). An undeclared character set is UTF-8 when the bytes are valid UTF-8, else cp1252.
+    (`broken-segment`). An undeclared character set is UTF-8 when the bytes are valid UTF-8, else cp1252; what declares
+    8859 but is valid UTF-8 throughout was written in UTF-8 (`charset-is-utf-8`).
     """
     if len(data) > max_bytes:
         return Er7Error("too-large")
@@ -321,6 +322,10 @@ def _choose_charset(message: Er7Message, findings: list[Finding]) -> Er7Error | 
     if codec is None:
         findings.append(Finding("charset-undeclared", "MSH-18"))
         codec = "cp1252" if _broken_runs(data, body, "utf-8") else "utf-8"
+    elif codec in ("latin-1", "iso8859-15") and not _broken_runs(data, body, "utf-8"):
+        # No French text in 8859 looks like UTF-8 in every accent: reading it as declared would spoil each name.
+        findings.append(Finding("charset-is-utf-8", "MSH-18"))
+        codec = "utf-8"
     message.charset = codec
     broken = _broken_runs(data, body, codec)
     for position, run in broken:

@@ -6,6 +6,7 @@ bare OIDs) are read through.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from bridges.hl7.er7 import Er7Message, Part, Segment
@@ -72,8 +73,9 @@ def read_patient(message: Er7Message, production: bool, findings: list[Finding])
     )
 
 
-def read_participants(message: Er7Message, findings: list[Finding]) -> Participants:
+def read_participants(message: Er7Message, patient: PatientIdentity, findings: list[Finding]) -> Participants:
     """Sender (SB), recipients (RCT) and reply address (REPLY) of all PRT segments, each address once."""
+    matricule = canonical_matricule(patient.matricule)
     sender: Party | None = None
     reply_to = ""
     correspondents: list[Correspondent] = []
@@ -94,7 +96,7 @@ def read_participants(message: Er7Message, findings: list[Finding]) -> Participa
                     findings.append(Finding("recipient-repeated", where))
                     continue
                 seen.add(address.lower())
-                correspondents.append(Correspondent(_party(prt), address, _audience(prt), where))
+                correspondents.append(Correspondent(_party(prt), address, _audience(prt, address, matricule), where))
         else:
             findings.append(Finding("participant-unknown", where))
     return Participants(sender or Party(), tuple(correspondents), reply_to)
@@ -127,9 +129,12 @@ def _party(prt: Segment) -> Party:
     )
 
 
-def _audience(prt: Segment) -> Audience:
+def _audience(prt: Segment, address: str, matricule: str | None) -> Audience:
+    """Patient when PRT-5 carries an INS, or is empty (v2.0 of the profile) and the mailbox is named by PID-3's."""
     person = prt.field(5)
     patient = _is(person.component(13), "INS") or _authority(person.component(9)) in INS_OIDS
+    if not person and not prt.field(8) and not prt.field(10):
+        patient = matricule is not None and address.rpartition("@")[0].upper() == matricule
     return Audience.PATIENT if patient else Audience.PROFESSIONAL
 
 
@@ -140,7 +145,7 @@ def _addresses(prt: Segment) -> list[str]:
         parts = [telecom.component(4).text, *(telecom.component(n).text for n in range(1, 9))]
         address = parts[0] or next((part for part in parts[1:] if "@" in part), "")
         if address:
-            found.append(address)
+            found.append(re.sub(r"\Amailto:\s*", "", address, flags=re.IGNORECASE))
     return found
 
 

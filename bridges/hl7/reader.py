@@ -6,6 +6,7 @@ wrong. What cannot be trusted is refused with its position; what can be read thr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from bridges import refusals
@@ -14,8 +15,8 @@ from bridges.encoded import decode_base64
 from bridges.hl7 import coherence, er7
 from bridges.hl7.er7 import Er7Message, Segment
 from bridges.hl7.observations import read_observations
-from bridges.hl7.people import read_participants, read_patient
-from bridges.report import Action, Document, Finding, PatientIdentity, Report
+from bridges.hl7.people import Participants, read_participants, read_patient
+from bridges.report import Action, Audience, Document, Finding, Flags, PatientIdentity, Report
 from trust.refusals import Refused
 
 _VERSIONS = {"ORU": ("2.5", "2.5.1"), "MDM": ("2.6",)}
@@ -61,7 +62,8 @@ def parse(
         return Refused(refusals.DOCUMENT_MISSING, "OBX", "OBX^1")
     if kind == "MDM" and len(observations.documents) > 1:
         return Refused(refusals.DOCUMENT_SEVERAL, "OBX", observations.documents[1].at(2))
-    action = coherence.decide(event, message.segments("ORC"), observations.documents, findings)
+    profile = message.header.field(21).component(1).text
+    action = coherence.decide(event, profile, message.segments("ORC"), observations.documents, findings)
     if isinstance(action, Refused):
         return action
     documents: list[Document] = []
@@ -70,10 +72,11 @@ def parse(
         if isinstance(document, Refused):
             return document
         documents.append(document)
-    refused = _check_replaced(message, action, documents, findings)
-    if refused is not None:
-        return refused
-    participants = read_participants(message, findings)
+    related = _with_parents(message, action, documents, findings)
+    if isinstance(related, Refused):
+        return related
+    participants = read_participants(message, patient, findings)
+    _check_recipients(participants, observations.flags, findings)
     return Report(
         control_id=message.header.field(10).text,
         sending_application=message.header.field(3).component(1).text,
@@ -82,7 +85,7 @@ def parse(
         action=action,
         patient=patient,
         sender=participants.sender,
-        documents=tuple(documents),
+        documents=related,
         correspondents=participants.correspondents,
         reply_to=participants.reply_to,
         flags=observations.flags,
@@ -157,10 +160,12 @@ def _same_patient(said: PatientIdentity, shown: PatientIdentity, where: str, fin
     return True
 
 
-def _check_replaced(
+def _with_parents(
     message: Er7Message, action: Action, documents: list[Document], findings: list[Finding]
-) -> Refused | None:
-    """What is replaced must be named: by the CDA (RPLC), by TXA-13, or at least by setId and version."""
+) -> tuple[Document, ...] | Refused:
+    """The documents, each knowing what it replaces. That must be named: by the CDA (RPLC), by TXA-13 (then it becomes
+    the document's parent), or at least by setId and version."""
+    related: list[Document] = []
     txa = message.segments("TXA")
     own = _txa_identifier(txa[0], 12) if txa else ""
     parent = _txa_identifier(txa[0], 13) if txa else ""
@@ -173,9 +178,20 @@ def _check_replaced(
             if not parent and not (document.set_id and (document.version or 0) > 1):
                 return Refused(refusals.EVENT_INCOHERENT, "relatedDocument", "ORC^1^1")
             findings.append(Finding("parent-missing", "ClinicalDocument/relatedDocument"))
+            related.append(replace(document, parent_id=parent))
+            continue
         if action is Action.NEW and document.parent_id:
             findings.append(Finding("parent-on-new", "ClinicalDocument/relatedDocument"))
-    return None
+        related.append(document)
+    return tuple(related)
+
+
+def _check_recipients(participants: Participants, flags: Flags, findings: list[Finding]) -> None:
+    """A mail asked for with nobody named to receive it, as in v1.2 of the profile, is told: nobody will get it."""
+    named = {correspondent.audience for correspondent in participants.correspondents}
+    wishes = ((flags.to_professionals, Audience.PROFESSIONAL), (flags.to_patient, Audience.PATIENT))
+    if any(asked and audience not in named for asked, audience in wishes):
+        findings.append(Finding("recipient-missing", "PRT"))
 
 
 def _txa_identifier(txa: Segment, field: int) -> str:

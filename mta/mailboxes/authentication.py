@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import structlog
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
+from mta.private_socket import private_socket
 from trust.accounts import Identity
 from trust.refusals import Refused
 from trust.store.durable import make_private_directory, write_durably
@@ -70,12 +70,9 @@ class AuthenticationSocket:
         """Listen, mode 0600; replaces a socket left by a killed process. Raises OSError when the path is not usable."""
         self._key = await asyncio.to_thread(credential_key, self.path)
         self._executor = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="mailbox-authentication")
-        self.path.unlink(missing_ok=True)
-        previous = os.umask(0o177)  # the socket must never exist with a wider mode, not even between bind and chmod
-        try:
-            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=MAX_LINE_BYTES)
-        finally:
-            os.umask(previous)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=private_socket(self.path), limit=MAX_LINE_BYTES
+        )
 
     async def stop(self) -> None:
         """Close the socket and its connections, let lookups under way finish, and remove the file."""

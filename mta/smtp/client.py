@@ -8,6 +8,7 @@ handshake ends the connection: it was said in the clear by anybody (RFC 3207 §5
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -204,11 +205,14 @@ class SmtpConnection(asyncio.Protocol):
                 refused = TransactionResult(reply, step)
             if accepted and step == "DATA" and refused is not None:
                 # RFC 2920 §3.1: the server wants data although nobody is to have it; give it none
-                self._write(b".\r\n", step)
-                await self._reply(step, self._timeouts.command)
+                with contextlib.suppress(ConnectionBrokenError):
+                    self._write(b".\r\n", step)
+                    await self._reply(step, self._timeouts.command)
         if refused is not None:
-            # MAIL may have been taken: leave no half transaction behind
-            await self._command("RSET")
+            # MAIL may have been taken: leave no half transaction behind. A peer that closes instead has answered all
+            # the same: its refusal counts, and the connection is not used again.
+            with contextlib.suppress(ConnectionBrokenError):
+                await self._command("RSET")
             return refused
         await self._send(content)
         return TransactionResult(await self._reply("end of data", self._timeouts.final), "end of data")

@@ -132,10 +132,11 @@ def test_replacement_and_withdrawal_say_what_happens(audience) -> None:
     replacing = report(document(parent_id="1.2.3.4.99"), action=Action.REPLACE)
     text = body(replacing, audience, "production")
     assert "remplace" in text
-    assert "Remplace : document 1.2.3.4.99" in text
+    assert ("Remplace : document 1.2.3.4.99" in text) == (audience is PROFESSIONAL)
     withdrawn = body(report(document(results=(result(),)), action=Action.DELETE), audience, "production")
     assert "retiré" in withdrawn
-    assert "RETIRÉ : document 1.2.3.4.100^A1" in withdrawn
+    assert "RETIRÉ" in withdrawn
+    assert ("RETIRÉ : document 1.2.3.4.100^A1" in withdrawn) == (audience is PROFESSIONAL)
     assert "Hémoglobine" not in withdrawn
 
 
