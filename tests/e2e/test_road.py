@@ -186,8 +186,12 @@ def test_nobody_reads_the_record_without_being_somebody(up: Running) -> None:
 
 
 def test_every_access_is_in_an_unbroken_journal(up: Running) -> None:
+    message = oru("JOURNAL-1")
+    up.accepted(message)
+    up.wait_settled()
     before = up.ask("laboratoire", "journal.verify")
-    listed(up)
+    with pytest.raises(ControlError):
+        listed(up, patient="1999999999999")
     after = up.ask("laboratoire", "journal.verify")
     assert after["ok"], after
     assert after["entries"] > before["entries"]

@@ -68,7 +68,7 @@ async def with_smtplib(port: int, context: ssl.SSLContext, use: Callable[[smtpli
     """Run `use` in a thread with smtplib connected and under TLS."""
 
     def run() -> T:
-        client = smtplib.SMTP("localhost", port, local_hostname="test.example", timeout=20)
+        client = smtplib.SMTP("127.0.0.1", port, local_hostname="test.example", timeout=20)
         try:
             client.starttls(context=context)
             client.ehlo()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ class Running:
 
     def imap(self) -> imaplib.IMAP4_SSL:
         context = ssl.create_default_context(cafile=str(self.options.certificate_chain))
-        return imaplib.IMAP4_SSL("localhost", self.options.imaps_port, ssl_context=context, timeout=20)
+        return imaplib.IMAP4_SSL("127.0.0.1", self.options.imaps_port, ssl_context=context, timeout=20)
 
     def log_in(self, user: str, password: str) -> imaplib.IMAP4_SSL:
         client = self.imap()
@@ -148,7 +149,7 @@ class Running:
 
 def write_certificate(directory: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -158,7 +159,7 @@ def write_certificate(directory: Path) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -35,10 +35,20 @@ class Person:
     def decrypt_oaep(
         self, encrypted: bytes, algorithm: hashes.HashAlgorithm, mgf: hashes.HashAlgorithm, label: bytes
     ) -> bytes:
+        if not isinstance(self.key, rsa.RSAPrivateKey):
+            raise ValueError("not RSA")
         return self.key.decrypt(encrypted, padding.OAEP(padding.MGF1(mgf), algorithm, label or None))
 
     def decrypt_pkcs1v15(self, encrypted: bytes) -> bytes:
+        if not isinstance(self.key, rsa.RSAPrivateKey):
+            raise ValueError("not RSA")
         return self.key.decrypt(encrypted, padding.PKCS1v15())
+
+    def agree(self, peer_public_key: bytes) -> bytes:
+        if not isinstance(self.key, ec.EllipticCurvePrivateKey):
+            raise ValueError("not on a curve")
+        peer = ec.EllipticCurvePublicKey.from_encoded_point(self.key.curve, peer_public_key)
+        return self.key.exchange(ec.ECDH(), peer)
 
     def save(self, folder: Path, name: str) -> tuple[str, str]:
         """PEM files of the certificate and of the key."""
@@ -115,6 +125,8 @@ def _certificate(
     wanted = ["key_cert_sign", "crl_sign"] if ca else ["digital_signature"]
     if isinstance(public_key, rsa.RSAPublicKey):
         wanted.append("key_encipherment")
+    elif isinstance(public_key, ec.EllipticCurvePublicKey):
+        wanted.append("key_agreement")
     builder = builder.add_extension(x509.KeyUsage(**usage | dict.fromkeys(wanted, True)), critical=True)
     if not ca:
         builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)

@@ -57,8 +57,21 @@ def test_header_limits() -> None:
     [
         ("Text/Plain", "text/plain", {}),
         ('multipart/signed; boundary="a b;c"; Protocol=x', "multipart/signed", {"boundary": "a b;c", "protocol": None}),
-        ('a/b (comment; boundary=no) ; boundary="q\\"x"', "a/b", {"boundary": 'q"x'}),
-        ("a/b; boundary*0=one; boundary*1=two", "a/b", {"boundary": "onetwo"}),
+        ('a/b (comment; name=no) ; name="q\\"x"', "a/b", {"name": 'q"x'}),
+        ("a/b; name*0=one; name*1=two", "a/b", {"name": "onetwo"}),
+        ("a/b; boundary=----=_Part_1 ; x=y", "a/b", {"boundary": "----=_Part_1", "x": "y"}),
+        ("a/b; boundary = x", "a/b", {"boundary": "x"}),
+        ("a/b; boundary=x; boundary=y", "a/b", {}),
+        ("a/b; boundary=x; Boundary*=utf-8''y", "a/b", {}),
+        ("a/b; boundary*0=x; boundary*1=y", "a/b", {}),
+        ("a/b; boundary; boundary=y", "a/b", {}),
+        ("a/b; boundary=x y", "a/b", {}),
+        ('a/b; boundary=x"y"', "a/b", {}),
+        ('a/b; boundary="x"y', "a/b", {}),
+        ('a/b; boundary="x\\\\y"', "a/b", {}),
+        ("a/b; boundary=(z)x", "a/b", {}),
+        ('a/b; boundary="x "', "a/b", {}),
+        ("a/b (; boundary=x); boundary=y", "a/b", {}),
         ("a/b; name*=utf-8'fr'%C3%A9t%C3%A9.p7m", "a/b", {"name": "été.p7m"}),
         ("a/b; name*0*=utf-8''%C3%A9; name*1=.p7m", "a/b", {"name": "é.p7m"}),
         ("a/b; x=1; x=2;; =3; y", "a/b", {"x": "1"}),
@@ -84,9 +97,27 @@ def test_multipart_parts_are_exact() -> None:
 
 
 def test_longer_boundaries_and_delimiters_inside_lines_are_content() -> None:
-    assert parts(b"--b\r\n--bc\r\nx --b\r\ny\n--b\r\n--b x\r\n--b--x\r\n--b--") == [
-        b"--bc\r\nx --b\r\ny\n--b\r\n--b x\r\n--b--x"
-    ]
+    assert parts(b"--b\r\n--bc\r\nx --b\r\n--b x\r\n--b--x\r\n--b--") == [b"--bc\r\nx --b\r\n--b x\r\n--b--x"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\n--b\r\nx\r\n--b--",
+        b"--b\nx\r\n--b\r\ny\r\n--b--",
+        b"x\n--b\r\n\r\nevil\n--b\r\n--b\r\ny\r\n--b--",
+        b"--b\r\nx\n--b\ny\r\n--b--",
+        b"--b\r\nx\r--b\ry\r\n--b--",
+        b"--b\r\nx\r\n--b \t\ny\r\n--b--",
+        b"--b\r\nx\r\n--b" + b" " * 80 + b"\r\ny\r\n--b--",
+        b"--bc\r\nx\r\n--b\r\ny\r\n--b--",
+        b"--b\r\nx\r\n--b--\r\n--b\r\ny\r\n--b--",
+        b"--b\r\nx\r\n--b--\n--b\ny",
+    ],
+)
+def test_what_a_lenient_reader_would_split_elsewhere_is_refused(body: bytes) -> None:
+    with pytest.raises(MimeError):
+        parts(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"--b\r\nx\r\n", b"--b\r\nx\r\n--b", b"--b\r\n" * 1002 + b"--b--"])

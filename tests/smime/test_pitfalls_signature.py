@@ -318,6 +318,60 @@ def test_preamble_and_epilogue_are_not_signed_content() -> None:
     assert bytes(found.content) == ENTITY
 
 
+EVIL = b"\r\n--evil\r\n\r\nEvil text.\r\n--evil--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "preamble"),
+    [
+        (b"boundary=b1; boundary=evil", EVIL),
+        (b"boundary=b1; boundary*=us-ascii''evil", EVIL),
+        (b"boundary*=us-ascii''b1", b"Evil text.\r\n"),
+        (b"boundary=b 1", b"--b\r\n\r\nEvil text.\r\n--b--\r\n"),
+        (b"boundary=(x)b1", b"--(x)b1\r\n\r\nEvil text.\r\n--(x)b1--\r\n"),
+        (b"boundary=b1", b"\n--b1\n\nEvil text.\n"),
+        (b"boundary=b1; x=\x01", b"Evil text.\r\n"),
+        (b"boundary=b1\r\nContent-Transfer-Encoding: base64", b""),
+    ],
+)
+def test_two_readings_of_one_multipart_are_no_signature(header: bytes, preamble: bytes) -> None:
+    """What lies beside the signed part must not be what another reader shows. In an encrypted message nothing but this
+    looks at line ends."""
+    signed = multipart_signed(ENTITY, signed_data(ENTITY, ANNE), prefix=preamble)
+    signed = signed.replace(b"boundary=b1", header)
+    paul = person("paul@clinic.example")
+    for wire in (message(signed), message(encrypt(signed, [paul.certificate]))):
+        found = open_message(wire, [paul], validator(), NOW).verdict
+        assert found.signature in (INVALID, NOT_SIGNED)
+
+
+def test_a_spaced_out_type_is_no_signature() -> None:
+    wire = message(sign(ENTITY, ANNE, NOW)).replace(b"multipart/signed", b"multipart (x) / signed")
+    assert verdict(wire).signature is NOT_SIGNED
+
+
+def test_only_data_is_signed_as_mail() -> None:
+    """A receipt or a time stamp by the same key is not a message."""
+    cms = signed_data(ENTITY, ANNE, content_oid="1.2.840.113549.1.9.16.1.4", attached=ENTITY)
+    found = verdict(message(pkcs7_mime(cms)))
+    assert found.signature is INVALID
+    assert found.signers[0].findings[0].code == "content-type"
+
+
+@pytest.mark.parametrize(
+    "value", [der.sequence(), der.sequence(der.sequence()), der.sequence(der.sequence(b"\x30\x00"))]
+)
+def test_empty_certificate_references_are_refused(value: bytes) -> None:
+    for oid in (oids.SIGNING_CERTIFICATE, oids.SIGNING_CERTIFICATE_V2):
+        assert judged(signed_data(ENTITY, ANNE, extra=(attribute(oid, value),))) == (INVALID, "malformed-signature")
+
+
+def test_enormous_certificates_are_as_good_as_absent() -> None:
+    """They would be remembered."""
+    addresses = [f"anne{number:05}@lab.example" for number in range(3000)]
+    assert judged(signed_data(ENTITY, person("anne@lab.example", *addresses))) == (INVALID, "no-certificate")
+
+
 def test_several_content_types_are_no_signature() -> None:
     wire = message(b"Content-Type: text/plain\r\n" + sign(ENTITY, ANNE, NOW))
     found = verdict(wire)

@@ -1,0 +1,215 @@
+"""What a sending system is answered, over a real spool: kept before acknowledged, once, whatever the directory does."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import structlog
+
+from bridges.hl7 import reader
+from bridges.hl7.mllp import FrameError
+from bridges.intake import Intake, IntakeOptions, SendingSystem
+from bridges.routing import RoutingOptions
+from directory.records import MailboxKind, Recipient
+from directory.resolve import DirectoryUnavailableError
+from mta.message import DeliveryState
+from mta.schedule import RetrySchedule
+from mta.spool import REPEATED_EXTERNAL_ID, Spool
+from tests.support import reports
+from tests.support.reports import DOCTOR, OTHER_PATIENT, PATIENT, Correspondent, to_patient
+from trust.store import metadata
+from trust.store.blobs import BlobStore
+from trust.store.database import Database
+from trust.vault import KeyVault
+
+SYSTEM = SendingSystem("sil", "resultats@labo.example", "Laboratoire")
+STRANGER = Correspondent("inconnu@test-ci-sis.mssante.fr")
+ROUTING = RoutingOptions(frozenset({"labo.example"}), frozenset({"patient.mssante.fr"}), dossier=True)
+parse = functools.partial(reader.parse, environment="test")
+
+
+class Trusting:
+    def is_trusted(self, domain: str) -> bool:
+        return domain.endswith(".mssante.fr")
+
+
+@dataclass
+class FakeDirectory:
+    """Knows everybody but `inconnu`; slow or broken as told."""
+
+    down: Exception | None = None
+    slow: threading.Event | None = None
+    asked: list[str] = field(default_factory=list)
+
+    def resolve(self, address: str) -> Recipient | None:
+        self.asked.append(address)
+        if self.slow is not None:
+            self.slow.wait(20)
+        if self.down is not None:
+            raise self.down
+        certificate: object = object()
+        known = Recipient(address, MailboxKind.PER, "", (certificate,), ())  # type: ignore[arg-type]
+        return None if address.startswith("inconnu") else known
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+    metadata.create_all(opened.engine)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def spool(database: Database, tmp_path: Path) -> Spool:
+    vault = KeyVault.create(tmp_path / "vault")
+    return Spool(database, BlobStore(tmp_path / "blobs", vault), vault, node="n1", schedule=RetrySchedule())
+
+
+Make = Callable[..., Intake]
+
+
+@pytest.fixture
+def make(spool: Spool) -> Iterator[Make]:
+    made: list[Intake] = []
+
+    def intake(directory: FakeDirectory | None = None, read: Callable = parse) -> Intake:
+        made.append(Intake(spool, directory or FakeDirectory(), Trusting(), read, IntakeOptions(ROUTING)))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield intake
+    for each in made:
+        each.close()
+
+
+def code(answer: bytes) -> str:
+    return next(line for line in answer.split(b"\r") if line.startswith(b"MSA|")).split(b"|")[1].decode()
+
+
+def test_acknowledged_is_kept(make: Make, spool: Spool) -> None:
+    frame = reports.message(recipients=(DOCTOR, to_patient(PATIENT)))
+    answer = make().receive(frame, SYSTEM)
+    assert code(answer) == "AA"
+    assert b"ERR" not in answer
+    (spool_id,) = spool.find("RLS-000001")
+    assert [d.recipient for d in spool.deliveries(spool_id)] == [
+        DOCTOR.address,
+        to_patient(PATIENT).address,
+        "dossier",
+    ]
+    lease = spool.claim(1, 60)[0]
+    assert spool.content(lease) == frame
+    assert (lease.sender, lease.peer) == (SYSTEM.sender, SYSTEM.name)
+
+
+def test_the_same_message_again_gets_the_same_answer_and_no_second_mail(make: Make, spool: Spool) -> None:
+    frame, intake = reports.message(), make()
+    first = intake.receive(frame, SYSTEM)
+    count = spool.counts()[DeliveryState.READY]
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lambda _: intake.receive(frame, SYSTEM), range(8))) == {first}
+    assert spool.counts()[DeliveryState.READY] == count
+
+
+def test_the_same_message_at_the_same_time_is_kept_once(make: Make, spool: Spool) -> None:
+    frame, intake = reports.message(), make()
+    with ThreadPoolExecutor(8) as threads:
+        answers = set(threads.map(lambda _: intake.receive(frame, SYSTEM), range(8)))
+    assert len(answers) == 1
+    assert len(spool.find("RLS-000001")) == 1
+
+
+def test_another_partner_or_another_content_is_another_message(make: Make, spool: Spool) -> None:
+    intake = make()
+    frame = reports.message()
+    assert code(intake.receive(frame, SYSTEM)) == "AA"
+    assert code(intake.receive(frame, SendingSystem("other", "resultats@labo.example", ""))) == "AA"
+    assert code(intake.receive(reports.message(patient_class="I"), SYSTEM)) == "AA"
+    newest, other, first = spool.find("RLS-000001")
+    assert [spool.steps(each)[0].detail for each in (first, other, newest)] == ["", "", REPEATED_EXTERNAL_ID]
+
+
+def test_refusal_is_per_recipient(make: Make, spool: Spool) -> None:
+    flags = reports.Flags(to_dossier=False)
+    answer = make().receive(reports.message(recipients=(STRANGER, DOCTOR), flags=flags), SYSTEM)
+    assert code(answer) == "AA"
+    warnings = [line for line in answer.split(b"\r") if line.startswith(b"ERR")]
+    assert len(warnings) == 1
+    assert b"directory.recipient-unknown" in warnings[0]
+    assert warnings[0].split(b"|")[4] == b"W"
+    (spool_id,) = spool.find("RLS-000001")
+    assert [d.state for d in spool.deliveries(spool_id)] == [DeliveryState.FAILED, DeliveryState.READY]
+
+
+def test_refused_when_nobody_remains_and_nothing_is_kept(make: Make, spool: Spool) -> None:
+    flags, intake = reports.Flags(to_dossier=False), make()
+    wrong_patient = to_patient(OTHER_PATIENT)
+    answer = intake.receive(reports.message(recipients=(STRANGER, wrong_patient), flags=flags), SYSTEM)
+    assert code(answer) == "AE"
+    assert answer.count(b"\rERR") == 2
+    assert code(intake.receive(reports.message(recipients=(), flags=flags), SYSTEM)) == "AE"
+    assert sum(spool.counts().values()) == 0
+
+
+@pytest.mark.parametrize("name", reports.spoilt())
+def test_a_bad_message_is_answered_and_not_kept(make: Make, spool: Spool, name: str) -> None:
+    assert code(make().receive(reports.spoilt()[name], SYSTEM)) in ("AE", "AR")
+    assert sum(spool.counts().values()) == 0
+
+
+@pytest.mark.parametrize("error", [DirectoryUnavailableError("no answer"), RuntimeError("a bug")])
+def test_a_directory_that_is_down_stops_no_laboratory(make: Make, spool: Spool, error: Exception) -> None:
+    answer = make(FakeDirectory(down=error)).receive(reports.message(recipients=(STRANGER, DOCTOR)), SYSTEM)
+    assert code(answer) == "AA"
+    assert spool.counts()[DeliveryState.READY] == 3
+
+
+def test_a_slow_directory_is_not_waited_for(make: Make, spool: Spool) -> None:
+    directory = FakeDirectory(slow=threading.Event())
+    try:
+        answer = make(directory).receive(reports.message(recipients=(STRANGER, DOCTOR)), SYSTEM)
+    finally:
+        directory.slow.set()
+    assert code(answer) == "AA"
+    assert spool.counts()[DeliveryState.READY] == 3
+
+
+def test_a_store_that_fails_gives_no_answer(make: Make, database: Database) -> None:
+    intake = make()
+    database.close()
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever it is, it must not become an acknowledgement
+        intake.receive(reports.message(), SYSTEM)
+
+
+def test_a_bug_in_the_reader_is_later_not_silence(make: Make) -> None:
+    def broken(frame: bytes) -> None:
+        raise RecursionError("patient ESSAI-UN")
+
+    with structlog.testing.capture_logs():
+        assert code(make(read=broken).receive(reports.message(), SYSTEM)) == "AR"
+
+
+def test_a_frame_the_door_could_not_take_is_answered(make: Make) -> None:
+    head = reports.message()[:4096]
+    answer = make().refuse(FrameError("oversized", 60_000_000, head), SYSTEM)
+    assert code(answer) == "AE"
+    assert b"RLS-000001" in answer
+    assert code(make().refuse(FrameError("interrupted", 3, b"abc"), SYSTEM)) == "AE"
+
+
+def test_logs_name_nobody(make: Make) -> None:
+    with structlog.testing.capture_logs() as captured:
+        intake = make()
+        intake.receive(reports.message(recipients=(STRANGER, DOCTOR, to_patient(PATIENT))), SYSTEM)
+        intake.receive(reports.message(recipients=(STRANGER, DOCTOR, to_patient(PATIENT))), SYSTEM)
+        intake.receive(reports.spoilt()["other-patient"], SYSTEM)
+    said = str(captured)
+    assert "intake.accepted" in said
+    for secret in (PATIENT.matricule, PATIENT.family, DOCTOR.address, DOCTOR.family, STRANGER.address, "@"):
+        assert secret not in said
