@@ -45,8 +45,8 @@ def results(root: etree._Element) -> tuple[Result, ...]:
         written, unit = _value(value, by_id)
         found.append(
             Result(
-                section=_section_path(observation),
-                label=_label(code, by_id),
+                section=_section_path(observation, by_id),
+                label=_label(code, by_id, written),
                 code=_get(code, "code"),
                 code_system=_get(code, "codeSystem"),
                 value=written,
@@ -169,13 +169,19 @@ def _sign(sign: str, bound: etree._Element | None) -> str:
     return sign + "=" if _get(bound, "inclusive") == "true" else sign
 
 
-def _label(code: etree._Element | None, by_id: dict[str, etree._Element]) -> str:
+def _label(code: etree._Element | None, by_id: dict[str, etree._Element], value: str = "") -> str:
+    """What the reader calls it; the code's own name when the entry points at the cell of the `value` instead."""
     if code is None:
         return ""
     shown = _original_text(code, by_id)
-    if shown and len(shown) <= _LONGEST_LABEL:
+    display = _get(code, "displayName") or _get(code.find(V3 + "translation"), "displayName")
+    if shown and len(shown) <= _LONGEST_LABEL and not (display and value and _bare(shown).startswith(_bare(value))):
         return shown
-    return _get(code, "displayName") or _get(code.find(V3 + "translation"), "displayName") or _get(code, "code")
+    return display or shown[:_LONGEST_LABEL] or _get(code, "code")
+
+
+def _bare(text: str) -> str:
+    return text.replace(",", ".").lstrip("<>= ")
 
 
 def _original_text(coded: etree._Element, by_id: dict[str, etree._Element]) -> str:
@@ -204,9 +210,16 @@ def _reference_range(observation: etree._Element) -> tuple[str, str]:
     return "", ""
 
 
-def _section_path(element: etree._Element) -> str:
-    titles = (plain_text(section.find(V3 + "title")) for section in element.iterancestors(V3 + "section"))
-    return " / ".join(reversed([title for title in titles if title]))
+def _section_path(element: etree._Element, by_id: dict[str, etree._Element]) -> str:
+    """The titles around an observation, and the germ it is about: the same antibiotic may help against one only."""
+    names = []
+    for around in element.iterancestors(V3 + "section", V3 + "organizer"):
+        if around.tag == V3 + "section":
+            names.append(plain_text(around.find(V3 + "title")))
+            continue
+        germ = around.find(f"{V3}specimen/{V3}specimenRole/{V3}specimenPlayingEntity[@classCode='MIC']/{V3}code")
+        names.append(f"Isolat : {_label(germ, by_id)}" if germ is not None else "")
+    return " / ".join(reversed([name for name in names if name]))
 
 
 def _effective(observation: etree._Element) -> str:

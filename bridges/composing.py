@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from bridges.compose import ComposeOptions, compose
 from bridges.intake import HL7_CONTENT
 from bridges.report import Correspondent, Report
-from bridges.routing import ADDRESS_INVALID
+from bridges.routing import ADDRESS_INVALID, RoutingOptions, addressed
 from mta.message import Message, Phase
 from trust.refusals import Refused
 
@@ -26,12 +26,14 @@ class ComposeStage:
         parse: Callable[[bytes], Report | Refused],
         sender_names: Mapping[str, str],
         options: ComposeOptions,
+        routing: RoutingOptions,
         executor: Executor,
     ) -> None:
-        """`sender_names`: functional name by sender mailbox."""
+        """`sender_names`: functional name by sender mailbox; `routing` is the intake's."""
         self._parse = parse
         self._sender_names = sender_names
         self._options = options
+        self._routing = routing
         self._executor = executor
 
     async def apply(self, message: Message, phase: Phase) -> Message | Refused:
@@ -43,7 +45,7 @@ class ComposeStage:
         report = self._parse(message.content)
         if isinstance(report, Refused):
             return report
-        correspondent = _addressed(report, message.recipient)
+        correspondent = addressed(report, message.recipient, self._routing)
         if correspondent is None:
             return Refused(ADDRESS_INVALID)
         content = compose(
@@ -58,10 +60,6 @@ class ComposeStage:
             options=self._options,
         )
         return replace(message, content=content, content_type=MAIL_CONTENT)
-
-
-def _addressed(report: Report, recipient: str) -> Correspondent | None:
-    return next((c for c in report.correspondents if c.address.strip().lower() == recipient), None)
 
 
 def _name(correspondent: Correspondent) -> str:

@@ -25,6 +25,7 @@ from bridges.report import Report
 from bridges.routing import NO_RECIPIENT, Lookup, RoutingOptions, recipients_to_resolve, route
 from directory.records import Recipient
 from directory.resolve import Directory, DirectoryUnavailableError
+from mta import refusals as mta_refusals
 from mta.message import Origin
 from mta.spool import Duplicate, Spool, Submission
 from trust.refusals import Refused
@@ -89,7 +90,7 @@ class Intake:
         if before is not None:
             log.info("intake.duplicate", partner=system.name, spool_id=before.spool_id)
             return before.reply
-        report = self._parse(frame)
+        report = self._read(frame)
         now = datetime.now(UTC)
         control_id = _control_id()
         if isinstance(report, Refused):
@@ -107,7 +108,8 @@ class Intake:
             reasons = impossible or [Refused(NO_RECIPIENT)]
             log.warning("intake.refused", partner=system.name, code=reasons[0].refusal.code, recipients=len(impossible))
             return acknowledgement.refuse(header, control_id, now, reasons)
-        reply = acknowledgement.accept(header, control_id, now)
+        # Per recipient: AA for those a delivery now waits for, a warning for each that none can reach.
+        reply = acknowledgement.accept(header, control_id, now, impossible)
         outcome = self._spool.accept(
             Submission(
                 origin=Origin.MLLP,
@@ -143,6 +145,14 @@ class Intake:
         header = acknowledgement.header_of(error.head)
         return acknowledgement.refuse(header, _control_id(), datetime.now(UTC), Refused(refusal))
 
+    def _read(self, frame: bytes) -> Report | Refused:
+        """The report. A bug in a reader must not stop the sender's queue for ever: it is "later", and it is logged."""
+        try:
+            return self._parse(frame)
+        except Exception as error:
+            log.error("intake.reader-failed", exc_info=error)
+            return Refused(mta_refusals.INTERNAL_ERROR)
+
     def _resolve(self, addresses: tuple[str, ...]) -> dict[str, Recipient | Lookup]:
         """All look-ups side by side; those not back in time, or for which the directory is down, are LATER."""
         asked: dict[str, Future[Recipient | None]] = {
@@ -158,6 +168,9 @@ class Intake:
             try:
                 found[address] = future.result() or Lookup.UNKNOWN
             except DirectoryUnavailableError:
+                found[address] = Lookup.LATER
+            except Exception as error:  # our bug, or a library's: no reason to refuse a report
+                log.error("intake.lookup-failed", exc_info=error)
                 found[address] = Lookup.LATER
         return found
 

@@ -22,7 +22,9 @@ FACILITY = "1.2.250.1.71.4.2.4"
 PRACTICE_SETTING = "1.2.250.1.213.1.1.4.9"
 """TRE_A01-CadreExercice."""
 SPECIALTY = "1.2.250.1.213.1.1.4.5"
-"""TRE_A02-ProfessionSavFaire."""
+"""TRE_A02-ProfessionSavFaire: G15, G16 and their specialties."""
+NON_PROFESSIONAL = "1.2.250.1.213.1.1.4.6"
+"""TRE_A00-ProducteurDocNonPS: devices, secretariats and systems that author documents."""
 
 TYPE_LABELS = {
     "11369-6": "Historique des vaccinations",
@@ -225,8 +227,10 @@ PROFESSION_LABELS = {
     "G15_95": "Diététicien",
     "G15_96": "Psychomotricien",
     "G15_98": "Manipulateur ERM",
+    "DISPOSITIF": "Dispositif médical",
+    "SECRETARIAT_MEDICAL": "Secrétariat médical",
 }
-"""TRE_G15-ProfessionSante, without the specialty that may follow the slash."""
+"""TRE_G15-ProfessionSante, without the specialty that may follow the slash, and authors who are no professionals."""
 
 
 def profession_label(specialty: str) -> str:

@@ -203,7 +203,7 @@ def _results(page: FPDF, document: Document, audience: Audience) -> None:
     rows |= {id(one.result): (one, _symbol(one)) for one in ranks.abnormal}
     rows |= {id(one.result): (one, _symbol(one) * 2) for one in ranks.critical}
     _row(page, columns, tuple(title for title, _ in columns), "B")
-    for section, group in groupby(document.results, key=lambda result: _line_of(result.section, 120)):
+    for section, group in groupby(document.results, key=lambda result: _line_of(result.section, 200)):
         if section:
             _text(page, section, "B", 10)
         for result in group:

@@ -17,6 +17,7 @@ from bridges.report import Audience, Correspondent, Report
 from directory import refusals as directory_refusals
 from directory.records import Recipient
 from mta.message import TargetKind
+from mta.smtp.address import is_address
 from mta.spool import NewDelivery
 from smime import refusals as smime_refusals
 from trust.refusals import HL7Code, Refusal, Refused
@@ -161,13 +162,26 @@ def recipients_to_resolve(report: Report, options: RoutingOptions) -> tuple[str,
     )
 
 
+def addressed(report: Report, address: str, options: RoutingOptions) -> Correspondent | None:
+    """The correspondent whom a mail to `address` (lower case) is written for; None when nobody may have one there.
+
+    The same address may be named twice, once for a professional and once for the patient: only the naming that `route`
+    let through counts, or the patient would read what was written to the doctor.
+    """
+    for correspondent in report.correspondents:
+        same = correspondent.address.strip().lower() == address
+        if same and _refusal(report, correspondent, address, options) is None:
+            return correspondent
+    return None
+
+
 def _refusal(report: Report, correspondent: Correspondent, address: str, options: RoutingOptions) -> Refused | None:
     """What the message itself says against this correspondent."""
     flags = report.flags
     where = correspondent.location
-    local, at, domain = address.rpartition("@")
-    if not at or not local or not domain or not address.isascii() or any(c <= " " for c in address):
+    if not is_address(address):
         return Refused(ADDRESS_INVALID, location=where)
+    local, _, domain = address.rpartition("@")
     patient_domain = domain in options.patient_domains
     if correspondent.audience is Audience.PATIENT or patient_domain:
         if flags.hidden_from_patient or flags.hidden_from_representatives:

@@ -27,6 +27,9 @@ TEST_AUTHORITIES = frozenset({"1.2.250.1.213.1.4.10", "1.2.250.1.213.1.4.11"})
 MAX_RESULTS = 200
 """Results shown in the text; the PDF has them all."""
 MAX_NARRATIVE_LINES = 40
+MAX_CONCLUSION_LINES = 12
+_CONCLUSIONS = frozenset({"conclusion", "conclusions"})
+"""Titles of what stands at the end of a long report and is read first."""
 _LABORATORY_TYPE = "11502-2"
 _LABORATORY_FORMAT = "urn:ihe:lab:xd-lab:2008"
 _NUMBER = re.compile(r"[+-]?\d{1,15}(?:[.,]\d{1,15})?")
@@ -183,7 +186,9 @@ def _professional_text(report: Report) -> list[str]:
     known = dict.fromkeys(FINDING_LABELS[f.code] for f in report.findings if f.code in FINDING_LABELS)
     parts += known
     if report.action is Action.DELETE:
-        parts.append("Pièces jointes : l'avis de retrait en PDF ; IHE_XDM.zip, avec lequel votre logiciel le retire.")
+        parts.append(
+            "Pièces jointes : l'avis de retrait en PDF ; IHE_XDM.zip permet à votre logiciel de retirer le document."
+        )
     elif report.documents:
         parts.append("Pièces jointes : le PDF se lit ; IHE_XDM.zip s'intègre dans votre logiciel.")
     return parts
@@ -282,7 +287,7 @@ def _listed(heading: str, results: Sequence[RankedResult], room: int) -> str:
     wide = [min(max((len(row[i]) for row in cells), default=0), limit) for i, limit in enumerate((36, 22, 18))]
     lines = [heading]
     for section, group in groupby(
-        zip(shown, cells, strict=True), key=lambda pair: one_line(pair[0].result.section, 80)
+        zip(shown, cells, strict=True), key=lambda pair: one_line(pair[0].result.section, 200)
     ):
         if section:
             lines.append(f"- {section}")
@@ -312,5 +317,9 @@ def _narrative_block(document: Document) -> str:
         return "Voir le PDF joint."
     lines = text.split("\n")
     if len(lines) > MAX_NARRATIVE_LINES:
-        lines = [*lines[:MAX_NARRATIVE_LINES], "", "... texte abrégé : la suite est dans le PDF joint."]
+        start = next((i for i, line in enumerate(lines) if line.lower().rstrip(" :") in _CONCLUSIONS), 0)
+        shown = lines[:MAX_NARRATIVE_LINES]
+        if start + MAX_CONCLUSION_LINES > MAX_NARRATIVE_LINES:
+            shown = [*lines[start : start + MAX_CONCLUSION_LINES], "", *shown[:start]]
+        lines = [*shown, "", "... texte abrégé : la suite est dans le PDF joint."]
     return "\n".join(lines)

@@ -82,7 +82,8 @@ class _Entry:
         self._slot_in(classification, "authorPerson", (_xcn(party),))
         if specialty:
             label = labels.profession_label(specialty)
-            self._slot_in(classification, "authorSpecialty", (f"{_hl7(specialty)}^{label}^{labels.SPECIALTY}",))
+            system = labels.SPECIALTY if specialty.startswith("G") else labels.NON_PROFESSIONAL
+            self._slot_in(classification, "authorSpecialty", (f"{_hl7(specialty)}^{label}^{system}",))
 
     def external_identifier(self, scheme: str, name: str, value: str) -> None:
         if not value:

@@ -48,7 +48,7 @@ def relais() -> None:
 def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
     """Start everything on this machine: slapd, Dovecot and two demonstration operators."""
     from config.show import show
-    from config.up import PORT_NAMES, UpError
+    from config.up import PORT_NAMES, UpError, become_service
     from config.up import up as run
 
     wanted: dict[str, int] = {}
@@ -62,6 +62,7 @@ def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
     if missing:
         _fail(f"Missing on this machine: {', '.join(missing)}. Run `make demo`, or install them.")
     try:
+        state = become_service(state)
         well = asyncio.run(run(state, wanted_ports=wanted, then=show if demo else None, oneshot=oneshot, say=_say))
     except (UpError, PrivilegeError, StartError, SettingsError) as error:
         _fail(str(error))

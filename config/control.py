@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from mta.private_socket import private_socket
 from trust.refusals import Refused
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,7 @@ Call = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Takes the request, returns something JSON can hold, or a `Refused`."""
 
 _LINE_LIMIT = 128 * 1024 * 1024
+_REQUEST_LIMIT = 1024 * 1024
 
 
 class ControlError(Exception):
@@ -41,13 +42,9 @@ class ControlSocket:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        self._path.unlink(missing_ok=True)
-        # The socket must never exist with wider rights, not even between bind and chmod.
-        before = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=1024 * 1024)
-        finally:
-            os.umask(before)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=private_socket(self._path), limit=_REQUEST_LIMIT
+        )
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -57,32 +54,38 @@ class ControlSocket:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+                writer.write(await self._answer(line))
                 await writer.drain()
-        except (ConnectionError, ValueError):
+        except (ConnectionError, ValueError):  # ValueError: a request past the limit
             return
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> bytes:
+        """One line. A document is large: it is put into JSON beside the event loop."""
         try:
             request = json.loads(line)
             call = self._calls[request["call"]]
-        except (ValueError, KeyError, TypeError):
-            return {"error": "the gateway does not know this request; are both of the same version?"}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return _line({"error": "the gateway does not know this request; are both of the same version?"})
         try:
             result = await call(request)
-        except (KeyError, TypeError):
-            return {"error": "the request lacks an argument; are command and gateway of the same version?"}
+            if isinstance(result, Refused):
+                refusal = result.refusal
+                return _line({"refused": {"code": refusal.code, "text": refusal.text, "detail": result.detail}})
+            return await asyncio.to_thread(_line, {"result": result})
+        except KeyError as error:
+            log.error("control.failed", call=request["call"], exc_info=error)
+            return _line({"error": "the request lacks an argument; are command and gateway of the same version?"})
         except Exception as error:  # a bug must not close the door for every other request
             log.error("control.failed", call=request["call"], exc_info=error)
-            return {"error": "the gateway failed on this request; its log says where"}
-        if isinstance(result, Refused):
-            refusal = result.refusal
-            return {"refused": {"code": refusal.code, "text": refusal.text, "detail": result.detail}}
-        return {"result": result}
+            return _line({"error": "the gateway failed on this request; its log says where"})
+
+
+def _line(answer: Mapping[str, Any]) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 def ask(path: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any:

@@ -8,7 +8,6 @@ already there, so that a first start killed half-way is finished by the next one
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from smime.dkim import public_record
 from trust.accounts import Accounts
 from trust.issuing import DemonstrationAuthority, Issued, KeyKind
 from trust.store.database import Database
+from trust.store.durable import write_durably
 from trust.trustlist import ListedDomain, write_trust_list
 from trust.vault import KeyUse, KeyVault
 
@@ -53,6 +53,7 @@ class Mailbox:
     profession: str = ""
     structure: str = ""
     organisation: str = ""
+    encryption_key: KeyKind = "rsa3072"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ HOSPITAL = Mailbox(
     "hospital",
     structure="1920054321",
     organisation="Centre hospitalier Bellevue",
+    encryption_key="p256",
 )
 DOCTOR = Mailbox(
     "adam.hoda@test-ci-sis.mssante.fr",
@@ -250,14 +252,10 @@ def certificate_name(home: Path) -> str:
 
 
 def write(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file whole or not at all, never readable by others in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path)
+    """Write a file whole or not at all; what others may read becomes readable last."""
+    write_durably(path, content)
+    if mode != 0o600:
+        path.chmod(mode)
 
 
 def dkim_public_key(world: World, operator: DemonstrationOperator) -> str:
@@ -316,14 +314,14 @@ def _operator(
         )
         write(home / "dkim.key", pem)
     write(home / "directory.password", known["directory-gateway"].encode())
-    vault = KeyVault.open(home / "vault") if (home / "vault").exists() else KeyVault.create(home / "vault")
+    vault = KeyVault.open(home / "vault") if (home / "vault" / "kek").exists() else KeyVault.create(home / "vault")
     for mailbox in operator.mailboxes:
         name = mailbox.display_name or "Boite patient"
         if not vault.certificates(mailbox.address, KeyUse.SIGNING):
             issued = authority.issue_mailbox(mailbox.address, name, "signing", mailbox.signing_key)
             vault.install(mailbox.address, KeyUse.SIGNING, issued.key, issued.certificate, issued.chain)
         if not vault.certificates(mailbox.address, KeyUse.ENCRYPTION):
-            issued = authority.issue_mailbox(mailbox.address, name, "encryption", "rsa3072")
+            issued = authority.issue_mailbox(mailbox.address, name, "encryption", mailbox.encryption_key)
             vault.install(mailbox.address, KeyUse.ENCRYPTION, issued.key, issued.certificate, issued.chain)
     database = Database(f"sqlite:///{home / 'relais.db'}")
     try:

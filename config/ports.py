@@ -13,24 +13,35 @@ def choose(names: Sequence[str], remembered: Path, wanted: Mapping[str, int]) ->
 
     An asked-for port is taken as it is; whoever binds it reports that it is in use.
     """
-    try:
-        before = json.loads(remembered.read_text())
-    except (OSError, ValueError):
-        before = {}
+    before = _remembered(remembered)
+    asked_for = {port for port in wanted.values() if port}
     chosen: dict[str, int] = {}
     # Held open until all are chosen, so that no two names get the same one.
     held: list[socket.socket] = []
     try:
         for name in names:
             port = wanted.get(name, 0)
-            if not port:
-                port = _hold(before.get(name, 0), held) or _hold(0, held)
+            if not port and before.get(name, 0) not in asked_for:
+                port = _hold(before.get(name, 0), held)
+            while not port or (port in asked_for and name not in wanted):
+                port = _hold(0, held)
             chosen[name] = port
     finally:
         for probe in held:
             probe.close()
     remembered.write_text(json.dumps(chosen, indent=1))
     return chosen
+
+
+def _remembered(path: Path) -> dict[str, int]:
+    """Last time's ports; what a kill cut short or somebody edited is as good as nothing."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(before, dict):
+        return {}
+    return {name: port for name, port in before.items() if type(port) is int and 0 < port < 65536}
 
 
 def _hold(port: int, held: list[socket.socket]) -> int:

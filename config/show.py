@@ -27,6 +27,14 @@ _DEADLINE = 60.0
 
 async def show(running: Running, say: Callable[[str], None] = print) -> bool:
     """Send the demonstration report, read it as the doctor, say what happened; False when it did not arrive."""
+    try:
+        return await _show(running, say)
+    except (OSError, aioimaplib.Abort, aioimaplib.Error) as error:
+        say(f"The demonstration broke off: {error}; the logs are in {running.world.state / 'log'}")
+        return False
+
+
+async def _show(running: Running, say: Callable[[str], None]) -> bool:
     endpoints = json.loads(running.endpoints.read_text())
     accounts = {account["role"]: account for account in endpoints["accounts"]}
     logs = f"the logs are in {running.world.state / 'log'}"

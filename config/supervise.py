@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,8 @@ import structlog
 from config.privileges import die_with_parent
 
 log = structlog.get_logger(__name__)
+
+_START_AGAIN_SECONDS = 5.0
 
 
 class PrivateServer(Protocol):
@@ -59,16 +62,23 @@ class Supervisor:
         self._stopping = False
 
     async def start(self, name: str, server: PrivateServer, seconds: float = 30.0) -> None:
-        """Start one child and return when it is ready; raises `StartError`."""
-        child = _Child(name, server, await self._spawn(name, server))
+        """Start one child and return when it is ready; raises `StartError`.
+
+        A child that stops at once is tried again for a few seconds: one of a killed supervisor's may still be ending.
+        """
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        child = _Child(name, server, await self._first(name, server))
         self._children.append(child)
-        deadline = asyncio.get_running_loop().time() + seconds
         while not await asyncio.to_thread(server.ready):
-            if child.process.returncode is not None:
-                raise StartError(
-                    f"{name} stopped at start with status {child.process.returncode}: see {self.log(name)}"
-                )
-            if asyncio.get_running_loop().time() > deadline:
+            status = child.process.returncode
+            if status is not None:
+                if loop.time() > begun + _START_AGAIN_SECONDS:
+                    raise StartError(f"{name} stopped at start with status {status}: see {self.log(name)}")
+                _kill_session(child.process.pid)
+                await asyncio.sleep(0.5)
+                child.process = await self._first(name, server)
+            if loop.time() > begun + seconds:
                 raise StartError(f"{name} did not answer within {seconds:g} s: see {self.log(name)}")
             await asyncio.sleep(0.02)
         child.keeper = asyncio.create_task(self._keep(child), name=f"keep {name}")
@@ -87,10 +97,15 @@ class Supervisor:
         for child in reversed(self._children):
             if child.keeper is not None:
                 child.keeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await child.keeper
+                await asyncio.gather(child.keeper, return_exceptions=True)
             await _end(child.process, seconds)
         self._children.clear()
+
+    async def _first(self, name: str, server: PrivateServer) -> asyncio.subprocess.Process:
+        try:
+            return await self._spawn(name, server)
+        except Exception as error:  # each server has its own ways to say what it lacks
+            raise StartError(f"{name} cannot be started: {error}") from error
 
     async def _spawn(self, name: str, server: PrivateServer) -> asyncio.subprocess.Process:
         await asyncio.to_thread(server.prepare)
@@ -102,7 +117,7 @@ class Supervisor:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         finally:
             os.close(output)
@@ -120,11 +135,14 @@ class Supervisor:
             log.warning("child.died", child=child.name, status=status, restart_in=pause)
             _kill_session(child.process.pid)
             await asyncio.sleep(pause)
-            try:
-                child.process = await self._spawn(child.name, child.server)
-            except OSError as error:
-                log.error("child.not-restarted", child=child.name, errno=error.errno)
-                pause = min(max(pause * 2, 0.5), 10.0)
+            while True:
+                try:
+                    child.process = await self._spawn(child.name, child.server)
+                    break
+                except Exception as error:  # a full disk, a file that is gone: whatever it is, it may pass
+                    log.error("child.not-restarted", child=child.name, exc_info=error)
+                    pause = min(max(pause * 2, 0.5), 10.0)
+                    await asyncio.sleep(pause)
 
 
 def _kill_session(leader: int) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -25,10 +26,12 @@ from config.demonstration import OPERATORS, DemonstrationOperator, World
 from config.privileges import drop
 from config.supervise import Supervisor
 from directory.resolve import Directory, DirectoryOptions
-from directory.slapd import PrivateSlapd, SlapdOptions
+from directory.slapd import PrivateSlapd, SlapdError, SlapdOptions
 from mta.mailboxes.dovecot import DovecotOptions, MailboxRealm, PrivateDovecot
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 LONGEST_STATE = 64
 """Characters of the state's path: below it servers make Unix sockets, whose paths end at 107 (unix(7))."""
@@ -78,27 +81,30 @@ async def up(
 ) -> bool:
     """Start everything and stay until SIGINT or SIGTERM; with `oneshot` only until `then` has run.
 
-    `then` is called once all servers are ready; its answer is ours (True: all went well).
-    Raises `UpError`, `PrivilegeError` or `StartError`.
+    `state` is what `become_service` returned. `then` is called once all servers are ready; its answer is ours (True:
+    all went well). Raises `UpError` or `StartError`.
     """
-    state = await asyncio.to_thread(_become_service, state)
     world = World(state)
     lock = _lock(state)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     logs = state / "log"
     logs.mkdir(exist_ok=True, mode=0o700)
     (state / "endpoints.json").unlink(missing_ok=True)
     supervisor = Supervisor(logs)
-    try:
+
+    async def bring_up() -> Running:
         started = time.monotonic()
         known = await asyncio.to_thread(demonstration.prepare, world)
         chosen = await asyncio.to_thread(ports.choose, PORT_NAMES, state / "ports.json", wanted_ports)
         slapd = _slapd(world, known, chosen)
-        await asyncio.to_thread(slapd.prepare)
-        await asyncio.to_thread(demonstration.load_directory, world, slapd)
+        try:
+            await asyncio.to_thread(slapd.prepare)
+            await asyncio.to_thread(demonstration.load_directory, world, slapd)
+        except SlapdError as error:
+            raise UpError(str(error)) from error
         await supervisor.start("slapd", slapd)
         await asyncio.to_thread(_publish, world, slapd, known)
         dovecot = _dovecot(world, chosen)
@@ -110,20 +116,28 @@ async def up(
         endpoints = _write_endpoints(world, known, chosen)
         say(f"Relais is up after {time.monotonic() - started:.1f} s; everything to connect with is in {endpoints}")
         log.info("up.ready", children=supervisor.pids())
-        well = True
-        if then is not None:
-            well = await _unless_stopped(then(Running(world, endpoints, supervisor.pids)), stop)
-        if not oneshot:
-            await stop.wait()
-        return well
+        return Running(world, endpoints, supervisor.pids)
+
+    try:
+        running = await _unless_stopped(bring_up(), stop)
+        well: bool | None = None
+        if running is not None and then is not None:
+            well = await _unless_stopped(then(running), stop)
+        if oneshot:
+            return bool(well)  # a signal before the end: it did not arrive
+        await stop.wait()
+        return well is not False
     finally:
         (state / "endpoints.json").unlink(missing_ok=True)
         await supervisor.stop()
         os.close(lock)
 
 
-def _become_service(state: Path) -> Path:
-    """Drop privileges and stand in the state directory; its real path (links are followed while we still may)."""
+def become_service(state: Path) -> Path:
+    """Drop privileges and stand in the state directory; its real path (links are followed while we still may).
+
+    Called before the event loop exists, for that opens sockets. Raises `UpError` or `PrivilegeError`.
+    """
     state = state.resolve()
     if len(str(state)) > LONGEST_STATE:
         raise UpError(f"{state} is too long for Unix sockets: give a --state of at most {LONGEST_STATE} characters")
@@ -132,8 +146,8 @@ def _become_service(state: Path) -> Path:
     return state
 
 
-async def _unless_stopped(work: Awaitable[bool], stop: asyncio.Event) -> bool:
-    """The result of `work`, or True when a signal ends it first."""
+async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+    """The result of `work`, or None when a signal ends it first."""
     task = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +156,7 @@ async def _unless_stopped(work: Awaitable[bool], stop: asyncio.Event) -> bool:
         return task.result()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    return True
+    return None
 
 
 def _lock(state: Path) -> int:
@@ -293,7 +307,7 @@ def _write_endpoints(world: World, known: Mapping[str, str], chosen: Mapping[str
         "mllp": at("mllp"),
         "imaps": at("imaps"),
         "submission": at("submission-ville"),
-        "ldaps": at("ldaps"),
+        "ldaps": {**at("ldaps"), "base": demonstration.BASE},
         "accounts": [
             {
                 "role": mailbox.role,

@@ -10,7 +10,9 @@ import base64
 import fcntl
 import functools
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -62,13 +64,15 @@ from trust.names import DistinguishedName
 from trust.refusals import Refused
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
+from trust.store.durable import write_durably
 from trust.tls import operator_client_context, operator_server_context, service_server_context
 from trust.trustlist import TrustList
 from trust.vault import KeyVault
 
 log = structlog.get_logger(__name__)
 
-_DRAIN_SECONDS = 8.0
+_DRAIN_SECONDS = 6.0
+"""Leaves the supervisor's patience room for closing doors and saying goodbye."""
 _WORK_THREADS = 8
 """For parsing, composing, CMS and filing: more than cores, because part of it waits for the disk."""
 
@@ -76,6 +80,7 @@ _WORK_THREADS = 8
 async def serve(loaded: Loaded) -> None:
     """Run one gateway until SIGTERM or SIGINT. Raises `SettingsError` when it cannot start."""
     stop = asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
@@ -91,9 +96,12 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     loop = asyncio.get_running_loop()
     threads = ThreadPoolExecutor(_WORK_THREADS, thread_name_prefix="work")
     stack.callback(threads.shutdown, wait=False)
+    # Of their own: no acknowledgement waits until the mails of others are composed.
+    intake_threads = ThreadPoolExecutor(_WORK_THREADS, thread_name_prefix="intake")
+    stack.callback(intake_threads.shutdown, wait=False)
 
     # What we keep, whose keys we hold.
-    stack.callback(os.close, _own(loaded.state))
+    stack.callback(os.close, await _own(loaded.state))
     database = Database(f"sqlite:///{loaded.state / 'relais.db'}")
     stack.callback(database.close)
     await asyncio.to_thread(upgrade, database)
@@ -126,10 +134,16 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         vault,
         node=settings.operator.host,
         schedule=_schedule(loaded),
+        free_bytes=lambda: shutil.disk_usage(loaded.state).free,
     )
     recovered = await asyncio.to_thread(spool.recover)
     if recovered:
         log.info("spool.recovered", deliveries=recovered)
+    routing = RoutingOptions(
+        local_domains=frozenset(settings.operator.domains),
+        patient_domains=frozenset(settings.identity.patient_domains),
+        dossier=settings.dossier.enabled,
+    )
     parse = functools.partial(hl7_reader.parse, environment=settings.identity.environment)
     compose = ComposeStage(
         parse,
@@ -139,6 +153,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
             environment=settings.identity.environment,
             host_name=settings.operator.host,
         ),
+        routing,
         threads,
     )
     dkim_key_of = _dkim(loaded)
@@ -162,18 +177,21 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     targets: dict[TargetKind, Any] = {TargetKind.MAILBOX: lmtp, TargetKind.SMTP: smtp}
     if dossier is not None:
         targets[TargetKind.DOSSIER] = DossierTarget(dossier, parse)
-    worker = Worker(spool, (compose, protect, opening), targets, WorkerOptions(concurrency=settings.spool.concurrency))
-    running = asyncio.create_task(worker.run(), name="worker")
-    running.add_done_callback(_die_with)
-    stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
 
-    # The doors, last: whatever they accept can be worked on.
+    # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     home = loaded.path(settings.mailboxes.home)
     authentication_socket = loaded.path(settings.mailboxes.authentication_socket)
     realm = MailboxRealm(settings.operator.domains, authentication_socket, home)
     authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of)
     await authentication.start()
     stack.push_async_callback(authentication.stop)
+
+    worker = Worker(spool, (compose, protect, opening), targets, _worker_options(settings.spool.concurrency))
+    running = asyncio.create_task(worker.run(), name="worker")
+    running.add_done_callback(_die_with)
+    stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
+
+    # The doors, last: whatever they accept can be worked on.
     door_options = DoorOptions(settings.operator.host, Limits(message_bytes=settings.spool.max_message_bytes))
 
     def exists(address: str) -> bool:
@@ -201,17 +219,11 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         directory,
         trust_list,
         parse,
-        IntakeOptions(
-            RoutingOptions(
-                local_domains=frozenset(settings.operator.domains),
-                patient_domains=frozenset(settings.identity.patient_domains),
-                dossier=settings.dossier.enabled,
-            )
-        ),
+        IntakeOptions(routing),
     )
     stack.callback(intake.close)
     for listener in settings.mllp:
-        door = _mllp_door(listener, intake, threads)
+        door = _mllp_door(listener, intake, intake_threads)
         await _open(door.start, listener.host, listener.port)
         stack.push_async_callback(door.stop)
 
@@ -222,15 +234,32 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     stack.push_async_callback(control.stop)
 
 
-def _own(state: Path) -> int:
-    """One process per state: leases and the journal's chain depend on it. Returns the held lock."""
+async def _own(state: Path, patience: float = _DRAIN_SECONDS + 6.0) -> int:
+    """One process per state: leases and the journal's chain depend on it. Returns the held lock.
+
+    A predecessor whose supervisor was killed may still be letting its deliveries end: waits `patience` seconds for it.
+    """
     descriptor = os.open(state / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise SettingsError(f"another relais serve already uses {state}") from error
-    return descriptor
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise SettingsError(f"another relais serve already uses {state}") from error
+        await asyncio.sleep(0.1)
+
+
+def _worker_options(per_destination: int) -> WorkerOptions:
+    """More places in all than for one destination, or one that stalls would stop every other."""
+    return WorkerOptions(concurrency=4 * per_destination, per_destination=per_destination)
+
+
+def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """asyncio's own handler prints tasks and exceptions with their texts, which may quote a message."""
+    log.error("loop.error", what=context.get("message", ""), exc_info=context.get("exception"))
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:
@@ -250,9 +279,13 @@ def _trust_list(loaded: Loaded, validator: CertificateValidator) -> TrustList:
         signer = DistinguishedName.parse(trust.list_signer)
     except ValueError as error:
         raise SettingsError("trust.list_signer is not a distinguished name") from error
-    found = TrustList.load(xml, validator, datetime.now(UTC), signer=signer)
+    accepted = loaded.state / "trust-list.date"
+    before = datetime.fromisoformat(accepted.read_text()) if accepted.exists() else None
+    found = TrustList.load(xml, validator, datetime.now(UTC), not_before=before, signer=signer)
     if isinstance(found, Refused):
         raise SettingsError(f"the trust list is not believed: {found.refusal.text} {found.detail}".strip())
+    # An older list than the last one believed is refused from now on, across restarts too.
+    write_durably(accepted, found.generated_at.isoformat().encode())
     return found
 
 

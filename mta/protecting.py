@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from directory.records import Recipient
 from directory.resolve import DirectoryUnavailableError
@@ -23,7 +22,7 @@ from mta.header import author_of, is_ours, received
 from mta.message import Message, Phase
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
-from smime import DkimKey, encrypt, join_message, sign, sign_dkim
+from smime import DkimKey, can_encrypt_to, encrypt, join_message, sign, sign_dkim
 from smime.mime import MimeError, parse_entity, split_message
 from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY
 from trust.certificates import CertificateValidator, Purpose
@@ -120,8 +119,8 @@ class ProtectStage:
             verdict = self._validator.validate(certificate, (), Purpose.MAIL_ENCRYPTION, at)
             if not verdict.ok:
                 reason = verdict.rule
-            elif not isinstance(certificate.public_key(), rsa.RSAPublicKey):
-                reason = "only RSA keys can be encrypted to"
+            elif not can_encrypt_to(certificate):
+                reason = "the key is of a kind that cannot be encrypted to"
             else:
                 accepted.append(certificate)
         return accepted or Refused(NO_ENCRYPTION_CERTIFICATE, reason)

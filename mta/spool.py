@@ -19,6 +19,7 @@ All methods are synchronous and thread-safe; they raise what the database or the
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 import time
@@ -84,7 +85,11 @@ class Spool:
         schedule: RetrySchedule,
         clock: Callable[[], float] = time.time,
         on_end: EndHook | None = None,
+        free_bytes: Callable[[], int] | None = None,
+        reserve_bytes: int = 64 * 1024 * 1024,
     ) -> None:
+        """`free_bytes` says how much the disk still takes; below `reserve_bytes` nothing more is accepted, because
+        what was accepted needs room to be delivered and settled."""
         if ":" in node or not 0 < len(node) <= 64:
             raise ValueError("a node name has 1 to 64 characters and no colon")
         self._database = database
@@ -94,6 +99,8 @@ class Spool:
         self._schedule = schedule
         self._clock = clock
         self._on_end = on_end
+        self._free_bytes = free_bytes
+        self._reserve_bytes = reserve_bytes
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -107,10 +114,15 @@ class Spool:
     # Accepting
 
     def accept(self, submission: Submission, also: Callable[[Connection], None] | None = None) -> Accepted | Duplicate:
-        """Keep a submission for good. `also` writes more rows in the same transaction."""
+        """Keep a submission for good. `also` writes more rows in the same transaction.
+
+        Raises OSError (ENOSPC) already when the disk is nearly full.
+        """
         repeat = self.duplicate_of(submission.dedup_key)
         if repeat is not None:
             return repeat
+        if self._free_bytes is not None and self._free_bytes() < len(submission.content) + self._reserve_bytes:
+            raise OSError(errno.ENOSPC, "the rest of the disk is for what was accepted before")
         now = self._clock()
         spool_id = _new_id(now)
         peer_pseudonym = self._vault.pseudonym("peer", submission.peer) if submission.external_id else ""

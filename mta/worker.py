@@ -8,6 +8,7 @@ the attempt ends before its lease does, and what is not settled is tried again w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
@@ -18,10 +19,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from mta import refusals
 from mta.message import Deferred, Failed, Message, Origin, Outcome, Phase, Stage, Target, TargetKind
 from mta.spool import Lease, Spool
 from trust.refusals import Refused
+from trust.store.database import StoreUnavailableError
 
 _log = logging.getLogger("relais.mta.worker")
 
@@ -82,8 +86,9 @@ class Worker:
 
     def wake(self) -> None:
         """Something is due: look now. From any thread, at any time."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wanted.set)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the next start looks by itself
+                self._loop.call_soon_threadsafe(self._wanted.set)
 
     async def run(self) -> None:
         """Work until `stop`. Returns when every task has ended."""
@@ -116,7 +121,10 @@ class Worker:
         waiting = [lease for queue in self._waiting.values() for lease in queue]
         self._waiting.clear()
         if waiting:
-            await self._in_thread(self._spool.release, waiting)
+            try:
+                await self._in_thread(self._spool.release, waiting)
+            except Exception as error:  # recovered at the next start; what runs must still be waited for
+                _report("what was not begun could not be given back", error)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=drain_seconds)
             for task in late:
@@ -187,14 +195,25 @@ class Worker:
         except Exception as error:
             _report(f"delivery {lease.delivery_id} stopped", error)
             outcome = Deferred(Refused(refusals.INTERNAL_ERROR, type(error).__name__))
-        if outcome is None:
-            return
-        try:
-            if not await self._in_thread(self._spool.settle, lease, outcome):
-                _log.warning("delivery %s was settled under a stale lease: ignored", lease.delivery_id)
-        except Exception as error:
-            # the lease expires and the delivery is made again: the target knows the delivery id
-            _report(f"delivery {lease.delivery_id} could not be settled", error)
+        if outcome is not None:
+            await self._settle(lease, outcome)
+
+    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
+        """Write down the outcome. A store that fails for a while (a full disk) is asked again as long as the lease is
+        ours: what was delivered and not settled would be delivered again, and not every target knows a second copy."""
+        pause = self._options.pause_after_error_seconds
+        while True:
+            try:
+                if not await self._in_thread(self._spool.settle, lease, outcome):
+                    _log.warning("delivery %s was settled under a stale lease: ignored", lease.delivery_id)
+                return
+            except Exception as error:
+                _report(f"delivery {lease.delivery_id} could not be settled", error)
+                passing = isinstance(error, (StoreUnavailableError, DBAPIError))
+            if not passing or self._stopping or self._clock() + pause >= lease.expires:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 30.0)
 
     async def _attempt(self, lease: Lease) -> Outcome | None:
         """The outcome; None when the lease turned out to be stale."""

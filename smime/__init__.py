@@ -1,7 +1,7 @@
 """How a message is protected and opened: S/MIME (RFC 8551) and DKIM (RFC 6376)."""
 
 from smime.dkim import DkimKey, DkimResult, public_record, sign_dkim, verify_dkim
-from smime.enveloped import DEFAULT_SUITE, ContentCipher, KeyTransportScheme, Suite
+from smime.enveloped import DEFAULT_SUITE, ContentCipher, KeyTransportScheme, Suite, can_encrypt_to
 from smime.message import Opened, encrypt, open_message, sign
 from smime.mime import MimeError, join_message, split_message
 from smime.verdict import DecryptionResult, Finding, MessageVerdict, SignatureResult, SignerVerdict
@@ -20,6 +20,7 @@ __all__ = [
     "SignatureResult",
     "SignerVerdict",
     "Suite",
+    "can_encrypt_to",
     "encrypt",
     "join_message",
     "open_message",

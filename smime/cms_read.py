@@ -45,13 +45,28 @@ class KeyTransport:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyAgreement:
+    """One RecipientEncryptedKey of a KeyAgreeRecipientInfo (RFC 5652 §6.2.2)."""
+
+    recipient: PartyId
+    algorithm: Algorithm
+    originator: bytes
+    """The originator's ephemeral point as X9.62 octets; empty when the originator is named by a certificate instead."""
+    user_material: bytes | None
+    encrypted_key: bytes
+
+
+Recipient = KeyTransport | KeyAgreement
+
+
+@dataclass(frozen=True, slots=True)
 class Enveloped:
     """EnvelopedData (RFC 5652 §6.1) or AuthEnvelopedData (RFC 5083 §2.1)."""
 
     authenticated: bool
     """AuthEnvelopedData."""
-    recipients: tuple[KeyTransport, ...]
-    """Recipients of other kinds (key agreement, KEK, password) are left out."""
+    recipients: tuple[Recipient, ...]
+    """Recipients of other kinds (KEK, password) are left out."""
     algorithm: Algorithm
     content: list[memoryview]
     """The encrypted content in its chunks."""
@@ -117,8 +132,8 @@ def read_cms(data: Buffer) -> Enveloped | Signed | Other:
 class _Fields:
     """The fields of a SEQUENCE, taken in order; optional ones only when their tag is next."""
 
-    def __init__(self, element: Element) -> None:
-        self._waiting = list(reversed(element.sequence()))
+    def __init__(self, element: Element, tag: int = der.SEQUENCE) -> None:
+        self._waiting = list(reversed(element.expect(tag).children()))
 
     def take(self) -> Element:
         if not self._waiting:
@@ -169,7 +184,14 @@ def _enveloped(element: Element, authenticated: bool) -> Enveloped:
     infos = fields.take().set()
     if not 0 < len(infos) <= MAX_RECIPIENTS:
         raise DerError("number of recipients")
-    recipients = tuple(_key_transport(info) for info in infos if info.tag == der.SEQUENCE)
+    recipients: list[Recipient] = []
+    for info in infos:
+        if info.tag == der.SEQUENCE:
+            recipients.append(_key_transport(info))
+        elif info.tag == context(1):
+            recipients += _key_agreements(info)
+        if len(recipients) > MAX_RECIPIENTS:
+            raise DerError("number of recipients")
     content_info = _Fields(fields.take())
     content_info.take().oid()
     algorithm = read_algorithm(content_info.take())
@@ -186,7 +208,7 @@ def _enveloped(element: Element, authenticated: bool) -> Enveloped:
     else:
         fields.optional(context(1))
     fields.end()
-    return Enveloped(authenticated, recipients, algorithm, content.chunks(), auth_attributes, mac)
+    return Enveloped(authenticated, tuple(recipients), algorithm, content.chunks(), auth_attributes, mac)
 
 
 def _key_transport(element: Element) -> KeyTransport:
@@ -195,6 +217,48 @@ def _key_transport(element: Element) -> KeyTransport:
     info = KeyTransport(_party(fields.take()), read_algorithm(fields.take()), fields.take().octets())
     fields.end()
     return info
+
+
+def _key_agreements(element: Element) -> list[KeyAgreement]:
+    fields = _Fields(element, context(1))
+    fields.take().integer()
+    originator = fields.take().expect(context(0)).explicit()
+    material = fields.optional(context(1))
+    algorithm = read_algorithm(fields.take())
+    keys = fields.take().sequence()
+    fields.end()
+    point = _originator_point(originator)
+    user_material = material.explicit().octets() if material is not None else None
+    found: list[KeyAgreement] = []
+    for key in keys:
+        parts = key.sequence()
+        if len(parts) != 2:
+            raise DerError("RecipientEncryptedKey")
+        found.append(KeyAgreement(_agreeing_party(parts[0]), algorithm, point, user_material, parts[1].octets()))
+    return found
+
+
+def _originator_point(originator: Element) -> bytes:
+    """The key in an OriginatorPublicKey; its parameters need not be looked at, the curve is the recipient's."""
+    if originator.tag != context(1):
+        return b""
+    fields = originator.children()
+    if len(fields) != 2:
+        raise DerError("OriginatorPublicKey")
+    bits = bytes(fields[1].expect(der.BIT_STRING).content)
+    if read_algorithm(fields[0]).oid != oids.EC_PUBLIC_KEY or bits[:1] != b"\0":
+        return b""
+    return bits[1:]
+
+
+def _agreeing_party(element: Element) -> PartyId:
+    """KeyAgreeRecipientIdentifier: issuer and serial number, or a RecipientKeyIdentifier under [0]."""
+    if element.tag != context(0):
+        return _party(element.expect(der.SEQUENCE))
+    fields = element.children()
+    if not fields:
+        raise DerError("RecipientKeyIdentifier")
+    return PartyId(key_id=fields[0].octets())
 
 
 def _signed(element: Element) -> Signed:

@@ -1,5 +1,8 @@
 """Encrypted content: AuthEnvelopedData written (RFC 5083, RFC 5084), it and EnvelopedData opened (RFC 5652 §6).
 
+The content key reaches RSA recipients by key transport, recipients on an elliptic curve by ephemeral-static ECDH
+(RFC 5753 §3.1).
+
 Everything that can go wrong while opening ends in one exception without a reason, and only after the content has been
 run through a cipher, with a random key if need be: whoever sends variations of a message learns nothing from ours
 (RFC 3218). A recipient's key is chosen by the name in the message, never by trying keys.
@@ -13,20 +16,24 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cryptography import x509
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from smime import oids
-from smime.cms_read import Algorithm, Enveloped, KeyTransport, read_algorithm
+from smime.cms_read import Algorithm, Enveloped, KeyAgreement, Recipient, read_algorithm
 from smime.identity import identity
 from trust import der
 from trust.der import DerError, context
 from trust.keys import Decryptor
 
 MIN_RSA_BITS = 2048
+CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _BLOCK = 16
 _NONCE = 12
 _TAG = 16
@@ -86,28 +93,44 @@ _OAEP_SHA256 = der.sequence(
     ),
 )
 _PKCS1V15 = der.sequence(der.oid(oids.RSA_ENCRYPTION), der.null())
+_AES256_WRAP = der.sequence(der.oid(oids.AES256_WRAP))
 
 
 def encrypt_content(content: bytes, certificates: Sequence[x509.Certificate], suite: Suite) -> bytearray:
     """DER of a ContentInfo that the holders of `certificates` can open; a fresh key and nonce each time.
 
-    Raises ValueError without a certificate, or for a certificate whose key is not RSA of at least 2048 bits.
+    Raises ValueError without a certificate, or for one whose key is neither RSA of at least 2048 bits nor on a NIST
+    curve.
     """
     if not certificates:
         raise ValueError("no certificate to encrypt to")
     key = os.urandom(suite.content.key_octets)
-    recipients = der.set_of(
-        _recipient(certificate, key, suite.key_transport) for certificate in dict.fromkeys(certificates)
-    )
+    different = dict.fromkeys(certificates)
+    recipients = der.set_of(_recipient(certificate, key, suite.key_transport) for certificate in different)
     if suite.content.authenticated:
         return _auth_enveloped(content, key, recipients, suite.content)
-    return _enveloped(content, key, recipients, suite.content)
+    agreed = any(isinstance(certificate.public_key(), ec.EllipticCurvePublicKey) for certificate in different)
+    version = 2 if agreed else 0  # RFC 5652 §6.1
+    return _enveloped(content, key, version, recipients, suite.content)
+
+
+def can_encrypt_to(certificate: x509.Certificate) -> bool:
+    """Whether the certificate's key is of a kind written here: RSA of at least 2048 bits, or on a NIST curve."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    if isinstance(key, rsa.RSAPublicKey):
+        return key.key_size >= MIN_RSA_BITS
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES)
 
 
 def _recipient(certificate: x509.Certificate, key: bytes, scheme: KeyTransportScheme) -> bytes:
     public_key = certificate.public_key()
+    if isinstance(public_key, ec.EllipticCurvePublicKey) and isinstance(public_key.curve, CURVES):
+        return _agreed(certificate, public_key, key)
     if not isinstance(public_key, rsa.RSAPublicKey) or public_key.key_size < MIN_RSA_BITS:
-        raise ValueError("encryption needs a certificate with an RSA key of at least 2048 bits")
+        raise ValueError("encryption needs an RSA key of at least 2048 bits or a key on a NIST curve")
     if scheme is KeyTransportScheme.RSA_OAEP_SHA256:
         algorithm = _OAEP_SHA256
         encrypted = public_key.encrypt(key, padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
@@ -118,7 +141,36 @@ def _recipient(certificate: x509.Certificate, key: bytes, scheme: KeyTransportSc
     return der.sequence(der.integer(0), name, algorithm, der.octet_string(encrypted))
 
 
-def _frame(content_type: str, recipients: bytes, algorithm: bytes, size: int, suffix: int) -> bytes:
+def _agreed(certificate: x509.Certificate, public_key: ec.EllipticCurvePublicKey, key: bytes) -> bytes:
+    """KeyAgreeRecipientInfo for one recipient, with an ephemeral key of its own (RFC 5753 §3.1.1)."""
+    ephemeral = ec.generate_private_key(public_key.curve)
+    point = ephemeral.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    secret = ephemeral.exchange(ec.ECDH(), public_key)
+    wrapping = _wrapping_key(secret, hashes.SHA256(), 32, _AES256_WRAP, None)
+    encrypted = der.sequence(identity(certificate).issuer_and_serial, der.octet_string(aes_key_wrap(wrapping, key)))
+    originator = der.tlv(context(1), der.sequence(der.oid(oids.EC_PUBLIC_KEY)), der.tlv(der.BIT_STRING, b"\0", point))
+    return der.tlv(
+        context(1),
+        der.integer(3),
+        der.tlv(context(0), originator),
+        der.sequence(der.oid(oids.ECDH_SHA256_KDF), _AES256_WRAP),
+        der.sequence(encrypted),
+    )
+
+
+def _wrapping_key(
+    secret: bytes, algorithm: hashes.HashAlgorithm, octets: int, wrap: bytes, user_material: bytes | None
+) -> bytes:
+    """The key-encryption key: ANSI X9.63 KDF over ECC-CMS-SharedInfo (RFC 5753 §7.2); `wrap` as it was encoded."""
+    shared_info = der.sequence(
+        wrap,
+        der.tlv(context(0), der.octet_string(user_material)) if user_material is not None else b"",
+        der.tlv(context(2), der.octet_string((octets * 8).to_bytes(4, "big"))),
+    )
+    return X963KDF(algorithm, octets, shared_info).derive(secret)
+
+
+def _frame(content_type: str, version: int, recipients: bytes, algorithm: bytes, size: int, suffix: int) -> bytes:
     """Everything before the encrypted content, given its size and that of what follows it inside the structure."""
 
     def enclose(tag: int, known: bytes, following: int) -> bytes:
@@ -126,7 +178,7 @@ def _frame(content_type: str, recipients: bytes, algorithm: bytes, size: int, su
 
     content = der.header(context(0, constructed=False), size)
     info = enclose(der.SEQUENCE, der.oid(oids.DATA) + algorithm + content, size)
-    data = enclose(der.SEQUENCE, der.integer(0) + recipients + info, size + suffix)
+    data = enclose(der.SEQUENCE, der.integer(version) + recipients + info, size + suffix)
     return enclose(der.SEQUENCE, der.oid(content_type) + enclose(context(0), data, size + suffix), size + suffix)
 
 
@@ -137,7 +189,7 @@ def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, cipher: Conte
     algorithm = der.sequence(der.oid(cipher.oid), parameters)
     mac_header = der.header(der.OCTET_STRING, _TAG)
     size = len(content)
-    frame = _frame(oids.AUTH_ENVELOPED_DATA, recipients, algorithm, size, len(mac_header) + _TAG)
+    frame = _frame(oids.AUTH_ENVELOPED_DATA, 0, recipients, algorithm, size, len(mac_header) + _TAG)
     message = bytearray(len(frame) + size + len(mac_header) + _TAG)
     message[: len(frame)] = frame
     end = len(frame) + size
@@ -146,11 +198,11 @@ def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, cipher: Conte
     return message
 
 
-def _enveloped(content: bytes, key: bytes, recipients: bytes, cipher: ContentCipher) -> bytearray:
+def _enveloped(content: bytes, key: bytes, version: int, recipients: bytes, cipher: ContentCipher) -> bytearray:
     iv = os.urandom(_BLOCK)
     algorithm = der.sequence(der.oid(cipher.oid), der.octet_string(iv))
     padded = len(content) + _BLOCK - len(content) % _BLOCK
-    frame = _frame(oids.ENVELOPED_DATA, recipients, algorithm, padded, 0)
+    frame = _frame(oids.ENVELOPED_DATA, version, recipients, algorithm, padded, 0)
     message = bytearray(len(frame) + padded + _BLOCK)
     message[: len(frame)] = frame
     encryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
@@ -180,6 +232,15 @@ _OAEP_HASHES: dict[str, hashes.HashAlgorithm] = {
 }
 
 
+_AGREEMENT_HASHES: dict[str, hashes.HashAlgorithm] = {
+    oids.ECDH_SHA1_KDF: hashes.SHA1(),  # what OpenSSL writes unasked, and not a weakness inside a KDF  # noqa: S303
+    oids.ECDH_SHA256_KDF: hashes.SHA256(),
+    oids.ECDH_SHA384_KDF: hashes.SHA384(),
+    oids.ECDH_SHA512_KDF: hashes.SHA512(),
+}
+_WRAP_OCTETS = {oids.AES128_WRAP: 16, oids.AES192_WRAP: 24, oids.AES256_WRAP: 32}
+
+
 @dataclass(frozen=True, slots=True)
 class Decrypted:
     content: bytearray
@@ -207,25 +268,41 @@ def decrypt_content(enveloped: Enveloped, decryptors: Sequence[Decryptor]) -> De
     return Decrypted(content, name, authenticated)
 
 
-def _content_key(recipients: Sequence[KeyTransport], decryptors: Sequence[Decryptor], octets: int) -> bytes | None:
+def _content_key(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor], octets: int) -> bytes | None:
     """The content key of the first recipient that names one of our certificates, None when that fails."""
     for recipient in recipients:
         for decryptor in decryptors:
             if identity(decryptor.certificate).is_named_by(recipient.recipient):
                 try:
-                    key = _transported(recipient, decryptor)
-                except ValueError:
+                    key = _recipients_key(recipient, decryptor)
+                except (ValueError, InvalidUnwrap):
                     return None
                 return key if len(key) == octets else None
     return None
 
 
-def _transported(recipient: KeyTransport, decryptor: Decryptor) -> bytes:
+def _recipients_key(recipient: Recipient, decryptor: Decryptor) -> bytes:
+    if isinstance(recipient, KeyAgreement):
+        return _unwrapped(recipient, decryptor)
     if recipient.algorithm.oid == oids.RSA_ENCRYPTION:
         return decryptor.decrypt_pkcs1v15(recipient.encrypted_key)
     if recipient.algorithm.oid == oids.RSAES_OAEP:
         return decryptor.decrypt_oaep(recipient.encrypted_key, *_oaep_parameters(recipient.algorithm))
     raise ValueError("key transport")
+
+
+def _unwrapped(recipient: KeyAgreement, decryptor: Decryptor) -> bytes:
+    """RFC 5753 §3.1.3. Raises ValueError, InvalidUnwrap."""
+    wrap = recipient.algorithm.parameters
+    if wrap is None or recipient.algorithm.oid not in _AGREEMENT_HASHES:
+        raise ValueError("key agreement")
+    octets = _WRAP_OCTETS.get(read_algorithm(wrap).oid)
+    if octets is None:
+        raise ValueError("key wrap")
+    secret = decryptor.agree(recipient.originator)
+    digest = _AGREEMENT_HASHES[recipient.algorithm.oid]
+    wrapping = _wrapping_key(secret, digest, octets, bytes(wrap.encoded), recipient.user_material)
+    return aes_key_unwrap(wrapping, recipient.encrypted_key)
 
 
 def _oaep_parameters(algorithm: Algorithm) -> tuple[hashes.HashAlgorithm, hashes.HashAlgorithm, bytes]:

@@ -40,7 +40,7 @@ class Identity:
         return (party.issuer, party.serial) == (self.issuer, self.serial)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def identity(certificate: x509.Certificate) -> Identity:
     """Raises ValueError when the certificate is unreadable."""
     encoded = certificate.public_bytes(Encoding.DER)

@@ -69,8 +69,8 @@ def encrypt(entity: bytes, certificates: Sequence[x509.Certificate], suite: Suit
     """An `application/pkcs7-mime` entity that the holders of `certificates` can open (RFC 8551 §3.3, §3.4).
 
     AuthEnvelopedData with AES-GCM, 12-octet nonce and 16-octet tag (RFC 5084), unless `suite` says CBC. Raises
-    ValueError without certificates or for a key that is not RSA of at least 2048 bits. Whether the certificates are
-    valid is for the caller to know.
+    ValueError without certificates or for a key that is neither RSA of at least 2048 bits nor on a NIST curve. Whether
+    the certificates are valid is for the caller to know.
     """
     kind = b"authEnveloped-data" if suite.content.authenticated else b"enveloped-data"
     return b"".join(
@@ -144,6 +144,7 @@ class _Opening:
         self._published = published_addresses
         self._from: tuple[str, ...] = ()
         self._sender: tuple[str, ...] = ()
+        self._obsolete = False
         self._decryption = DecryptionResult.NOT_ENCRYPTED
         self._algorithm = ""
         self._authenticated = False
@@ -173,6 +174,7 @@ class _Opening:
 
     def peel(self, outer: Entity) -> None:
         entity: Entity | None = outer
+        self._obsolete = any(field.is_obsolete for field in outer.fields)
         layers = 0
         while entity is not None:
             self._innermost = entity.whole
@@ -266,6 +268,10 @@ class _Opening:
     def _clear_signed(self, entity: Entity, content_type: ContentType) -> Entity | None:
         """multipart/signed: two parts, the second a detached signature over the first (RFC 1847 §2.1)."""
         try:
+            if entity.transfer_encoding() not in ("7bit", "8bit", "binary"):  # RFC 2045 §6.4
+                raise MimeError("encoded multipart")
+            if self._obsolete or any(field.is_obsolete for field in entity.fields):
+                raise MimeError("white space before a colon")
             parts = split_multipart(entity, content_type.parameters.get("boundary", ""))
             if len(parts) != 2:
                 raise MimeError("not two parts")

@@ -40,6 +40,11 @@ class Field:
         value = self.raw.partition(b":")[2]
         return value.replace(b"\r\n", b"").replace(b"\n", b"").decode("utf-8", "replace").strip(" \t")
 
+    @property
+    def is_obsolete(self) -> bool:
+        """White space before the colon (RFC 5322 §4.5): some readers take such a line for the end of the header."""
+        return self.raw[len(self.name) : len(self.name) + 1] != b":"
+
 
 @dataclass(frozen=True, slots=True)
 class ContentType:
@@ -80,11 +85,12 @@ class Entity:
         """The Content-Type, `text/plain` when absent (RFC 2045 §5.2).
 
         Raises MimeError when it is unreadable, or when there are several: two readers might then disagree on what the
-        message is.
+        message is; the same goes for control characters.
         """
         values = self.values("content-type")
         if len(values) > 1:
             raise MimeError("several Content-Type fields")
+        _refuse_controls(values)
         return parse_content_type(values[0]) if values else ContentType("text/plain", {})
 
     def transfer_encoding(self) -> str:
@@ -92,6 +98,7 @@ class Entity:
         values = self.values("content-transfer-encoding")
         if len(values) > 1:
             raise MimeError("several Content-Transfer-Encoding fields")
+        _refuse_controls(values)
         return values[0].partition("(")[0].strip().lower() if values else "7bit"
 
     def decoded(self) -> Buffer:
@@ -137,6 +144,14 @@ def parse_entity(source: bytes | bytearray, start: int = 0, stop: int | None = N
     return Entity(tuple(fields), source, start, start + body, stop)
 
 
+def _refuse_controls(values: list[str]) -> None:
+    """Readers cut fields at different control characters, or drop such fields whole."""
+    if any(
+        (ord(character) < 32 and character != "\t") or character == "\x7f" for value in values for character in value
+    ):
+        raise MimeError("control character")
+
+
 def _lines(header: bytes) -> list[bytes]:
     """Lines with their ends, split at LF only: `bytes.splitlines` would also split at a lone CR."""
     lines = [line + b"\n" for line in header.split(b"\n")]
@@ -172,23 +187,40 @@ def _field(lines: list[bytes]) -> Field:
 def parse_content_type(value: str) -> ContentType:
     """Parse an unfolded Content-Type or Content-Disposition value; parameters that cannot be read are left out.
 
-    Raises MimeError when not even a type is there.
+    So is a boundary that readers may read differently, and thus differ on what the parts are: given twice, after
+    RFC 2231, in pieces, with escapes, or beside comments. Raises MimeError when not even a type is there.
     """
     words = _words(value)
-    first, *rest = _split(words, ";")
-    media_type = "".join(first).lower()
+    first, *rest = [_trimmed(group) for group in _split(words, ";")]
+    media_type = "".join(first).lower()  # blanks inside stay in: what is not plainly a type is none that we know
     if not media_type:
         raise MimeError("empty content type")
     parameters: dict[str, str] = {}
+    boundaries = 0
     for group in rest:
-        if len(group) >= 3 and group[1] == "=":
-            text = "".join(group[2:])
-            parameters.setdefault(group[0].lower(), text[1:] if text.startswith('"') else text)
-    return ContentType(media_type, _decode_rfc2231(parameters))
+        name, equals, text = (*(word for word in group if word not in _BLANKS), "", "", "")[:3]
+        boundaries += name.lower().partition("*")[0] == "boundary"
+        if equals != "=" or not text:
+            continue
+        pieces = _trimmed(group[group.index("=") + 1 :])
+        plain = len(pieces) == 1 or not any(piece in _BLANKS or piece.startswith('"') for piece in pieces)
+        text = "".join(piece for piece in pieces if piece not in _BLANKS)
+        text = text[1:] if text.startswith('"') else text
+        if name.lower() == "boundary" and not (plain and text == text.strip()):
+            boundaries += 1
+        parameters.setdefault(name.lower(), text)
+    decoded = _decode_rfc2231(parameters)
+    if boundaries > 1 or "(" in words or "\\" in value or "boundary" not in parameters:
+        decoded.pop("boundary", None)
+    return ContentType(media_type, decoded)
+
+
+_BLANKS = frozenset(" (")
+"""How `_words` marks white space and comments."""
 
 
 def _words(value: str) -> list[str]:
-    """Tokens, special characters, and quoted strings marked by a leading quote; comments and white space left out."""
+    """Tokens, special characters, quoted strings marked by a leading quote, and a mark for each blank or comment."""
     words: list[str] = []
     position, size = 0, len(value)
     while position < size:
@@ -198,8 +230,10 @@ def _words(value: str) -> list[str]:
             words.append('"' + text)
         elif character == "(":
             position = skip_comment(value, position)
+            words.append("(")
         elif character in " \t\r\n":
             position += 1
+            words.append(" ")
         elif character in _TOKEN_END:
             words.append(character)
             position += 1
@@ -219,6 +253,12 @@ def _split(words: list[str], separator: str) -> list[list[str]]:
         else:
             groups[-1].append(word)
     return groups
+
+
+def _trimmed(words: list[str]) -> list[str]:
+    """Without white space and comments at both ends."""
+    kept = [index for index, word in enumerate(words) if word not in _BLANKS]
+    return words[kept[0] : kept[-1] + 1] if kept else []
 
 
 def quoted_text(value: str, start: int) -> tuple[str, int]:
@@ -249,6 +289,10 @@ def skip_comment(value: str, start: int) -> int:
     raise MimeError("unterminated comment")
 
 
+_CHARSETS = frozenset(("", "utf-8", "us-ascii", "iso-8859-1", "iso-8859-15", "windows-1252"))
+"""Not whatever Python has a codec for: some raise, some take quadratic time."""
+
+
 def _decode_rfc2231(parameters: dict[str, str]) -> dict[str, str]:
     """Join continuations (`name*0`, `name*1*`) and decode `charset'language'%xx` values (RFC 2231 §3, §4)."""
     decoded: dict[str, str] = {}
@@ -266,10 +310,8 @@ def _decode_rfc2231(parameters: dict[str, str]) -> dict[str, str]:
                 charset, _, text = text.partition("'")
                 text = text.partition("'")[2]
             pieces.append(unquote_to_bytes(text) if piece.endswith("*") else text.encode("utf-8", "replace"))
-        try:
+        if charset.lower() in _CHARSETS:
             decoded.setdefault(base, b"".join(pieces).decode(charset or "utf-8", "replace"))
-        except LookupError:
-            continue  # a charset nobody knows
     return decoded
 
 
@@ -292,7 +334,9 @@ def split_multipart(entity: Entity, boundary: str) -> list[tuple[int, int]]:
     """Where the body parts between the delimiters begin and end in `entity.source` (RFC 2046 §5.1.1).
 
     The CRLF before a delimiter belongs to the delimiter. Preamble and epilogue are dropped. Raises MimeError when the
-    boundary is not one, when the closing delimiter is missing or when there are more than 1,000 parts.
+    boundary is not one, when the closing delimiter is missing or when there are more than 1,000 parts; and when a
+    lenient reader would split elsewhere: at a delimiter on a line with a bare CR or LF, with endless padding, or, in
+    preamble and epilogue, with more text behind.
     """
     if not 0 < len(boundary) <= 70 or not boundary.isascii():
         raise MimeError("boundary")
@@ -300,25 +344,32 @@ def split_multipart(entity: Entity, boundary: str) -> list[tuple[int, int]]:
     delimiter = b"--" + boundary.encode("ascii")
     parts: list[tuple[int, int]] = []
     part_start = -1
+    closed = False
     position = entity.body_start
     while (found := source.find(delimiter, position, stop)) >= 0:
         position = found + len(delimiter)
         if found > entity.body_start and source[found - 2 : found] != b"\r\n":
+            if source[found - 1] in b"\r\n":
+                raise MimeError("ambiguous delimiter")
             continue
-        # 80 octets are enough to see a closing mark and padding; a longer line is no delimiter
+        # 80 octets are enough to see a closing mark and padding
         rest, line_end, _ = bytes(source[position : min(position + 80, stop)]).partition(b"\r\n")
         closing = rest.startswith(b"--")
-        if rest[2 if closing else 0 :].strip(b" \t") or not (line_end or position + len(rest) == stop):
+        padding = rest[2 if closing else 0 :].lstrip(b" \t")
+        if padding or closed or not (line_end or position + len(rest) == stop):
+            if part_start < 0 or closed or padding[:1] in (b"", b"\r", b"\n"):
+                raise MimeError("ambiguous delimiter")
             continue  # a longer boundary that begins like ours
         if part_start >= 0:
             parts.append((part_start, max(found - 2, part_start)))
             if len(parts) > MAX_PARTS:
                 raise MimeError("too many parts")
-        if closing:
-            return parts
+        closed = closing
         position += len(rest)  # the CRLF that ends this line may also begin the next delimiter: an empty part
         part_start = position + 2
-    raise MimeError("no closing delimiter")
+    if not closed:
+        raise MimeError("no closing delimiter")
+    return parts
 
 
 # --- Messages --------------------------------------------------------------------------------------------------------

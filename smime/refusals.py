@@ -15,7 +15,8 @@ CANNOT_OPEN = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="906",
-    text="This encrypted message cannot be opened; encrypt it to the recipient's current certificate and send it again.",
+    text="This encrypted message cannot be opened; "
+    "encrypt it to the recipient's current certificate and send it again.",
     text_fr="Ce message chiffré ne peut pas être ouvert ; chiffrez-le avec le certificat actuel du destinataire "
     "et renvoyez-le.",
 )

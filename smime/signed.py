@@ -122,6 +122,8 @@ MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 16384
 MAX_RSA_EXPONENT = 1 << 64
 MAX_PSS_SALT = 512
+MAX_CERTIFICATE_OCTETS = 1 << 16
+"""Real ones have 2,000; what was read of them is remembered for a while."""
 
 Content = Sequence[bytes | bytearray | memoryview]
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
@@ -164,6 +166,8 @@ def _load(encoded: Sequence[bytes]) -> list[x509.Certificate]:
     """The certificates that can be read; others are as good as absent."""
     certificates = []
     for octets in encoded:
+        if len(octets) > MAX_CERTIFICATE_OCTETS:
+            continue
         try:
             certificates.append(x509.load_der_x509_certificate(octets))
         except Exception:  # noqa: S112 - the parser has no common error class, and warnings may be errors
@@ -218,6 +222,10 @@ def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes
         raise _UnsoundError("digest-algorithm", info.digest.oid)
     if not info.attributes:
         raise _UnsoundError("no-signed-attributes")
+    if (
+        signed.content_type != oids.DATA
+    ):  # a signature over a time stamp or a receipt is none over a mail (RFC 8551 §2.4.1)
+        raise _UnsoundError("content-type", signed.content_type)
     content_type = _single(info, oids.CONTENT_TYPE)
     if content_type is None or content_type.values[0].oid() != signed.content_type:
         raise _UnsoundError("content-type-attribute")
@@ -256,7 +264,7 @@ def _certificate_of(info: SignerInfo, certificates: list[x509.Certificate]) -> x
     if not named:
         raise _UnsoundError("no-certificate")
     references = [
-        _certificate_hash(attribute.values[0].sequence()[0].sequence()[0].sequence(), default)
+        _certificate_hash(_first(_first(attribute.values[0])).sequence(), default)
         for oid, default in ((oids.SIGNING_CERTIFICATE_V2, oids.SHA256), (oids.SIGNING_CERTIFICATE, oids.SHA1))
         if (attribute := _single(info, oid)) is not None
     ]
@@ -265,6 +273,14 @@ def _certificate_of(info: SignerInfo, certificates: list[x509.Certificate]) -> x
         if all(hashlib.new(name, encoded).digest() == digest for name, digest in references):
             return certificate
     raise _UnsoundError("signing-certificate-attribute")
+
+
+def _first(element: der.Element) -> der.Element:
+    """The first element of a SEQUENCE OF that must not be empty."""
+    elements = element.sequence()
+    if not elements:
+        raise DerError("empty sequence")
+    return elements[0]
 
 
 _REFERENCE_HASHES = {oids.SHA1: "sha1", oids.SHA256: "sha256", oids.SHA384: "sha384", oids.SHA512: "sha512"}

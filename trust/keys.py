@@ -41,3 +41,10 @@ class Decryptor(Protocol):
     def decrypt_pkcs1v15(self, encrypted: bytes) -> bytes:
         """RSAES-PKCS1-v1_5 with implicit rejection: a wrong padding yields random bytes, not an error."""
         ...
+
+    def agree(self, peer_public_key: bytes) -> bytes:
+        """Raw ECDH shared secret (SEC 1 §3.3.1) with a point of this key's curve, as X9.62 octets.
+
+        Raises ValueError when this key is not on an elliptic curve or the point not on the same one.
+        """
+        ...

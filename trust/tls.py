@@ -66,7 +66,7 @@ def peer_certificate(connection: ssl.SSLObject | ssl.SSLSocket) -> x509.Certific
     try:
         der = connection.getpeercert(binary_form=True)
         return x509.load_der_x509_certificate(der) if der else None
-    except ValueError:  # no handshake yet, or DER that OpenSSL tolerates and our parser does not
+    except (ValueError, x509.InvalidVersion):  # no handshake yet, or DER that OpenSSL tolerates and our parser does not
         return None
 
 

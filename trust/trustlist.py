@@ -249,7 +249,7 @@ def _signer(
         certificates = [
             x509.load_der_x509_certificate(b64decode(element.text or "")) for element in elements[:MAX_CERTIFICATES]
         ]
-    except ValueError:
+    except Exception:  # the parser has no common error class, and warns about odd serial numbers
         return Refused(LIST_SIGNER, "unreadable certificate")
     if not certificates:
         return Refused(LIST_SIGNER, "no certificate")

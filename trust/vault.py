@@ -73,6 +73,10 @@ class _KeyFile(msgspec.Struct, frozen=True):
     certificates: tuple[bytes, ...]
     """DER: the key's own certificate, then its chain."""
 
+    def __repr__(self) -> str:
+        """Whose and which key it is stays out of tracebacks."""
+        return f"{type(self).__name__}(use={self.use})"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _HeldKey:
@@ -103,9 +107,19 @@ class _HeldKey:
             # ciphertext of this key is answered in the same way, so that senders learn nothing from the difference.
             return secrets.token_bytes(32)
 
+    def agree(self, peer_public_key: bytes) -> bytes:
+        if not isinstance(self.key, ec.EllipticCurvePrivateKey):
+            raise ValueError("key agreement failed")
+        try:
+            # checks that the point is on the curve, else it would give the key away bit by bit
+            peer = ec.EllipticCurvePublicKey.from_encoded_point(self.key.curve, peer_public_key)
+            return self.key.exchange(ec.ECDH(), peer)
+        except (ValueError, UnsupportedAlgorithm):
+            raise ValueError("key agreement failed") from None
+
     def _rsa(self) -> rsa.RSAPrivateKey:
-        if not isinstance(self.key, rsa.RSAPrivateKey):  # `install` lets no other key decrypt
-            raise TypeError("only RSA keys decrypt")
+        if not isinstance(self.key, rsa.RSAPrivateKey):
+            raise ValueError("decryption failed")
         return self.key
 
 
@@ -323,8 +337,6 @@ def _file_context(file: Path) -> bytes:
 def _check_fitness(use: KeyUse, key: PrivateKey, certificate: x509.Certificate) -> None:
     if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
         raise VaultError("only RSA and elliptic curve (ECDSA) keys can be kept")
-    if use is KeyUse.ENCRYPTION and not isinstance(key, rsa.RSAPrivateKey):
-        raise VaultError("an encryption key must be RSA")
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
         raise VaultError("the private key does not belong to the certificate")
@@ -332,6 +344,9 @@ def _check_fitness(use: KeyUse, key: PrivateKey, certificate: x509.Certificate) 
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return
-    fit = usage.key_encipherment if use is KeyUse.ENCRYPTION else usage.digital_signature or usage.content_commitment
+    if use is KeyUse.SIGNING:
+        fit = usage.digital_signature or usage.content_commitment
+    else:
+        fit = usage.key_encipherment if isinstance(key, rsa.RSAPrivateKey) else usage.key_agreement
     if not fit:
         raise VaultError(f"the certificate's KeyUsage does not allow {use.value}")

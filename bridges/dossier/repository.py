@@ -48,6 +48,7 @@ from trust.vault import KeyVault
 __all__ = ["Deposited", "Dossier", "DossierDamagedError"]
 
 ALREADY_HELD = Finding("already-held", "ClinicalDocument/id")
+NOTHING_TO_WITHDRAW = Finding("not-held", "ClinicalDocument/id")
 NOT_HIDDEN_AGAIN = Finding("not-hidden-again", "INVISIBLE_PATIENT")
 """What its patient or representatives could already see is not hidden from them afterwards."""
 
@@ -119,7 +120,7 @@ class Dossier:
         self._clock = clock
 
     def deposit(self, report: Report, *, delivery_id: str, depositor: str) -> Deposited | Refused:
-        """File, replace or delete the report's documents, all of them or none.
+        """File, replace or delete the report's documents, all of them or none; of a withdrawal, those that are held.
 
         Idempotent: by `delivery_id` (up to 128 characters), and by uniqueId when the bytes are the same. `depositor`
         is who handed the report over, as the door authenticated it. A refusal is journaled too.
@@ -292,7 +293,12 @@ class Dossier:
             else:
                 refused = self._plan_addition(connection, report, each, dossier, depositor, plan)
             if refused is not None:
-                return refused
+                if refused.refusal is not NOT_HELD or report.action is not Action.DELETE:
+                    return refused
+                plan.findings.append(NOTHING_TO_WITHDRAW)
+        # A withdrawal takes away what is there, even when its twin never came.
+        if report.action is Action.DELETE and not plan.results:
+            return Refused(NOT_HELD)
         return plan
 
     def _plan_removal(

@@ -8,24 +8,26 @@ sender that means "not accepted", and it sends again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import structlog
 
-from bridges.hl7.mllp import FrameDecoder, FrameError, encode
+from bridges.hl7.mllp import END, START, FrameDecoder, FrameError, encode
 
 log = structlog.get_logger(__name__)
 
 _READ = 256 * 1024
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class MllpOptions:
     max_frame_bytes: int = 50 * 1024 * 1024
     idle_seconds: float = 600.0
+    frame_seconds: float = 900.0
+    """From the first to the last byte of one frame, however slowly it trickles: what is unfinished lies in memory."""
     max_connections: int = 64
 
 
@@ -67,48 +69,59 @@ class MllpDoor:
             writer.close()
             return
         self._connections.add(task)
+        decoder = FrameDecoder(self._options.max_frame_bytes)
         try:
-            await self._serve(reader, writer)
+            await self._serve(decoder, reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
-            return
+            pass
         except Exception as error:
             log.error("mllp.not-kept", exc_info=error)
         finally:
+            unfinished = decoder.finish()
+            if unfinished is not None:
+                log.warning("mllp.frame-refused", kind=unfinished.kind, size=unfinished.size)
+            await _close(writer)
             self._connections.discard(task)
-            writer.close()
-            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-                await writer.wait_closed()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = FrameDecoder(self._options.max_frame_bytes)
+    async def _serve(self, decoder: FrameDecoder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
+        frame_ends: float | None = None
         while True:
-            async with asyncio.timeout(self._options.idle_seconds):
+            idle_ends = loop.time() + self._options.idle_seconds
+            async with asyncio.timeout_at(idle_ends if frame_ends is None else min(idle_ends, frame_ends)):
                 data = await reader.read(_READ)
             if not data:
                 return
+            last_start, last_end = data.rfind(START), data.rfind(END)
+            if last_end > last_start:
+                frame_ends = None
+            elif last_start > last_end:
+                frame_ends = loop.time() + self._options.frame_seconds
             for event in decoder.feed(data):
                 if isinstance(event, FrameError):
-                    log.warning("mllp.frame-refused", kind=event.kind)
+                    log.warning("mllp.frame-refused", kind=event.kind, size=event.size)
                     if event.kind == "stray":
                         continue
                     answer = loop.run_in_executor(self._executor, self._refuse, event)
                 else:
                     answer = loop.run_in_executor(self._executor, self._receive, event.payload)
-                # Shielded: once accepted, the acknowledgement still goes out while we are asked to stop.
-                writer.write(encode(await _finish(answer)))
+                try:
+                    writer.write(encode(await asyncio.shield(answer)))
+                except asyncio.CancelledError:
+                    # asked to stop while the store works: once it has accepted, the acknowledgement still goes out
+                    writer.write(encode(await answer))
+                    raise
                 async with asyncio.timeout(self._options.idle_seconds):
                     await writer.drain()
 
 
-async def _finish(answer: asyncio.Future[bytes]) -> bytes:
-    """The answer even when this task is cancelled meanwhile; the cancellation takes effect at the next read."""
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close once what was written is sent; a peer that does not take it must not keep the connection for ever."""
+    writer.close()
     try:
-        return await asyncio.shield(answer)
-    except asyncio.CancelledError:
-        if (task := asyncio.current_task()) is None:
-            raise
-        task.uncancel()
-        result = await answer
-        task.cancel()
-        return result
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+    except (OSError, asyncio.CancelledError):
+        pass

@@ -104,7 +104,8 @@ stamp=$venv/.installed-$kind
 wanted=$(cat "$lock" pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Building the virtual environment from $lock"
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    # An interpreter without pip is what an interrupted first run leaves behind.
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --use-pep517 --require-hashes -r "$lock"
     rm -f "$venv/.project"
     printf %s "$wanted" >"$stamp"

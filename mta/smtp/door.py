@@ -7,6 +7,7 @@ receipt has to be sent to somebody who may not have written.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets
@@ -34,6 +35,8 @@ from trust.refusals import Refused
 _log = logging.getLogger("relais.mta.smtp")
 
 T = TypeVar("T")
+
+_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,9 @@ class _Door(ABC):
             self._server.close()
             for session in list(self._sessions):
                 session.close()
-            await self._server.wait_closed()
+            # from Python 3.12 on this waits for the peers' TLS goodbye as well, which some never say
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._server.wait_closed(), _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
 
     def _session(self) -> DoorSession:

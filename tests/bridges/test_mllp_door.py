@@ -185,6 +185,18 @@ async def test_a_peer_that_never_reads_is_let_go_and_does_not_hold_up_the_stop(m
             await door.stop()
 
 
+async def test_a_frame_that_trickles_for_ever_ends() -> None:
+    async with listening(frame_seconds=0.3) as (_, port), peer(port) as client:
+        await client.send(encode(b"whole"))
+        assert await client.answer() == b"AA whole"
+        await client.send(b"\x0bMSH")
+        gone = asyncio.create_task(client.rest())
+        while not gone.done():
+            client.writer.write(b"x")
+            await asyncio.sleep(0.02)
+        assert isinstance(gone.exception(), ConnectionError) or gone.result() == b""
+
+
 async def test_idle_connections_end_and_too_many_are_turned_away() -> None:
     async with listening(idle_seconds=0.2, max_connections=1) as (_, port), peer(port) as client:
         await client.send(encode(b"x"))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from mta import refusals
 from mta.delivery import Accepted, Duplicate, NewDelivery
 from mta.message import Deferred, Delivered, DeliveryState, Failed, TargetKind
-from mta.spool import Spool
+from mta.spool import REPEATED_EXTERNAL_ID, Spool
+from mta.tables import deliveries
 from trust.refusals import Refused
 from trust.store.blobs import BlobStore
+from trust.store.database import Database
 
 from .conftest import Clock, MakeSpool, submission
 
@@ -76,7 +80,7 @@ def test_concurrent_accepts_of_one_key_give_one_accepted(make_spool: MakeSpool, 
     assert len(list(blobs.ids())) == 4, "the losers' blobs are gone"
 
 
-def test_a_failing_companion_write_keeps_nothing(make_spool: MakeSpool) -> None:
+def test_a_failing_companion_write_keeps_nothing(make_spool: MakeSpool, blobs: BlobStore) -> None:
     spool = make_spool()
 
     def fail(connection: Connection) -> None:
@@ -86,12 +90,32 @@ def test_a_failing_companion_write_keeps_nothing(make_spool: MakeSpool) -> None:
         spool.accept(submission(), also=fail)
     assert spool.duplicate_of("k") is None
     assert spool.claim(10, 60) == []
+    assert list(blobs.ids()) == []
+
+
+def test_a_nearly_full_disk_takes_no_more_and_what_was_taken_is_delivered(
+    make_spool: MakeSpool, blobs: BlobStore
+) -> None:
+    free = 2000
+    spool = make_spool(free_bytes=lambda: free, reserve_bytes=1000)
+    kept = accepted(spool, content=b"x" * 900)
+    free = 1500
+    with pytest.raises(OSError, match="rest of the disk") as refused:
+        spool.accept(submission(key="2", content=b"x" * 900))
+    assert refused.value.errno == errno.ENOSPC
+    assert len(list(blobs.ids())) == 1
+    assert spool.accept(submission(content=b"x" * 900)).spool_id == kept.spool_id, "a repeat is still answered"
+    (lease,) = spool.claim(1, 60)
+    assert spool.keep_prepared(lease, b"protected", {})
+    assert spool.settle(lease, Delivered())
 
 
 def test_a_repeated_external_id_is_told(make_spool: MakeSpool) -> None:
     spool = make_spool()
     assert not accepted(spool, key="1", external_id="MSG1").repeated_external_id
-    assert accepted(spool, key="2", external_id="MSG1").repeated_external_id
+    again = accepted(spool, key="2", external_id="MSG1")
+    assert again.repeated_external_id
+    assert spool.steps(again.spool_id)[0].detail == REPEATED_EXTERNAL_ID, "and the trace shows it"
     assert not accepted(spool, key="3", external_id="MSG2").repeated_external_id
 
 
@@ -220,6 +244,16 @@ def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None
             stored = file.read_bytes()
             for word in (matricule.encode(), b"DURAND", b"secret", b"a@labo.example", b"account-a"):
                 assert word not in stored, file.name
+
+
+def test_a_refused_recipient_is_not_kept_in_the_clear(make_spool: MakeSpool, database: Database) -> None:
+    """It need not be an address: a sending system may put a bare matricule there."""
+    spool, wanted = make_spool(), submission("b@op2.example")
+    refused = NewDelivery("279035121518989", TargetKind.SMTP, Refused(refusals.ADDRESS_INVALID))
+    spool.accept(replace(wanted, deliveries=(refused, *wanted.deliveries)))
+    rows = database.read(lambda connection: connection.execute(select(deliveries)).all())
+    assert [row.destination for row in rows] == ["smtp", "smtp:op2.example"]
+    assert "279035121518989" not in str(rows)
 
 
 def test_steps_keep_no_control_characters(make_spool: MakeSpool) -> None:

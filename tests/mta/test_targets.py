@@ -202,6 +202,16 @@ async def test_a_refused_recipient_leaves_the_connection_usable(target_to: MakeT
     assert server.contents[0] == b".\r\n", "RFC 2920: a server that wants data nobody is to have gets none"
 
 
+@pytest.mark.parametrize("features", [FEATURES, FEATURES[1:]])
+async def test_a_refusal_counts_although_the_peer_then_closes(
+    target_to: MakeTarget, space: TrustSpace, features: tuple[str, ...]
+) -> None:
+    """Or the sender would learn of it after days of trying instead of at once."""
+    outcome = await outcome_with(target_to, Server(space.server("two"), features, RCPT="550 5.1.1 no", RSET=None))
+    assert isinstance(outcome, Failed)
+    assert outcome.reason.refusal.code == "mta.remote-refused"
+
+
 async def test_a_connection_closed_while_idle_is_replaced(target_to: MakeTarget, space: TrustSpace) -> None:
     server = Server(space.server("two"))
     async with serving(server) as port:

@@ -25,9 +25,10 @@ from mta.message import (
     TargetKind,
 )
 from mta.schedule import RetrySchedule
-from mta.spool import Spool
+from mta.spool import Lease, Spool
 from mta.worker import Worker, WorkerOptions
 from trust.refusals import Refused
+from trust.store.database import StoreUnavailableError
 
 from .conftest import MakeSpool, submission
 
@@ -232,6 +233,56 @@ async def test_a_stuck_delivery_does_not_hold_up_the_stop(make_spool: MakeSpool)
     assert spool.claim(1, 60) == []
     assert spool.recover() == 1
     assert len(spool.claim(1, 60)) == 1
+
+
+async def test_what_was_delivered_is_settled_when_the_store_comes_back(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk between the destination's yes and our note of it must not send a second copy."""
+    spool, recorder = make_spool(schedule=AT_ONCE), Recorder()
+    settle, failures = spool.settle, [StoreUnavailableError("full")] * 3
+
+    def failing(lease: Lease, outcome: Outcome) -> bool:
+        if failures:
+            raise failures.pop()
+        return settle(lease, outcome)
+
+    monkeypatch.setattr(spool, "settle", failing)
+    spool.accept(submission())
+    async with working(spool, [], recorder):
+        await until(ended(spool, 1))
+    assert len(recorder.seen) == 1
+    assert spool.counts()[DeliveryState.DELIVERED] == 1
+
+
+async def test_a_store_that_fails_does_not_hold_up_the_stop(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise StoreUnavailableError("full")
+
+    gate = asyncio.Event()
+
+    class Gated(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            self.seen.append(message)
+            await gate.wait()
+            return Delivered()
+
+    spool, target = make_spool(schedule=AT_ONCE), Gated()
+    for n in range(3):
+        spool.accept(submission(key=str(n)))
+    monkeypatch.setattr(spool, "settle", failing)
+    monkeypatch.setattr(spool, "release", failing)
+    worker = Worker(spool, [], {TargetKind.SMTP: target}, WorkerOptions(per_destination=1))
+    running = asyncio.create_task(worker.run())
+    await until(lambda: len(target.seen) == 1)
+    gate.set()
+    async with asyncio.timeout(5):
+        await worker.stop(0.5)
+        await running
+    assert len(target.seen) == 1
+    assert spool.recover() == 3
 
 
 def test_a_lease_shorter_than_an_attempt_is_refused() -> None:

@@ -71,11 +71,17 @@ def test_header_limits() -> None:
         ('a/b; boundary="x\\\\y"', "a/b", {}),
         ("a/b; boundary=(z)x", "a/b", {}),
         ('a/b; boundary="x "', "a/b", {}),
+        ('a/b; boundary="\\x"', "a/b", {}),
         ("a/b (; boundary=x); boundary=y", "a/b", {}),
         ("a/b; name*=utf-8'fr'%C3%A9t%C3%A9.p7m", "a/b", {"name": "été.p7m"}),
         ("a/b; name*0*=utf-8''%C3%A9; name*1=.p7m", "a/b", {"name": "é.p7m"}),
         ("a/b; x=1; x=2;; =3; y", "a/b", {"x": "1"}),
         ("a/b; name*=nonsense''x", "a/b", {}),
+        ("a/b; name*=idna''x", "a/b", {}),
+        ("a/b; name*=undefined''x", "a/b", {}),
+        ("a/b; name*=punycode''x", "a/b", {}),
+        ("a/b; name*=a\0b''x", "a/b", {}),
+        ("a/b; name*=ISO-8859-1''%e9", "a/b", {"name": "é"}),
     ],
 )
 def test_content_type(value: str, media_type: str, parameters: dict[str, str | None]) -> None:

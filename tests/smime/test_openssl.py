@@ -96,6 +96,44 @@ def test_we_open_what_openssl_encrypts(tmp_path: Path, case: str) -> None:
     assert result.verdict.authenticated_encryption is case.startswith("gcm")
 
 
+@pytest.mark.parametrize("kind", ["p256", "p384"])
+@pytest.mark.parametrize("cipher", [ContentCipher.AES256_GCM, ContentCipher.AES128_GCM, ContentCipher.AES256_CBC])
+def test_openssl_opens_what_we_encrypt_to_an_elliptic_curve(tmp_path: Path, kind: str, cipher: ContentCipher) -> None:
+    paul, lea = person(PAUL, kind=kind, which=f"ec {kind}"), person("lea@clinic.example")
+    protected = encrypt(ENTITY, [lea.certificate, paul.certificate], Suite(cipher))
+    for recipient in (paul, lea):
+        certificate, key = recipient.save(tmp_path, "recipient")
+        assert openssl("cms", "-decrypt", "-recip", certificate, "-inkey", key, data=protected).stdout == ENTITY
+        assert opened(message(protected), recipient).entity == message(ENTITY)
+
+
+AGREEING = {
+    "gcm": ["-aes-256-gcm"],
+    "gcm-128": ["-aes-128-gcm"],
+    "cbc-192": ["-aes192"],
+    "stream": ["-aes256", "-stream"],
+    "key-id": ["-aes256", "-keyid"],
+    "sha256": ["-aes-256-gcm", "-keyopt", "ecdh_kdf_md:sha256"],
+    "sha512": ["-aes-256-gcm", "-keyopt", "ecdh_kdf_md:sha512"],
+    "wrap-128": ["-aes-256-gcm", "-aes128-wrap"],
+}
+
+
+@pytest.mark.parametrize("kind", ["p256", "p384"])
+@pytest.mark.parametrize("case", AGREEING)
+def test_we_open_what_openssl_encrypts_to_an_elliptic_curve(tmp_path: Path, kind: str, case: str) -> None:
+    paul, lea = person(PAUL, kind=kind, which=f"ec {kind}"), person("lea@clinic.example")
+    mine, theirs = paul.save(tmp_path, "paul")[0], lea.save(tmp_path, "lea")[0]
+    before, after = AGREEING[case], []
+    if "-keyopt" in before:
+        before, after = before[:1], before[1:]
+    protected = openssl("cms", "-encrypt", *before, "-recip", mine, *after, "-recip", theirs, data=ENTITY).stdout
+    wire = message(crlf(protected).removeprefix(b"MIME-Version: 1.0\r\n"))
+    assert opened(wire, paul).entity == message(ENTITY)
+    assert opened(wire, lea).entity == message(ENTITY)
+    assert opened(wire, person(PAUL, kind="p256", which="another")).verdict.decryption is DecryptionResult.FAILED
+
+
 def test_an_ec_recipient_beside_us_does_not_disturb(tmp_path: Path) -> None:
     paul, other = person(PAUL), person("lea@clinic.example", kind="p256")
     mine, theirs = paul.save(tmp_path, "paul")[0], other.save(tmp_path, "lea")[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smime import DecryptionResult, Finding, SignatureResult, encrypt, oids, open_message, sign
+from smime import DecryptionResult, Finding, SignatureResult, Suite, encrypt, oids, open_message, sign
+from smime.enveloped import encrypt_content
 from tests.smime.craft import enveloped, indefinite, pkcs7_mime, signed_data
 from tests.smime.people import ENTITY, NOW, message, person, validator
 from trust import der
@@ -112,6 +115,41 @@ def test_gcm_inside_enveloped_data_is_refused() -> None:
 
 def test_cbc_inside_auth_enveloped_data_is_refused() -> None:
     refused(enveloped(ENTITY, PAUL, cipher=oids.AES256_CBC, outer=oids.AUTH_ENVELOPED_DATA))
+
+
+def test_key_agreement_every_wrong_message_fails_alike() -> None:
+    """A point off the curve or of another one, a wrapped key altered, unknown algorithms, no ephemeral key at all."""
+    paul = person("paul@clinic.example", kind="p256", which="ec paul")
+    cms = bytes(encrypt_content(ENTITY, [paul.certificate], Suite()))
+    point = cms.index(b"\x03\x42\x00\x04") + 4
+    wrapped = cms.index(b"\x04\x28") + 2
+    other = person("x@clinic.example", kind="p384", which="other").certificate.public_key()
+    longer = other.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    variants = [cms[:at] + bytes([cms[at] ^ 1]) + cms[at + 1 :] for at in (point - 1, point, point + 63, wrapped)]
+    variants += [
+        cms[:point] + bytes(64) + cms[point + 64 :],
+        cms[: point - 1] + longer[:65] + cms[point + 64 :],
+        cms.replace(der.oid(oids.ECDH_SHA256_KDF), der.oid(oids.ECDH_SHA512_KDF)),
+        cms.replace(der.oid(oids.ECDH_SHA256_KDF), der.oid("1.3.132.1.11.9")),
+        cms.replace(der.oid(oids.AES256_WRAP), der.oid(oids.AES128_WRAP)),
+        cms.replace(der.oid(oids.AES256_WRAP), der.oid(oids.AES256_CBC)),
+        cms.replace(der.oid(oids.EC_PUBLIC_KEY), der.oid("1.2.840.10045.2.9")),
+    ]
+    assert opened(message(pkcs7_mime(cms)), paul).entity == message(ENTITY)
+    for variant in variants:
+        assert variant != cms
+        result = opened(message(pkcs7_mime(variant)), paul, PAUL)
+        assert (result.verdict.decryption, result.verdict.findings) == (DecryptionResult.FAILED, CANNOT_OPEN)
+
+
+def test_a_recipient_of_the_wrong_kind_fails_alike() -> None:
+    """Our certificate named, with a way of giving the key that is not our key's."""
+    paul = person("paul@clinic.example", kind="p256", which="ec paul")
+    wrong = dataclasses.replace(PAUL, certificate=paul.certificate)
+    cms = bytes(encrypt_content(ENTITY, [paul.certificate], Suite()))
+    assert opened(message(pkcs7_mime(cms)), wrong).verdict.findings == CANNOT_OPEN
+    wrong = dataclasses.replace(paul, certificate=PAUL.certificate)
+    assert opened(message(pkcs7_mime(enveloped(ENTITY, PAUL))), wrong).verdict.findings == CANNOT_OPEN
 
 
 def test_bleichenbacher_every_wrong_key_fails_alike() -> None:

@@ -331,6 +331,8 @@ EVIL = b"\r\n--evil\r\n\r\nEvil text.\r\n--evil--\r\n"
         (b"boundary=(x)b1", b"--(x)b1\r\n\r\nEvil text.\r\n--(x)b1--\r\n"),
         (b"boundary=b1", b"\n--b1\n\nEvil text.\n"),
         (b"boundary=b1; x=\x01", b"Evil text.\r\n"),
+        (b'boundary="b\\1"', b"--b\\1\r\n\r\nEvil text.\r\n--b\\1--\r\n"),
+        (b"boundary=b1\r\nContent-Language : fr", b"Evil text.\r\n"),
         (b"boundary=b1\r\nContent-Transfer-Encoding: base64", b""),
     ],
 )
@@ -343,6 +345,14 @@ def test_two_readings_of_one_multipart_are_no_signature(header: bytes, preamble:
     for wire in (message(signed), message(encrypt(signed, [paul.certificate]))):
         found = open_message(wire, [paul], validator(), NOW).verdict
         assert found.signature in (INVALID, NOT_SIGNED)
+
+
+def test_a_header_some_readers_end_early_is_no_signature() -> None:
+    signed = multipart_signed(ENTITY, signed_data(ENTITY, ANNE), prefix=b"Evil text.\r\n")
+    paul = person("paul@clinic.example")
+    for entity in (signed, encrypt(signed, [paul.certificate])):
+        found = open_message(message(entity, extra=b"Keywords : x\r\n"), [paul], validator(), NOW).verdict
+        assert found.signature is INVALID
 
 
 def test_a_spaced_out_type_is_no_signature() -> None:

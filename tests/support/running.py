@@ -34,6 +34,8 @@ class Running:
         self.endpoints: dict[str, Any] = {}
 
     def start(self) -> None:
+        announced = self.state / "endpoints.json"
+        announced.unlink(missing_ok=True)  # of one that was killed
         output = (self.state.parent / "up.log").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "config", "up", "--state", str(self.state)],
@@ -43,7 +45,6 @@ class Running:
             cwd="/",
         )
         output.close()
-        announced = self.state / "endpoints.json"
 
         def ready() -> bool:
             assert self.process is not None

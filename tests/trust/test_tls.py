@@ -215,6 +215,21 @@ def test_unverified_peer_has_no_name(operators: Operators) -> None:
     assert seen.client_saw is None
 
 
+def test_a_certificate_our_parser_refuses_names_nobody() -> None:
+    """OpenSSL is more tolerant: a certificate of a version there is not."""
+    issued = DemonstrationAuthority.create("Démonstration").issue_server(["localhost"])
+    encoded = issued.certificate.public_bytes(serialization.Encoding.DER)
+    version_5 = encoded.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04", 1)
+
+    class Connection:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+        def getpeercert(self, *, binary_form: bool) -> bytes:
+            return version_5 if binary_form else b""
+
+    assert peer_name(Connection()) is None  # type: ignore[arg-type]
+
+
 def test_no_name_before_the_handshake(operators: Operators) -> None:
     context = operator_client_context(*operators.here.triple)
     waiting = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())

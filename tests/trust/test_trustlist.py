@@ -218,6 +218,25 @@ def test_no_or_broken_certificate_in_key_info(authority: Authority, good: bytes)
     refused(authority.load(etree.tostring(root)), pki_catalogue.LIST_SIGNER)
 
 
+@pytest.mark.parametrize(
+    ("right", "odd"),
+    [
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"),  # version 5
+        (b"\x06\x03\x55\x04\x06", b"\x06\x03\x55\x84\x06"),
+        (b"\x30\x82", b"\x30\x80"),
+    ],
+)
+def test_odd_certificates_in_key_info_are_refused_not_raised(
+    authority: Authority, good: bytes, right: bytes, odd: bytes
+) -> None:
+    root = etree.fromstring(good)
+    element = next(root.iter(f"{DS}X509Certificate"))
+    encoded = base64.b64decode(element.text or "")
+    assert right in encoded
+    element.text = base64.b64encode(encoded.replace(right, odd, 1)).decode()
+    assert isinstance(TrustList.load(etree.tostring(root), authority.validator, NOW), Refused)
+
+
 def test_wrapped_signature(authority: Authority, good: bytes) -> None:
     """The signed list carried inside another root, beside forged rows: signature wrapping in its usual shapes."""
     forged = etree.fromstring(good.replace(b"labo.mssante", b"evil.mssante"))

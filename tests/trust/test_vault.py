@@ -8,9 +8,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA384, SHA512
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from trust.vault import KeyUse, KeyVault, VaultError
+from trust.vault import KeyUse, KeyVault, VaultError, _KeyFile
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 PATIENT = "190037512345677@patient.example"
@@ -19,7 +20,9 @@ OTHER_RSA_KEY = rsa.generate_private_key(65537, 2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
-def certificate(key, since=-1, until=365, *, signing=True, encryption=True, usage=True) -> x509.Certificate:
+def certificate(
+    key, since=-1, until=365, *, signing=True, encryption=True, agreement=False, usage=True
+) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Fictif")])
     builder = (
         x509.CertificateBuilder()
@@ -31,10 +34,8 @@ def certificate(key, since=-1, until=365, *, signing=True, encryption=True, usag
         .not_valid_after(NOW + timedelta(days=until))
     )
     if usage:
-        bits = dict.fromkeys(
-            ("content_commitment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign"), False
-        )
-        bits |= {"encipher_only": False, "decipher_only": False}
+        bits = dict.fromkeys(("content_commitment", "data_encipherment", "key_cert_sign", "crl_sign"), False)
+        bits |= {"key_agreement": agreement, "encipher_only": False, "decipher_only": False}
         builder = builder.add_extension(
             x509.KeyUsage(digital_signature=signing, key_encipherment=encryption, **bits), critical=True
         )
@@ -203,7 +204,7 @@ def test_unfit_keys_are_refused(vault) -> None:
     refused(KeyUse.SIGNING, RSA_KEY, certificate(OTHER_RSA_KEY), "does not belong")
     refused(KeyUse.SIGNING, RSA_KEY, certificate(RSA_KEY, signing=False), "KeyUsage")
     refused(KeyUse.ENCRYPTION, RSA_KEY, certificate(RSA_KEY, encryption=False), "KeyUsage")
-    refused(KeyUse.ENCRYPTION, EC_KEY, certificate(EC_KEY), "RSA")
+    refused(KeyUse.ENCRYPTION, EC_KEY, certificate(EC_KEY), "KeyUsage")
     refused(KeyUse.SIGNING, ed25519.Ed25519PrivateKey.generate(), certificate(RSA_KEY), "RSA and elliptic")
     assert vault.addresses_held() == ()
     vault.install(PATIENT, KeyUse.ENCRYPTION, RSA_KEY, certificate(RSA_KEY, usage=False), [])
@@ -241,3 +242,36 @@ def test_for_the_doctor(vault) -> None:
     assert vault.expiring(NOW + timedelta(days=30)) == [
         (f"signing certificate {soon.serial_number:x}", soon.not_valid_after_utc)
     ]
+
+
+def test_an_elliptic_curve_key_agrees_and_does_nothing_else(vault) -> None:
+    vault.install(PATIENT, KeyUse.ENCRYPTION, EC_KEY, certificate(EC_KEY, agreement=True), [])
+    (held,) = vault.decryptors(PATIENT)
+    peer = ec.generate_private_key(ec.SECP256R1())
+    point = peer.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    assert held.agree(point) == peer.exchange(ec.ECDH(), EC_KEY.public_key())
+    off_the_curve = point[:-1] + bytes([point[-1] ^ 1])
+    other_curve = ec.generate_private_key(ec.SECP384R1()).public_key()
+    for wrong in (
+        b"",
+        b"\0",
+        off_the_curve,
+        point + b"\0",
+        other_curve.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint),
+    ):
+        with pytest.raises(ValueError, match=r"^key agreement failed$"):
+            held.agree(wrong)
+    with pytest.raises(ValueError, match=r"^decryption failed$"):
+        held.decrypt_oaep(b"x" * 256, SHA256(), SHA256(), b"")
+    assert len(held.decrypt_pkcs1v15(b"x" * 256)) == 32
+
+
+def test_an_rsa_key_does_not_agree(vault) -> None:
+    vault.install(PATIENT, KeyUse.ENCRYPTION, RSA_KEY, certificate(RSA_KEY), [])
+    with pytest.raises(ValueError, match=r"^key agreement failed$"):
+        vault.decryptors(PATIENT)[0].agree(b"\4" + bytes(64))
+
+
+def test_a_key_file_does_not_show_what_it_holds() -> None:
+    shown = repr(_KeyFile(PATIENT, KeyUse.SIGNING, b"private", (b"certificate",)))
+    assert shown == "_KeyFile(use=KeyUse.SIGNING)"
