@@ -52,6 +52,17 @@ def test_a_letter_reaches_the_laboratory_signed_and_encrypted(up: Running) -> No
     assert any(part.get_filename() == "note.pdf" for part in arrived.walk())
 
 
+def test_a_letter_reaches_the_hospital_whose_key_is_on_a_curve(up: Running) -> None:
+    account, mail = up.account("gp"), letter(up, up.account("hospital")["address"])
+    with connected(up) as client:
+        client.login(account["user"], account["password"])
+        client.send_message(mail)
+    up.wait_settled()
+    (arrived,) = [found for found in up.mails("hospital") if found["Message-ID"] == mail["Message-ID"]]
+    assert "decrypted=yes" in arrived["X-Relais-Verdict"]
+    assert "signature=valid" in arrived["X-Relais-Verdict"]
+
+
 def test_nobody_sends_without_a_password(up: Running) -> None:
     with connected(up) as client, pytest.raises(smtplib.SMTPException) as refused:
         client.send_message(letter(up))

@@ -147,11 +147,9 @@ async def test_only_certificates_that_hold_today(
     mailboxes.install(vault, "labo@op1.example")
     good = directory.recipients["dr.noir@op2.example"]
     foreign = type(mailboxes.authority).create("Ailleurs").issue_mailbox("dr.noir@op2.example", "x", "encryption")
-    curve = mailboxes.authority.issue_mailbox("dr.noir@op2.example", "x", "encryption", "p256")
     signing = mailboxes.keys["dr.noir@op2.example"][KeyUse.SIGNING]
     for certificate, rule in (
         (foreign.certificate, "rfc5280-"),
-        (curve.certificate, "only RSA"),
         (signing.certificate, "rfc5280-4.2.1.3-key-usage"),
     ):
         directory.recipients[good.address] = replace(good, encryption_certificates=(certificate,))
