@@ -22,6 +22,7 @@ from config.demonstration import OPERATORS
 from config.privileges import PrivilegeError, drop
 from config.settings import SettingsError, load
 from config.supervise import StartError
+from config.trace import render
 
 DEFAULT_STATE = "var"
 _STATE = click.option(
@@ -161,18 +162,28 @@ def queue() -> None:
 @_JSON
 def queue_list(state: Path, as_json: bool) -> None:
     """Deliveries by state, per operator."""
-    counts = {
-        operator.key: ask(state / operator.key / "control.sock", "queue.counts")
-        for operator in OPERATORS
-        if (state / operator.key / "control.sock").exists()
-    }
-    if not counts:
-        _fail(f"No gateway is running with its state in {state}.")
+    counts = _ask_all(state, "queue.counts")
     if as_json:
         click.echo(json.dumps(counts, indent=1))
         return
     for operator, states in counts.items():
         click.echo(f"{operator:<15} " + "  ".join(f"{name} {count}" for name, count in states.items()))
+
+
+@relais.command()
+@_STATE
+@click.argument("reference", metavar="MESSAGE-ID|MSH-10")
+@_JSON
+def trace(state: Path, reference: str, as_json: bool) -> None:
+    """Show a message's whole life at every operator here: each step with its time, decision and reason."""
+    lives = _ask_all(state, "trace", reference=reference)
+    if not any(lives.values()):
+        _fail(f"No message with Message-ID or MSH-10 {reference} is known here.")
+    if as_json:
+        click.echo(json.dumps(lives, indent=1, ensure_ascii=False))
+        return
+    for line in render(lives):
+        click.echo(line)
 
 
 @relais.group()
@@ -185,13 +196,7 @@ def journal() -> None:
 @_JSON
 def journal_verify(state: Path, as_json: bool) -> None:
     """Recompute every journal's hash chain."""
-    verdicts = {
-        operator.key: ask(state / operator.key / "control.sock", "journal.verify", seconds=600.0)
-        for operator in OPERATORS
-        if (state / operator.key / "control.sock").exists()
-    }
-    if not verdicts:
-        _fail(f"No gateway is running with its state in {state}.")
+    verdicts = _ask_all(state, "journal.verify", seconds=600.0)
     if as_json:
         click.echo(json.dumps(verdicts, indent=1))
     else:
@@ -283,6 +288,15 @@ def _ask(state: Path, call: str, **arguments: Any) -> Any:
         return ask(state / holder.key / "control.sock", call, **arguments)
     except ControlError as error:
         _fail(str(error))
+
+
+def _ask_all(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> dict[str, Any]:
+    """Ask every gateway that runs with its state here; fails when none does."""
+    sockets = {operator.key: state / operator.key / "control.sock" for operator in OPERATORS}
+    answers = {key: ask(path, call, seconds, **arguments) for key, path in sockets.items() if path.exists()}
+    if not answers:
+        _fail(f"No gateway is running with its state in {state}.")
+    return answers
 
 
 def _say(sentence: str) -> None:

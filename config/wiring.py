@@ -37,9 +37,11 @@ from bridges.hl7.door import MllpDoor, MllpOptions
 from bridges.hl7.mllp import FrameError
 from bridges.intake import Intake, IntakeOptions, SendingSystem
 from bridges.routing import RoutingOptions
+from config.catalogue import CATALOGUE
 from config.control import ControlSocket
 from config.migrations import upgrade
 from config.settings import Loaded, MllpListener, SettingsError
+from config.trace import life
 from directory import refusals as directory_refusals
 from directory.partners import PartnerBook
 from directory.records import Partner
@@ -431,6 +433,9 @@ def _calls(
             "signing certificates": len(found.signing_certificates),
         }
 
+    def trace(request: Mapping[str, Any]) -> Any:
+        return life(spool, request["reference"], CATALOGUE)
+
     def counts(_: Mapping[str, Any]) -> Any:
         return {state.value: count for state, count in spool.counts().items()}
 
@@ -446,6 +451,7 @@ def _calls(
     calls = {
         "ping": ping,
         "queue.counts": counts,
+        "trace": trace,
         "journal.verify": verify,
         "directory.resolve": resolve,
     }

@@ -126,3 +126,46 @@ class DeliveryRecord:
     detail: str
     facts: Mapping[str, str]
     ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedDelivery:
+    """A delivery that has come to its end and was not reported yet (`mta.reporting`)."""
+
+    delivery_id: str
+    spool_id: str
+    message_id: str
+    origin: Origin
+    target: TargetKind
+    sender: str
+    recipient: str
+    peer: str
+    external_id: str
+    content_type: str
+    accepted_at: float
+    ended_at: float
+    delivered: bool
+    code: str
+    """Catalogue code of the refusal; `relayed` when it was delivered to a next hop that reports in our place."""
+    detail: str
+    content_blob: str
+    prepared_blob: str | None
+    envelope_id: str
+    notify: str
+    original_recipient: str
+    flags: tuple[str, ...]
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """What is known of one accepted message as a whole."""
+
+    spool_id: str
+    origin: Origin
+    content_type: str
+    size: int
+    """Bytes accepted."""
+    accepted_at: float
+    external_id: str
+    flags: tuple[str, ...]

@@ -22,6 +22,10 @@ class Origin(Enum):
     SUBMISSION = "submission"
     OPERATOR = "operator"
     """Port 25 of the trust space: another operator, mutually authenticated."""
+    COLLECTED = "collected"
+    """An upstream mailbox we collect over IMAP; treated like what another operator hands over."""
+    SYSTEM = "system"
+    """Written by this gateway: receipts."""
 
 
 class TargetKind(Enum):
@@ -30,6 +34,8 @@ class TargetKind(Enum):
     SMTP = "smtp"
     MAILBOX = "mailbox"
     DOSSIER = "dossier"
+    MLLP = "mllp"
+    """A sending system's own listener, for acknowledgements; the recipient is the partner's name."""
 
 
 class DeliveryState(Enum):
@@ -90,6 +96,8 @@ class Delivered:
 
     detail: str = ""
     """The destination's own reply, kept for the trace."""
+    reports: bool = False
+    """The destination took over the duty to report (it speaks DSN, RFC 3461 §5.2.1): its receipt tells, not ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,17 @@ from sqlalchemy import Connection, Row, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mta import refusals
-from mta.delivery import Accepted, DeliveryRecord, Duplicate, Lease, NewDelivery, Step, Submission
+from mta.delivery import (
+    Accepted,
+    DeliveryRecord,
+    Duplicate,
+    EndedDelivery,
+    Lease,
+    MessageRecord,
+    NewDelivery,
+    Step,
+    Submission,
+)
 from mta.message import (
     Deferred,
     Delivered,
@@ -55,13 +65,17 @@ REPEATED_EXTERNAL_ID = "the sender used this identifier before, for another cont
 """Detail of the step `accept`, so that the trace shows it."""
 
 _READY = DeliveryState.READY.value
+RELAYED = "relayed"
+"""Code of a delivered delivery whose next hop reports in our place."""
 
 
 __all__ = [
     "Accepted",
     "DeliveryRecord",
     "Duplicate",
+    "EndedDelivery",
     "Lease",
+    "MessageRecord",
     "NewDelivery",
     "Spool",
     "Step",
@@ -69,11 +83,10 @@ __all__ = [
 ]
 
 Listener = Callable[[], None]
-EndHook = Callable[[Connection, Lease, Outcome], None]
 
 
 class Spool:
-    """See the module's guarantees. `on_end` runs inside the transaction that ends a delivery for good."""
+    """See the module's guarantees."""
 
     def __init__(
         self,
@@ -84,7 +97,6 @@ class Spool:
         node: str,
         schedule: RetrySchedule,
         clock: Callable[[], float] = time.time,
-        on_end: EndHook | None = None,
         free_bytes: Callable[[], int] | None = None,
         reserve_bytes: int = 64 * 1024 * 1024,
     ) -> None:
@@ -98,7 +110,6 @@ class Spool:
         self._node = node
         self._schedule = schedule
         self._clock = clock
-        self._on_end = on_end
         self._free_bytes = free_bytes
         self._reserve_bytes = reserve_bytes
         self._listeners: list[Listener] = []
@@ -229,16 +240,7 @@ class Spool:
         rows_of = (
             select(
                 deliveries,
-                *(
-                    column.label(f"message_{column.name}")
-                    for column in (
-                        messages.c.origin,
-                        messages.c.envelope,
-                        messages.c.content_type,
-                        messages.c.content_blob,
-                        messages.c.accepted_at,
-                    )
-                ),
+                *_message_columns(),
             )
             .join_from(deliveries, messages)
             .order_by(deliveries.c.due)
@@ -260,11 +262,11 @@ class Spool:
             return []
         return [self._lease(row, token, now + lease_seconds) for row in self._database.transact(write)]
 
-    def content(self, lease: Lease) -> bytes:
+    def content(self, lease: Lease | EndedDelivery) -> bytes:
         """What was accepted, byte for byte."""
         return self._blobs.get(CONTENT, lease.content_blob)
 
-    def prepared(self, lease: Lease) -> bytes | None:
+    def prepared(self, lease: Lease | EndedDelivery) -> bytes | None:
         """What every attempt sends; None before `keep_prepared`."""
         return None if lease.prepared_blob is None else self._blobs.get(PREPARED, lease.prepared_blob)
 
@@ -300,7 +302,7 @@ class Spool:
                 words = f"{last.refusal.code} {last.detail}".strip()
                 outcome = Failed(Refused(refusals.EXPIRED, words))
         if isinstance(outcome, Delivered):
-            kind, code, detail = "delivered", "", outcome.detail
+            kind, code, detail = "delivered", RELAYED if outcome.reports else "", outcome.detail
             values |= {"state": DeliveryState.DELIVERED.value, "ended_at": now}
         elif isinstance(outcome, Failed):
             kind, code, detail = "failed", outcome.reason.refusal.code, outcome.reason.detail
@@ -309,18 +311,18 @@ class Spool:
             kind, code, detail = "deferred", outcome.reason.refusal.code, outcome.reason.detail
             values |= {"due": now + pause}
         values |= {"code": code, "detail": _printable(detail)}
-        final = outcome
 
         def write(connection: Connection) -> bool:
             settled = connection.execute(update(deliveries).where(*_held(lease)).values(values))
             if settled.rowcount != 1:
                 return False
             connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, kind, code, detail)])
-            if self._on_end is not None and not isinstance(final, Deferred):
-                self._on_end(connection, lease, final)
             return True
 
-        return self._database.transact(write)
+        settled = self._database.transact(write)
+        if settled and not isinstance(outcome, Deferred):
+            self._tell()
+        return settled
 
     def release(self, leases: Collection[Lease]) -> None:
         """Give back what was claimed and not begun: due at once, no attempt counted. Stale leases are ignored."""
@@ -353,6 +355,24 @@ class Spool:
             self._tell()
         return freed
 
+    # Reporting
+
+    def ended(self, limit: int) -> list[EndedDelivery]:
+        """Deliveries that ended and were not reported yet, the oldest first."""
+        query = (
+            select(deliveries, *_message_columns(), messages.c.external_id)
+            .join_from(deliveries, messages)
+            .where(deliveries.c.state != _READY, deliveries.c.reported.is_(False))
+            .order_by(deliveries.c.ended_at)
+            .limit(limit)
+        )
+        return [self._ended(row) for row in self._database.read(lambda connection: connection.execute(query).all())]
+
+    def reported(self, ended: EndedDelivery) -> None:
+        """Everybody who had to be told was told."""
+        done = update(deliveries).where(deliveries.c.id == ended.delivery_id).values(reported=True)
+        self._database.transact(lambda connection: connection.execute(done).rowcount)
+
     # Looking
 
     def steps(self, spool_id: str) -> list[Step]:
@@ -374,6 +394,22 @@ class Spool:
             .order_by(messages.c.accepted_at.desc())
         )
         return list(self._database.read(lambda connection: connection.scalars(query).all()))
+
+    def message(self, spool_id: str) -> MessageRecord | None:
+        """One accepted message."""
+        query = select(messages).where(messages.c.id == spool_id)
+        row = self._database.read(lambda connection: connection.execute(query).first())
+        if row is None:
+            return None
+        return MessageRecord(
+            spool_id=row.id,
+            origin=Origin(row.origin),
+            content_type=row.content_type,
+            size=row.size,
+            accepted_at=row.accepted_at,
+            external_id=row.external_id,
+            flags=tuple(self._unseal(row.id, row.envelope)["flags"]),
+        )
 
     def deliveries(self, spool_id: str) -> list[DeliveryRecord]:
         """The deliveries of one message, in the order of its recipients."""
@@ -440,6 +476,7 @@ class Spool:
             "code": "" if refused is None else refused.refusal.code,
             "detail": "" if refused is None else _printable(refused.detail),
             "ended_at": None if refused is None else now,
+            "reported": False,
         }
 
     def _lease(self, row: Row[Any], token: str, expires: float) -> Lease:
@@ -469,6 +506,34 @@ class Spool:
             facts=json.loads(row.facts),
         )
 
+    def _ended(self, row: Row[Any]) -> EndedDelivery:
+        envelope = self._unseal(row.spool_id, row.message_envelope)
+        to = self._unseal(row.id, row.recipient)
+        return EndedDelivery(
+            delivery_id=row.id,
+            spool_id=row.spool_id,
+            message_id=row.message_id,
+            origin=Origin(row.message_origin),
+            target=TargetKind(row.target),
+            sender=envelope["sender"],
+            recipient=to["recipient"],
+            peer=envelope["peer"],
+            external_id=row.external_id,
+            content_type=row.message_content_type,
+            accepted_at=row.message_accepted_at,
+            ended_at=row.ended_at,
+            delivered=row.state == DeliveryState.DELIVERED.value,
+            code=row.code,
+            detail=row.detail,
+            content_blob=row.message_content_blob,
+            prepared_blob=row.prepared_blob,
+            envelope_id=envelope["envelope_id"],
+            notify=to["notify"],
+            original_recipient=to["original_recipient"],
+            flags=tuple(envelope["flags"]),
+            facts=json.loads(row.facts),
+        )
+
     def _step(
         self, spool_id: str, delivery_id: str, at: float, kind: str, code: str = "", detail: str = ""
     ) -> dict[str, Any]:
@@ -488,6 +553,12 @@ class Spool:
     def _unseal(self, row_id: str, sealed: bytes) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._vault.unseal(sealed, b"mta:" + row_id.encode()))
         return values
+
+
+def _message_columns() -> list[Any]:
+    """The message's columns a delivery is worked on with, labelled apart from its own."""
+    wanted = ("origin", "envelope", "content_type", "content_blob", "accepted_at")
+    return [messages.c[name].label(f"message_{name}") for name in wanted]
 
 
 def _new_id(now: float) -> str:

@@ -7,7 +7,7 @@ person. Subjects are never stored.
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, String, Table, Text, text
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, String, Table, Text, text
 
 from trust.store import metadata
 
@@ -53,6 +53,7 @@ deliveries = Table(
     Column("code", String(128), nullable=False, comment="catalogue code of the last refusal"),
     Column("detail", Text, nullable=False),
     Column("ended_at", Float),
+    Column("reported", Boolean, nullable=False, comment="whoever had to be told how it ended has been told"),
 )
 Index(
     "ix_mta_deliveries_ready",
@@ -60,6 +61,13 @@ Index(
     deliveries.c.destination,
     sqlite_where=text("state = 'ready'"),
     postgresql_where=text("state = 'ready'"),
+)
+
+Index(
+    "ix_mta_deliveries_unreported",
+    deliveries.c.ended_at,
+    sqlite_where=text("NOT reported AND state <> 'ready'"),
+    postgresql_where=text("NOT reported AND state <> 'ready'"),
 )
 
 steps = Table(

@@ -1,0 +1,88 @@
+"""`relais trace`: a message's whole life, at every gateway that is asked, per recipient, with times and reasons.
+
+Each gateway tells what its spool knows of a Message-ID or an MSH-10 (`life`); `render` lays it out for a person. A
+reused MSH-10 shows every message that carried it. The recipients' addresses are shown: who may run this command may
+read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from mta.delivery import Step
+from mta.spool import Spool
+from trust.refusals import Refusal
+
+
+def life(spool: Spool, reference: str, catalogue: Mapping[str, Refusal]) -> list[dict[str, Any]]:
+    """All messages with this Message-ID or external identifier, oldest first, as JSON values; times in UNIX seconds."""
+    found = [_message(spool, spool_id, catalogue) for spool_id in spool.find(reference)]
+    return sorted((message for message in found if message), key=lambda message: float(message["accepted_at"]))
+
+
+def _message(spool: Spool, spool_id: str, catalogue: Mapping[str, Refusal]) -> dict[str, Any]:
+    record = spool.message(spool_id)
+    if record is None:
+        return {}
+    steps = spool.steps(spool_id)
+    return {
+        "spool_id": spool_id,
+        "origin": record.origin.value,
+        "external_id": record.external_id,
+        "size": record.size,
+        "accepted_at": record.accepted_at,
+        "flags": list(record.flags),
+        "steps": [_step(step, catalogue) for step in steps if not step.delivery_id],
+        "deliveries": [
+            {
+                "delivery_id": delivery.delivery_id,
+                "recipient": delivery.recipient,
+                "target": delivery.target.value,
+                "state": delivery.state.value,
+                "attempts": delivery.attempts,
+                "message_id": delivery.message_id,
+                "facts": dict(delivery.facts),
+                "steps": [_step(step, catalogue) for step in steps if step.delivery_id == delivery.delivery_id],
+            }
+            for delivery in spool.deliveries(spool_id)
+        ],
+    }
+
+
+def _step(step: Step, catalogue: Mapping[str, Refusal]) -> dict[str, Any]:
+    refusal = catalogue.get(step.code)
+    return {
+        "at": step.at,
+        "node": step.node,
+        "step": step.kind,
+        "code": step.code,
+        "detail": step.detail,
+        "text": refusal.text if refusal else "",
+    }
+
+
+def render(lives: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Lines for a terminal; `lives` by operator."""
+    for operator, messages in lives.items():
+        for message in messages:
+            name = f"  MSH-10 {message['external_id']}" if message["external_id"] else ""
+            yield f"{operator}: message {message['spool_id']} by {message['origin']}, {message['size']} bytes{name}"
+            for flag in message["flags"]:
+                yield f"  flag {flag}"
+            for step in message["steps"]:
+                yield _line(step)
+            for delivery in message["deliveries"]:
+                yield f"  to {delivery['recipient']} ({delivery['target']}): {delivery['state']}"
+                yield f"    Message-ID {delivery['message_id']}"
+                if verdict := delivery["facts"].get("verdict"):
+                    yield f"    verdict {verdict}"
+                for step in delivery["steps"]:
+                    yield "  " + _line(step)
+
+
+def _line(step: Mapping[str, Any]) -> str:
+    at = datetime.fromtimestamp(step["at"], UTC)
+    words = " ".join(part for part in (step["code"], step["text"], step["detail"]) if part)
+    return f"  {at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}Z  {step['step']:<10} {words}".rstrip()
