@@ -19,20 +19,27 @@ from typing import Protocol
 import structlog
 
 from bridges import refusals as bridges_refusals
+from bridges import routing
 from bridges.hl7 import acknowledgement
 from bridges.hl7.mllp import FrameError
 from bridges.report import Report
 from bridges.routing import NO_RECIPIENT, Lookup, RoutingOptions, recipients_to_resolve, route
+from directory import refusals as directory_refusals
 from directory.records import Recipient
 from directory.resolve import Directory, DirectoryUnavailableError
 from mta import refusals as mta_refusals
-from mta.message import Origin
-from mta.spool import Duplicate, Spool, Submission
-from trust.refusals import Refused
+from mta.message import DeliveryState, Origin
+from mta.spool import DeliveryRecord, Duplicate, NewDelivery, Spool, Submission
+from smime import refusals as smime_refusals
+from trust.refusals import Refused, join_catalogues
 
 log = structlog.get_logger(__name__)
 
 HL7_CONTENT = "application/hl7-v2"
+_AT_ACCEPTANCE = join_catalogues(
+    (bridges_refusals.CATALOGUE, routing.CATALOGUE, directory_refusals.CATALOGUE, smime_refusals.CATALOGUE)
+)
+"""What may be said against a recipient before the sender is answered, by code."""
 
 
 class TrustedDomains(Protocol):
@@ -54,6 +61,22 @@ class IntakeOptions:
     routing: RoutingOptions
     resolve_seconds: float = 0.2
     """How long the sender may wait for the directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of one frame."""
+
+    reply: bytes
+    """The acknowledgement, ER7 without MLLP framing."""
+    deliveries: tuple[NewDelivery, ...]
+    """Who receives, and why not whom; empty when the frame itself was refused. Of a frame that came again, as decided
+    the first time."""
+    spool_id: str
+    """Empty when nothing was kept."""
+    duplicate: bool
+    refused: Refused | None
+    """Why nothing was kept."""
 
 
 class Intake:
@@ -84,18 +107,22 @@ class Intake:
     def receive(self, frame: bytes, system: SendingSystem) -> bytes:
         """The acknowledgement to answer with, ER7 without MLLP framing. Raises only when the store breaks: no answer
         is then the right answer, and the sender tries again."""
+        return self.take(frame, system).reply
+
+    def take(self, frame: bytes, system: SendingSystem) -> Taken:
+        """As `receive`, for callers who need to know who receives."""
         header = acknowledgement.header_of(frame)
         dedup_key = _dedup_key(system.name, header.control_id, frame)
         before = self._spool.duplicate_of(dedup_key)
         if before is not None:
             log.info("intake.duplicate", partner=system.name, spool_id=before.spool_id)
-            return before.reply
+            return self._taken_before(before)
         report = self._read(frame)
         now = datetime.now(UTC)
         control_id = _control_id()
         if isinstance(report, Refused):
             log.warning("intake.refused", partner=system.name, code=report.refusal.code, location=report.location)
-            return acknowledgement.refuse(header, control_id, now, report)
+            return Taken(acknowledgement.refuse(header, control_id, now, report), (), "", False, report)
         lookups = self._resolve(recipients_to_resolve(report, self._options.routing))
         deliveries = route(
             report,
@@ -107,7 +134,9 @@ class Intake:
         if len(impossible) == len(deliveries):
             reasons = impossible or [Refused(NO_RECIPIENT)]
             log.warning("intake.refused", partner=system.name, code=reasons[0].refusal.code, recipients=len(impossible))
-            return acknowledgement.refuse(header, control_id, now, reasons)
+            return Taken(
+                acknowledgement.refuse(header, control_id, now, reasons), deliveries, "", False, refused=reasons[0]
+            )
         # Per recipient: AA for those a delivery now waits for, a warning for each that none can reach.
         reply = acknowledgement.accept(header, control_id, now, impossible)
         outcome = self._spool.accept(
@@ -126,7 +155,7 @@ class Intake:
             )
         )
         if isinstance(outcome, Duplicate):
-            return outcome.reply
+            return self._taken_before(outcome)
         log.info(
             "intake.accepted",
             partner=system.name,
@@ -136,7 +165,7 @@ class Intake:
             control_id_reused=outcome.repeated_external_id,
         )
         self._accepted()
-        return reply
+        return Taken(reply, deliveries, outcome.spool_id, False, None)
 
     def refuse(self, error: FrameError, system: SendingSystem) -> bytes:
         """The acknowledgement for a frame the door could not take, from whatever of it arrived."""
@@ -144,6 +173,10 @@ class Intake:
         log.warning("intake.refused", partner=system.name, code=refusal.code, size=error.size)
         header = acknowledgement.header_of(error.head)
         return acknowledgement.refuse(header, _control_id(), datetime.now(UTC), Refused(refusal))
+
+    def _taken_before(self, before: Duplicate) -> Taken:
+        records = self._spool.deliveries(before.spool_id)
+        return Taken(before.reply, tuple(_as_decided(record) for record in records), before.spool_id, True, None)
 
     def _read(self, frame: bytes) -> Report | Refused:
         """The report. A bug in a reader must not stop the sender's queue for ever: it is "later", and it is logged."""
@@ -173,6 +206,14 @@ class Intake:
                 log.error("intake.lookup-failed", exc_info=error)
                 found[address] = Lookup.LATER
         return found
+
+
+def _as_decided(record: DeliveryRecord) -> NewDelivery:
+    """The delivery as it was at acceptance: what failed without an attempt was refused then."""
+    refused = None
+    if record.state is DeliveryState.FAILED and record.attempts == 0:
+        refused = Refused(_AT_ACCEPTANCE.get(record.code, mta_refusals.REMOTE_REFUSED), record.detail)
+    return NewDelivery(record.recipient, record.target, refused)
 
 
 def _control_id() -> str:

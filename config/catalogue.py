@@ -1,7 +1,7 @@
 """Every refusal of every room, by code; importing this fails when two rooms declare the same code."""
 
+from bridges import dropfolder, letters, receipts_refusals, routing, screening_refusals, xdm_refusals
 from bridges import refusals as bridges_refusals
-from bridges import routing, xdm_refusals
 from bridges.dossier import refusals as dossier_refusals
 from directory import refusals as directory_refusals
 from mta import refusals as mta_refusals
@@ -20,6 +20,10 @@ CATALOGUE = join_catalogues(
         bridges_refusals.CATALOGUE,
         routing.CATALOGUE,
         xdm_refusals.CATALOGUE,
+        receipts_refusals.CATALOGUE,
+        screening_refusals.CATALOGUE,
+        letters.CATALOGUE,
+        dropfolder.CATALOGUE,
         dossier_refusals.CATALOGUE,
     )
 )

@@ -238,6 +238,67 @@ def bridge_send(state: Path, file: Path, target: str | None) -> None:
     sys.exit(0 if acknowledgement_code(answer) == "AA" else 1)
 
 
+@bridge.command("listen")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), required=True)
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where each message becomes a file.")
+def bridge_listen(host: str, port: int, folder: Path) -> None:
+    """Receive HL7 v2 over MLLP as a laboratory's system would: each message becomes a file, then is acknowledged."""
+    from config.listen import listen
+
+    logs.configure()
+    try:
+        asyncio.run(listen(host, port, folder))
+    except OSError as error:
+        _fail(f"Cannot listen on {host}:{port} or file into {folder}: {error.strerror}")
+
+
+@relais.command("submit")
+@_STATE
+@click.option("--from", "sender", required=True, metavar="ADDRESS", help="The service's mailbox.")
+@click.option("--to", "recipients", multiple=True, required=True, metavar="ADDRESS|NAME|STREET|TOWN")
+@click.option("--document", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="CDA R2.")
+@click.option("--dossier", "to_dossier", is_flag=True, help="Feed the patient's record too.")
+@click.option("--patient", "to_patient", is_flag=True, help="Patients' mailboxes among the recipients may get it.")
+@click.option("--print-to", type=click.Path(file_okay=False, path_type=Path), help="Folder for the letters to post.")
+@_JSON
+def submit(
+    state: Path,
+    sender: str,
+    recipients: tuple[str, ...],
+    document: Path,
+    to_dossier: bool,
+    to_patient: bool,
+    print_to: Path | None,
+    as_json: bool,
+) -> None:
+    """Send one CDA document to any number of correspondents; whoever has no mailbox gets a letter to print."""
+    result = _ask(
+        state,
+        "letters.submit",
+        document=base64.b64encode(document.read_bytes()).decode("ascii"),
+        sender=sender,
+        recipients=list(recipients),
+        to_dossier=to_dossier,
+        to_patient=to_patient,
+    )
+    for number, each in enumerate(result["unreached"], 1):
+        printed = base64.b64decode(each.pop("printed"))
+        if printed and print_to is not None:
+            print_to.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path = print_to / f"letter-{number:02d}.pdf"
+            path.write_bytes(printed)
+            each["file"] = str(path)
+    if as_json:
+        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        for address in result["reached"]:
+            click.echo(f"reached    {address}")
+        for each in result["unreached"]:
+            click.echo(f"to print   {each['recipient']}  {each.get('file', '')}\n           {each['sentence']}")
+    sys.exit(0 if result["accepted"] or result["unreached"] else 1)
+
+
 @relais.command("doctor")
 @_STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")

@@ -54,6 +54,12 @@ class Mailbox:
     structure: str = ""
     organisation: str = ""
     encryption_key: KeyKind = "rsa3072"
+    password: bool = False
+    """Whether somebody logs in who is not in endpoints.json."""
+
+
+def _postmaster(address: str) -> Mailbox:
+    return Mailbox(address, MailboxKind.APP, "Accusés de réception", "p256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,8 @@ class DemonstrationOperator:
     """IdNat_Struct, the OU of the operator's certificate."""
     domains: tuple[str, ...]
     mailboxes: tuple[Mailbox, ...]
+    postmaster: str
+    """The mailbox that signs this operator's receipts."""
     dossier: bool = False
 
 
@@ -100,6 +108,15 @@ DOCTOR = Mailbox(
     profession="10",
     organisation="Cabinet du Dr Hoda",
 )
+COLLECTED = Mailbox(
+    "cardiologie@hopitala.mssante.fr",
+    MailboxKind.ORG,
+    "Hôpital A - Cardiologie (ancienne boîte)",
+    "p256",
+    organisation="Hôpital A",
+    password=True,
+)
+"""The hospital's old mailbox at the other operator, collected into the new one."""
 PATIENT = Mailbox(
     "279035121518989@patient.mssante.fr",
     MailboxKind.PATIENT,
@@ -123,7 +140,8 @@ OPERATORS = (
         host="mss.labo-tilleuls.mssante.fr",
         unit="1920012345",
         domains=("labo-tilleuls.mssante.fr", "ch-bellevue.mssante.fr"),
-        mailboxes=(LABORATORY, HOSPITAL),
+        mailboxes=(LABORATORY, HOSPITAL, _postmaster("postmaster@labo-tilleuls.mssante.fr")),
+        postmaster="postmaster@labo-tilleuls.mssante.fr",
         dossier=True,
     ),
     DemonstrationOperator(
@@ -135,6 +153,8 @@ OPERATORS = (
         mailboxes=(
             DOCTOR,
             PATIENT,
+            COLLECTED,
+            _postmaster("postmaster@test-ci-sis.mssante.fr"),
             Mailbox(
                 "thomas.eric@medecin.mssante.fr",
                 MailboxKind.PER,
@@ -145,6 +165,7 @@ OPERATORS = (
             ),
             Mailbox("dpi@hopitala.mssante.fr", MailboxKind.ORG, "Service d'urologie", "p256", organisation="Hôpital A"),
         ),
+        postmaster="postmaster@test-ci-sis.mssante.fr",
     ),
 )
 
@@ -192,6 +213,11 @@ class World:
     @property
     def secrets(self) -> Path:
         return self.state / "secrets.json"
+
+    @property
+    def received(self) -> Path:
+        """What the laboratory's system received: one file per acknowledgement."""
+        return self.state / "received"
 
     @property
     def extraction(self) -> Path:
@@ -267,13 +293,15 @@ def dkim_public_key(world: World, operator: DemonstrationOperator) -> str:
 
 
 def _secrets(world: World) -> dict[str, str]:
-    if world.secrets.exists():
-        known: dict[str, str] = json.loads(world.secrets.read_text())
-        return known
+    """The passwords by name, made once; names that are new are added."""
     names = ["directory-admin", "directory-gateway"]
-    names += [mailbox.address for operator in OPERATORS for mailbox in operator.mailboxes if mailbox.role]
-    known = {name: secrets.token_urlsafe(15) for name in names}
-    write(world.secrets, json.dumps(known, indent=1).encode())
+    for operator in OPERATORS:
+        names += [mailbox.address for mailbox in operator.mailboxes if mailbox.role or mailbox.password]
+    known: dict[str, str] = json.loads(world.secrets.read_text()) if world.secrets.exists() else {}
+    missing = {name: secrets.token_urlsafe(15) for name in names if name not in known}
+    if missing:
+        known |= missing
+        write(world.secrets, json.dumps(known, indent=1).encode())
     return known
 
 
@@ -314,6 +342,9 @@ def _operator(
         )
         write(home / "dkim.key", pem)
     write(home / "directory.password", known["directory-gateway"].encode())
+    if HOSPITAL in operator.mailboxes:
+        write(home / "collect.password", known[COLLECTED.address].encode())
+        (home / "letters").mkdir(mode=0o700, exist_ok=True)
     vault = KeyVault.open(home / "vault") if (home / "vault" / "kek").exists() else KeyVault.create(home / "vault")
     for mailbox in operator.mailboxes:
         name = mailbox.display_name or "Boite patient"

@@ -56,5 +56,5 @@ def configure(level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     # These libraries log protocol lines, addresses among them, at INFO and below.
-    for chatty in ("mail.log", "aiosmtpd", "aioimaplib", "fontTools", "fpdf", "asyncio", "alembic"):
+    for chatty in ("mail.log", "aiosmtpd", "aioimaplib", "fontTools", "fpdf", "pikepdf", "asyncio", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

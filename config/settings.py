@@ -35,6 +35,8 @@ class Operator(Strict, frozen=True, kw_only=True):
     host: str
     """Name given in EHLO, Received and Authentication-Results."""
     domains: tuple[Domain, ...]
+    postmaster: Address
+    """Mailbox of ours whose keys sign and open receipts."""
     state: str = "."
     """Directory of the database, blobs and keys; relative to the configuration file."""
     software_reference: str = "RELAIS-0.1"
@@ -82,6 +84,9 @@ class MllpListener(Listener, frozen=True, kw_only=True):
     partner: str
     sender: Address
     sender_name: str
+    receiver_host: str = "127.0.0.1"
+    receiver_port: Port = 0
+    """Where the system listens for business acknowledgements (ZAM); 0: nowhere."""
     max_frame_bytes: int = 50 * 1024 * 1024
     idle_seconds: float = 600.0
 
@@ -94,6 +99,28 @@ class MailboxSettings(Strict, frozen=True, kw_only=True):
 
 class DossierSettings(Strict, frozen=True, kw_only=True):
     enabled: bool = False
+
+
+class LetterSettings(Strict, frozen=True, kw_only=True):
+    """A service whose letters are submitted as CDA documents."""
+
+    sender: Address
+    sender_name: str
+    folder: str = ""
+    """Drop folder; empty: none."""
+
+
+class CollectSettings(Strict, frozen=True, kw_only=True):
+    """A mailbox at another operator that is collected into one of ours."""
+
+    name: str
+    host: str
+    port: Port = 993
+    ca: str
+    user: str
+    password_file: str
+    folder: str = "INBOX"
+    deliver_to: Address
 
 
 class DkimSettings(Strict, frozen=True, kw_only=True):
@@ -129,6 +156,9 @@ class Settings(Strict, frozen=True, kw_only=True):
     operators: Listener = Listener(port=25)
     submission: SubmissionListener | None = None
     mllp: tuple[MllpListener, ...] = ()
+    letters: tuple[LetterSettings, ...] = ()
+    collect: tuple[CollectSettings, ...] = ()
+    metrics: Listener | None = None
     dossier: DossierSettings = DossierSettings()
     dkim: DkimSettings = DkimSettings()
     partners: tuple[PartnerSettings, ...] = ()

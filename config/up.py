@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -35,7 +36,18 @@ T = TypeVar("T")
 
 LONGEST_STATE = 64
 """Characters of the state's path: below it servers make Unix sockets, whose paths end at 107 (unix(7))."""
-PORT_NAMES = ("imaps", "ldaps", "mllp", "submission", "operators-laboratoire", "operators-ville", "submission-ville")
+PORT_NAMES = (
+    "imaps",
+    "ldaps",
+    "mllp",
+    "submission",
+    "operators-laboratoire",
+    "operators-ville",
+    "submission-ville",
+    "receiver",
+    "metrics-laboratoire",
+    "metrics-ville",
+)
 
 
 class UpError(Exception):
@@ -68,6 +80,28 @@ class Gateway:
         try:
             return bool(ask(self._control, "ping", seconds=2.0))
         except ControlError:
+            return False
+
+
+class Receiver:
+    """The laboratory's own listener for acknowledgements, as the supervisor sees it."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self._port = port
+        self._folder = folder
+
+    def prepare(self) -> None:
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+
+    def command(self) -> tuple[str, ...]:
+        arguments = ("--port", str(self._port), "--folder", str(self._folder))
+        return (sys.executable, "-P", "-m", "config", "bridge", "listen", *arguments)
+
+    def ready(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), timeout=1.0):
+                return True
+        except OSError:
             return False
 
 
@@ -108,6 +142,7 @@ async def up(
         await supervisor.start("slapd", slapd)
         await asyncio.to_thread(_publish, world, slapd, known)
         dovecot = _dovecot(world, chosen)
+        await supervisor.start("receiver", Receiver(chosen["receiver"], world.received))
         for operator in OPERATORS:
             configuration = _configure(world, operator, chosen, slapd, dovecot)
             gateway = Gateway(configuration, world.of(operator) / "control.sock")
@@ -235,6 +270,7 @@ def _configure(
         f"name = {text(operator.name, ensure_ascii=False)}",
         f"host = {text(operator.host)}",
         f"domains = {text(list(operator.domains))}",
+        f"postmaster = {text(operator.postmaster)}",
         "[identity]",
         'environment = "test"',
         "[trust]",
@@ -267,6 +303,8 @@ def _configure(
         f"port = {chosen['submission-ville' if operator.key == 'ville' else 'submission']}",
         f"chain = {text(str(world.server_chain))}",
         f"key = {text(str(world.server_key))}",
+        "[metrics]",
+        f"port = {chosen[f'metrics-{operator.key}']}",
         # A machine's next try soon: in a demonstration somebody is watching.
         "[spool]",
         "first_retry_seconds = 1",
@@ -280,6 +318,22 @@ def _configure(
             'partner = "sil-tilleuls"',
             f"sender = {text(demonstration.LABORATORY.address)}",
             f"sender_name = {text(demonstration.LABORATORY.display_name)}",
+            f"receiver_port = {chosen['receiver']}",
+        ]
+    if demonstration.HOSPITAL in operator.mailboxes:
+        sections += [
+            "[[letters]]",
+            f"sender = {text(demonstration.HOSPITAL.address)}",
+            f"sender_name = {text(demonstration.HOSPITAL.display_name)}",
+            'folder = "letters"',
+            "[[collect]]",
+            'name = "ancienne-boite"',
+            'host = "127.0.0.1"',
+            f"port = {chosen['imaps']}",
+            f"ca = {text(str(world.anchors))}",
+            f"user = {text(demonstration.COLLECTED.address)}",
+            'password_file = "collect.password"',
+            f"deliver_to = {text(demonstration.HOSPITAL.address)}",
         ]
     for other in OPERATORS:
         for domain in other.domains if other is not operator else ():
@@ -307,6 +361,9 @@ def _write_endpoints(world: World, known: Mapping[str, str], chosen: Mapping[str
         "mllp": at("mllp"),
         "imaps": at("imaps"),
         "submission": at("submission-ville"),
+        "receiver": {**at("receiver"), "folder": str(world.received)},
+        "metrics": {operator.key: at(f"metrics-{operator.key}") for operator in OPERATORS},
+        "letters": str(world.state / "laboratoire" / "letters"),
         "ldaps": {**at("ldaps"), "base": demonstration.BASE},
         "accounts": [
             {

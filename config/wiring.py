@@ -6,17 +6,17 @@ Reading `Gateway.start` top to bottom is reading the road: store, trust, directo
 from __future__ import annotations
 
 import asyncio
-import base64
 import fcntl
 import functools
 import os
 import shutil
 import signal
+import socket
+import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,32 +26,40 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from bridges.cda import read_cda
 from bridges.compose import ComposeOptions
 from bridges.composing import ComposeStage
-from bridges.dossier.entries import PatientKey
 from bridges.dossier.repository import Dossier
-from bridges.dossier.rights import Reader, load_matrix
+from bridges.dossier.rights import load_matrix
 from bridges.dossier.target import DossierTarget
+from bridges.dropfolder import DropFolder
 from bridges.hl7 import reader as hl7_reader
+from bridges.hl7.client import MllpTarget
 from bridges.hl7.door import MllpDoor, MllpOptions
 from bridges.hl7.mllp import FrameError
 from bridges.intake import Intake, IntakeOptions, SendingSystem
+from bridges.letters import Letters
+from bridges.receipts import ReceiptConsumer
 from bridges.routing import RoutingOptions
+from bridges.screening import ScreenStage
+from config.answers import Answers
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
+from config.metrics import MetricsServer
 from config.migrations import upgrade
-from config.settings import Loaded, MllpListener, SettingsError
-from config.trace import life
-from directory import refusals as directory_refusals
+from config.settings import CollectSettings, Loaded, MllpListener, SettingsError
 from directory.partners import PartnerBook
 from directory.records import Partner
 from directory.resolve import Directory, DirectoryOptions, DirectoryUnavailableError
+from mta.collecting import Collector, CollectorOptions
+from mta.dsn import DsnConsumer
 from mta.mailboxes.authentication import AuthenticationSocket
 from mta.mailboxes.dovecot import MailboxRealm
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.message import TargetKind
 from mta.opening import OpenStage
 from mta.protecting import ProtectStage
+from mta.reporting import Reporter
 from mta.schedule import RetrySchedule
 from mta.smtp.door import DoorOptions, OperatorDoor, SubmissionDoor
 from mta.smtp.session import Limits
@@ -75,6 +83,10 @@ log = structlog.get_logger(__name__)
 
 _DRAIN_SECONDS = 6.0
 """Leaves the supervisor's patience room for closing doors and saying goodbye."""
+_LOOK_SECONDS = 2.0
+"""Between two looks at a drop folder."""
+_TASKS: set[asyncio.Task[None]] = set()
+"""asyncio itself keeps only weak references."""
 _WORK_THREADS = 8
 """For parsing, composing, CMS and filing: more than cores, because part of it waits for the disk."""
 
@@ -95,7 +107,6 @@ async def serve(loaded: Loaded) -> None:
 async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     """Everything, in order; `stack` undoes it in reverse order."""
     settings = loaded.settings
-    loop = asyncio.get_running_loop()
     threads = ThreadPoolExecutor(_WORK_THREADS, thread_name_prefix="work")
     stack.callback(threads.shutdown, wait=False)
     # Of their own: no acknowledgement waits until the mails of others are composed.
@@ -149,7 +160,8 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     parse = functools.partial(hl7_reader.parse, environment=settings.identity.environment)
     compose = ComposeStage(
         parse,
-        {listener.sender: listener.sender_name for listener in settings.mllp},
+        {listener.sender: listener.sender_name for listener in settings.mllp}
+        | {service.sender: service.sender_name for service in settings.letters},
         ComposeOptions(
             software_reference=settings.operator.software_reference,
             environment=settings.identity.environment,
@@ -165,6 +177,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         key = dkim_key_of(domain)
         return public_record(key.key) if key is not None and key.selector == selector else None
 
+    screen = ScreenStage()
     opening = OpenStage(vault, validator, partners, settings.operator.host, own_dkim=own_dkim)
     lmtp = LmtpTarget(LmtpOptions(settings.operator.host, loaded.path(settings.mailboxes.lmtp_socket)))
     stack.push_async_callback(lmtp.close)
@@ -176,7 +189,14 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     )
     stack.push_async_callback(smtp.close)
     dossier = Dossier(database, blobs, vault, journal, load_matrix()) if settings.dossier.enabled else None
-    targets: dict[TargetKind, Any] = {TargetKind.MAILBOX: lmtp, TargetKind.SMTP: smtp}
+    receivers = {listener.partner: listener for listener in settings.mllp if listener.receiver_port}
+    acknowledge = MllpTarget({name: (each.receiver_host, each.receiver_port) for name, each in receivers.items()})
+    stack.push_async_callback(acknowledge.close)
+    targets: dict[TargetKind, Any] = {
+        TargetKind.MAILBOX: lmtp,
+        TargetKind.SMTP: smtp,
+        TargetKind.MLLP: acknowledge,
+    }
     if dossier is not None:
         targets[TargetKind.DOSSIER] = DossierTarget(dossier, parse)
 
@@ -188,10 +208,37 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     await authentication.start()
     stack.push_async_callback(authentication.stop)
 
-    worker = Worker(spool, (compose, protect, opening), targets, _worker_options(settings.spool.concurrency))
-    running = asyncio.create_task(worker.run(), name="worker")
-    running.add_done_callback(_die_with)
+    worker = Worker(spool, (compose, protect, opening, screen), targets, _worker_options(settings.spool.concurrency))
+    _run(worker.run(), "worker")
     stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
+
+    # Who is told how it ended: the sender's mailbox, the sender's system.
+    dsn = DsnConsumer(
+        spool,
+        settings.operator.postmaster,
+        settings.operator.host,
+        settings.operator.domains,
+        trust_list.is_trusted,
+        CATALOGUE,
+    )
+
+    def operator_may_report(peer: str, domain: str) -> bool:
+        try:
+            return DistinguishedName.parse(peer) in trust_list.operators_of(domain)
+        except ValueError:
+            return False
+
+    receipts = ReceiptConsumer(
+        spool,
+        {name: each.sender for name, each in receivers.items()},
+        parse,
+        CATALOGUE,
+        operator_may_report,
+        spool.ended_of,
+    )
+    reporter = Reporter(spool, (dsn, receipts))
+    _run(reporter.run(), "reporter")
+    stack.push_async_callback(reporter.stop)
 
     # The doors, last: whatever they accept can be worked on.
     door_options = DoorOptions(settings.operator.host, Limits(message_bytes=settings.spool.max_message_bytes))
@@ -229,9 +276,30 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         await _open(door.start, listener.host, listener.port)
         stack.push_async_callback(door.stop)
 
-    control = ControlSocket(
-        loaded.state / "control.sock", _calls(loop, threads, database, journal, spool, directory, dossier)
+    for each in settings.collect:
+        collector = Collector(_collector_options(loaded, each), spool, exists)
+        _run(collector.run(), f"collect {each.name}")
+        stack.push_async_callback(collector.stop)
+    letters = Letters(
+        intake,
+        read_cda,
+        {
+            each.sender: SendingSystem(f"letters:{each.sender}", each.sender, each.sender_name)
+            for each in settings.letters
+        },
     )
+    for each_letters in settings.letters:
+        if each_letters.folder:
+            folder = DropFolder(loaded.path(each_letters.folder), letters, each_letters.sender, _LOOK_SECONDS)
+            _run(folder.run(), f"letters {each_letters.sender}")
+            stack.push_async_callback(folder.stop)
+    if settings.metrics is not None:
+        metrics = MetricsServer(spool, functools.partial(_expiries, loaded, vault), _checks(loaded, directory))
+        await _open(metrics.start, settings.metrics.host, settings.metrics.port)
+        stack.push_async_callback(metrics.stop)
+
+    answers = Answers(database, journal, spool, directory, letters, dossier)
+    control = ControlSocket(loaded.state / "control.sock", answers.calls(threads))
     await control.start()
     stack.push_async_callback(control.stop)
 
@@ -353,108 +421,67 @@ async def _open(start: Callable[[str, int], Any], host: str, port: int) -> None:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _die_with(worker: asyncio.Task[None]) -> None:
-    """A gateway without its worker would accept and never deliver: end, and be restarted."""
-    if not worker.cancelled() and worker.exception() is not None:
-        log.error("worker.died", exc_info=worker.exception())
+def _run(work: Coroutine[Any, Any, None], name: str) -> None:
+    """A task the gateway cannot do without: when it dies the gateway ends, and is restarted."""
+    task = asyncio.create_task(work, name=name)
+    _TASKS.add(task)
+    task.add_done_callback(_ended)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    _TASKS.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        log.error("task.died", task=task.get_name(), exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _calls(
-    loop: asyncio.AbstractEventLoop,
-    threads: ThreadPoolExecutor,
-    database: Database,
-    journal: Journal,
-    spool: Spool,
-    directory: Directory,
-    dossier: Dossier | None,
-) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
-    """What the command line may ask."""
-
-    def reader(request: Mapping[str, Any]) -> Reader | Refused:
-        """The professional, as the directory knows them: nobody names their own profession."""
-        try:
-            found = directory.by_identifier(request["reader"])
-        except DirectoryUnavailableError:
-            return Refused(directory_refusals.UNAVAILABLE)
-        person = next((entry for entry in found if entry.profession), None)
-        if person is None:
-            return Refused(directory_refusals.RECIPIENT_UNKNOWN, detail="no professional has this identifier")
-        return Reader(person.id_nat, person.display_name, person.profession)
-
-    def dossier_list(request: Mapping[str, Any]) -> Any:
-        who = reader(request)
-        if isinstance(who, Refused) or dossier is None:
-            return who
-        listed = dossier.list(
-            who, PatientKey(request["patient"], request["oid"]), purpose="care", history=bool(request["every"])
+def _collector_options(loaded: Loaded, collect: CollectSettings) -> CollectorOptions:
+    try:
+        password = loaded.path(collect.password_file).read_text().strip()
+        context = ssl.create_default_context(cafile=str(loaded.path(collect.ca)))
+        return CollectorOptions(
+            name=collect.name,
+            host=collect.host,
+            port=collect.port,
+            user=collect.user,
+            password=password,
+            folder=collect.folder,
+            deliver_to=collect.deliver_to,
+            context=context,
         )
-        if isinstance(listed, Refused):
-            return listed
-        return [
-            {
-                "id": entry.entry_uuid,
-                "unique_id": entry.unique_id,
-                "set_id": entry.set_id,
-                "version": entry.version,
-                "created": entry.created,
-                "status": entry.status.value,
-                "type": entry.type_code,
-                "title": entry.title or entry.type_label,
-            }
-            for entry in listed
-        ]
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"collect {collect.name} cannot be used: {error}") from error
 
-    def dossier_read(request: Mapping[str, Any]) -> Any:
-        who = reader(request)
-        if isinstance(who, Refused) or dossier is None:
-            return who
-        content = dossier.read(who, PatientKey(request["patient"], request["oid"]), request["document"], purpose="care")
-        if isinstance(content, Refused):
-            return content
-        return {"content": base64.b64encode(content).decode("ascii")}
 
-    def resolve(request: Mapping[str, Any]) -> Any:
+def _expiries(loaded: Loaded, vault: KeyVault) -> list[tuple[str, datetime]]:
+    """Certificates whose end would stop mail, named without naming a person."""
+    trust = loaded.settings.trust
+    found = [
+        (name, min(certificate.not_valid_after_utc for certificate in _certificates(loaded.path(path))))
+        for name, path in (("anchors", trust.anchors), ("operator", trust.operator_chain))
+    ]
+    return found + [
+        (f"mailbox-{n}", end) for n, (_, end) in enumerate(vault.expiring(datetime.max.replace(tzinfo=UTC)))
+    ]
+
+
+def _checks(loaded: Loaded, directory: Directory) -> dict[str, Callable[[], bool]]:
+    """What must answer for the gateway to do its work."""
+
+    def directory_answers() -> bool:
         try:
-            found = directory.resolve(request["address"])
+            directory.resolve(loaded.settings.operator.postmaster)
         except DirectoryUnavailableError:
-            return Refused(directory_refusals.UNAVAILABLE)
-        if found is None:
-            return None
-        return {
-            "address": found.address,
-            "kind": found.kind.value,
-            "name": found.display_name,
-            "identifier": found.id_nat,
-            "profession": found.profession,
-            "structure": found.structure,
-            "organisation": found.organisation,
-            "encryption certificates": len(found.encryption_certificates),
-            "signing certificates": len(found.signing_certificates),
-        }
+            return False
+        return True
 
-    def trace(request: Mapping[str, Any]) -> Any:
-        return life(spool, request["reference"], CATALOGUE)
+    def mailboxes_answer() -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(2.0)
+            try:
+                connection.connect(str(loaded.path(loaded.settings.mailboxes.lmtp_socket)))
+            except OSError:
+                return False
+        return True
 
-    def counts(_: Mapping[str, Any]) -> Any:
-        return {state.value: count for state, count in spool.counts().items()}
-
-    def verify(_: Mapping[str, Any]) -> Any:
-        return asdict(database.read(journal.verify))
-
-    def ping(_: Mapping[str, Any]) -> Any:
-        return {"pid": os.getpid()}
-
-    def off_loop(work: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
-        return lambda request: loop.run_in_executor(threads, work, request)
-
-    calls = {
-        "ping": ping,
-        "queue.counts": counts,
-        "trace": trace,
-        "journal.verify": verify,
-        "directory.resolve": resolve,
-    }
-    if dossier is not None:
-        calls |= {"dossier.list": dossier_list, "dossier.read": dossier_read}
-    return {name: off_loop(work) for name, work in calls.items()}
+    return {"directory": directory_answers, "mailboxes": mailboxes_answer}

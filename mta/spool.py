@@ -22,11 +22,13 @@ from __future__ import annotations
 import errno
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, func, select, text, union, update
 from sqlalchemy.exc import IntegrityError
 
 from mta import refusals
@@ -67,6 +69,10 @@ REPEATED_EXTERNAL_ID = "the sender used this identifier before, for another cont
 _READY = DeliveryState.READY.value
 RELAYED = "relayed"
 """Code of a delivered delivery whose next hop reports in our place."""
+_UNREPORTED = text("NOT mta_deliveries.reported AND mta_deliveries.state <> 'ready'")
+"""Word for word the condition of its partial index: SQLite uses it for nothing else, and scans every row instead."""
+_ENDED_KINDS = (DeliveryState.DELIVERED.value, DeliveryState.FAILED.value)
+"""Kinds of the one step that every delivery's end leaves."""
 
 
 __all__ = [
@@ -78,11 +84,30 @@ __all__ = [
     "MessageRecord",
     "NewDelivery",
     "Spool",
+    "SpoolGauges",
     "Step",
     "Submission",
 ]
 
 Listener = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolGauges:
+    """How the road stands at one moment. Times are UNIX times in seconds, None when there is nothing to be that old."""
+
+    at: float
+    """When it was looked at, by the spool's clock."""
+    states: Mapping[DeliveryState, int]
+    """Deliveries by state, since the spool began."""
+    due: int
+    """Ready ones a worker could take now: nobody works on them and their next try has come."""
+    oldest_waiting: float | None
+    """When the oldest message with a delivery that has not ended was accepted."""
+    unreported: int
+    """Deliveries that ended and whose end was not reported yet."""
+    oldest_unreported: float | None
+    """When the first of them ended."""
 
 
 class Spool:
@@ -113,6 +138,9 @@ class Spool:
         self._free_bytes = free_bytes
         self._reserve_bytes = reserve_bytes
         self._listeners: list[Listener] = []
+        self._tally_lock = threading.Lock()
+        self._tally = dict.fromkeys(_ENDED_KINDS, 0)
+        self._tallied_step = 0
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` (from any thread) whenever work was committed."""
@@ -174,9 +202,7 @@ class Spool:
             repeated = bool(submission.external_id) and (
                 connection.execute(
                     select(messages.c.id)
-                    .where(
-                        messages.c.external_id == submission.external_id, messages.c.peer_pseudonym == peer_pseudonym
-                    )
+                    .where(_by_external_id(submission.external_id), messages.c.peer_pseudonym == peer_pseudonym)
                     .limit(1)
                 ).first()
                 is not None
@@ -359,13 +385,13 @@ class Spool:
 
     def ended(self, limit: int) -> list[EndedDelivery]:
         """Deliveries that ended and were not reported yet, the oldest first."""
-        query = (
-            select(deliveries, *_message_columns(), messages.c.external_id)
-            .join_from(deliveries, messages)
-            .where(deliveries.c.state != _READY, deliveries.c.reported.is_(False))
-            .order_by(deliveries.c.ended_at)
-            .limit(limit)
-        )
+        return self._ends(_ended_deliveries().where(deliveries.c.reported.is_(False)).limit(limit))
+
+    def ended_of(self, spool_id: str) -> list[EndedDelivery]:
+        """One message's ended deliveries, reported or not."""
+        return self._ends(_ended_deliveries().where(deliveries.c.spool_id == spool_id))
+
+    def _ends(self, query: Select[Any]) -> list[EndedDelivery]:
         return [self._ended(row) for row in self._database.read(lambda connection: connection.execute(query).all())]
 
     def reported(self, ended: EndedDelivery) -> None:
@@ -387,12 +413,12 @@ class Spool:
         """Spool ids of the messages with this external identifier or Message-ID, newest first."""
         if not reference:
             return []
-        named = select(deliveries.c.spool_id).where(deliveries.c.message_id == reference)
-        query = (
-            select(messages.c.id)
-            .where(or_(messages.c.external_id == reference, messages.c.id.in_(named)))
-            .order_by(messages.c.accepted_at.desc())
+        # A union, each half by its own index: one condition with OR would scan every message.
+        named = union(
+            select(messages.c.id).where(_by_external_id(reference)),
+            select(deliveries.c.spool_id).where(deliveries.c.message_id == reference),
         )
+        query = select(messages.c.id).where(messages.c.id.in_(named)).order_by(messages.c.accepted_at.desc())
         return list(self._database.read(lambda connection: connection.scalars(query).all()))
 
     def message(self, spool_id: str) -> MessageRecord | None:
@@ -437,6 +463,42 @@ class Spool:
         query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
         found = dict(self._database.read(lambda connection: [(s, n) for s, n in connection.execute(query)]))
         return {state: found.get(state.value, 0) for state in DeliveryState}
+
+    def gauges(self) -> SpoolGauges:
+        """How the road stands, for monitoring: what it costs grows with the queue, never with the history.
+
+        Only the first call reads the history, once, to count what ended before this process began.
+        """
+        now = self._clock()
+        ready = deliveries.c.state == _READY
+        waiting = select(func.count()).select_from(deliveries).where(ready)
+        oldest = select(func.min(messages.c.accepted_at)).join_from(deliveries, messages).where(ready)
+        unreported = select(func.count(), func.min(deliveries.c.ended_at)).select_from(deliveries).where(_UNREPORTED)
+
+        def read(connection: Connection) -> SpoolGauges:
+            ended = connection.execute(
+                select(steps.c.kind, func.count(), func.max(steps.c.id))
+                .where(steps.c.id > self._tallied_step, steps.c.kind.in_(_ENDED_KINDS))
+                .group_by(steps.c.kind)
+            )
+            for kind, count, last in ended.all():
+                self._tally[kind] += count
+                self._tallied_step = max(self._tallied_step, last)
+            untold, first_untold = connection.execute(unreported).one()
+            return SpoolGauges(
+                at=now,
+                states={
+                    DeliveryState.READY: connection.scalar(waiting) or 0,
+                    **{DeliveryState(kind): count for kind, count in self._tally.items()},
+                },
+                due=connection.scalar(waiting.where(deliveries.c.due <= now)) or 0,
+                oldest_waiting=connection.scalar(oldest),
+                unreported=untold,
+                oldest_unreported=first_untold,
+            )
+
+        with self._tally_lock:
+            return self._database.read(read)
 
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """UNIX time at which the next delivery falls due (or its lease expires); None when nothing waits."""
@@ -555,6 +617,15 @@ class Spool:
         return values
 
 
+def _ended_deliveries() -> Select[Any]:
+    return (
+        select(deliveries, *_message_columns(), messages.c.external_id)
+        .join_from(deliveries, messages)
+        .where(deliveries.c.state != _READY)
+        .order_by(deliveries.c.ended_at)
+    )
+
+
 def _message_columns() -> list[Any]:
     """The message's columns a delivery is worked on with, labelled apart from its own."""
     wanted = ("origin", "envelope", "content_type", "content_blob", "accepted_at")
@@ -573,11 +644,18 @@ def _destination(delivery: NewDelivery) -> str:
     """
     if delivery.target is TargetKind.SMTP and delivery.refused is None:
         return f"smtp:{delivery.recipient.rpartition('@')[2].lower()}"[:300]
+    if delivery.target is TargetKind.MLLP:
+        return f"mllp:{delivery.recipient}"[:300]
     return str(delivery.target.value)
 
 
 def _by_dedup_key(dedup_key: str) -> Any:
     return select(messages.c.id, messages.c.reply).where(messages.c.dedup_key == dedup_key)
+
+
+def _by_external_id(external_id: str) -> Any:
+    """By its partial index, which SQLite uses only when its condition is repeated."""
+    return and_(messages.c.external_id == external_id, messages.c.external_id != "")
 
 
 def _held(lease: Lease) -> tuple[Any, Any]:

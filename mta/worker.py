@@ -35,6 +35,9 @@ DSN_FACTS = "dsn."
 """Facts under this prefix (`dsn.notify`, `dsn.envid`, `dsn.orcpt`) tell a target what the sender asked for, RFC 3461
 §4, as received. They come from the envelope at each attempt and are never kept with a prepared message."""
 
+_AS_ACCEPTED = frozenset((TargetKind.DOSSIER, TargetKind.MLLP))
+"""Targets that are handed what was accepted, byte for byte."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -231,7 +234,7 @@ class Worker:
             peer=lease.peer,
             facts={**lease.facts, **_dsn_facts(lease)},
         )
-        if lease.target is not TargetKind.DOSSIER and lease.prepared_blob is None:
+        if lease.target not in _AS_ACCEPTED and lease.prepared_blob is None:
             for phase in phases(lease.origin, lease.target):
                 for stage in self._stages:
                     applied = await stage.apply(message, phase)
@@ -257,14 +260,14 @@ class Worker:
 
 def phases(origin: Origin, target: TargetKind) -> tuple[Phase, ...]:
     """What a message goes through, by where it came from and where it ends."""
-    if target is TargetKind.DOSSIER:
+    if target in _AS_ACCEPTED:
         return ()
-    if origin is Origin.OPERATOR:
+    if origin in (Origin.OPERATOR, Origin.COLLECTED):
         return (Phase.OPEN, Phase.SCREEN)
-    if target is TargetKind.MAILBOX:
-        # a local correspondent gets what a remote one would, opened at once
-        return (Phase.ENRICH, Phase.PROTECT, Phase.OPEN, Phase.SCREEN)
-    return (Phase.ENRICH, Phase.PROTECT)
+    # what we write ourselves needs nothing added
+    outbound = (Phase.PROTECT,) if origin is Origin.SYSTEM else (Phase.ENRICH, Phase.PROTECT)
+    # a local correspondent gets what a remote one would, opened at once
+    return (*outbound, Phase.OPEN, Phase.SCREEN) if target is TargetKind.MAILBOX else outbound
 
 
 def _dsn_facts(lease: Lease) -> dict[str, str]:

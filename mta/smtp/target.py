@@ -193,13 +193,14 @@ async def transact(connection: SmtpConnection, message: Message, dsn: DsnRequest
     if "8BITMIME" not in announced and not message.content.isascii():
         return Failed(Refused(refusals.EIGHT_BIT_UNSUPPORTED))
     result = await connection.transaction(message.sender, message.recipient, message.content, dsn)
-    return outcome_of(result)
+    # RFC 3461 §5.2.1: who was passed the wish for a receipt answers it
+    return outcome_of(result, reports="DSN" in announced and "SUCCESS" in dsn.notify.upper())
 
 
-def outcome_of(result: TransactionResult) -> Outcome:
+def outcome_of(result: TransactionResult, *, reports: bool = False) -> Outcome:
     """What a deciding reply means for the delivery; the peer's words are kept without addresses."""
     if result.delivered:
-        return Delivered(result.reply.words)
+        return Delivered(result.reply.words, reports=reports)
     words = f"{result.step}: {result.reply.words}"
     if result.reply.permanent:
         return Failed(Refused(refusals.REMOTE_REFUSED, words))
@@ -211,6 +212,14 @@ def check_message(message: Message) -> Refused | None:
     if not is_address(message.recipient) or (message.sender and not is_address(message.sender)):
         return Refused(refusals.ADDRESS_INVALID)
     return None if crlf_only(message.content) else Refused(refusals.LINE_ENDINGS)
+
+
+def notify_conditions(notify: str, origin: Origin) -> frozenset[str]:
+    """When the sender wants to know (RFC 3461 §4.1): of failures, when nothing valid was said; a sending system, which
+    cannot say, of all. Empty for `NEVER`."""
+    if not valid_notify(notify):
+        notify = "SUCCESS,FAILURE" if origin is Origin.MLLP else "FAILURE"
+    return frozenset(notify.upper().split(",")) - {"NEVER"}
 
 
 def dsn_request(message: Message) -> DsnRequest:

@@ -17,12 +17,15 @@ from bridges.hl7.mllp import FrameError
 from bridges.intake import Intake, IntakeOptions, SendingSystem
 from bridges.routing import RoutingOptions
 from directory.records import MailboxKind, Recipient
+from directory.refusals import RECIPIENT_UNKNOWN
 from directory.resolve import DirectoryUnavailableError
-from mta.message import DeliveryState
+from mta.message import DeliveryState, Failed, TargetKind
+from mta.refusals import REMOTE_REFUSED
 from mta.schedule import RetrySchedule
 from mta.spool import REPEATED_EXTERNAL_ID, Spool
 from tests.support import reports
 from tests.support.reports import DOCTOR, OTHER_PATIENT, PATIENT, Correspondent, to_patient
+from trust.refusals import Refused
 from trust.store import metadata
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
@@ -213,3 +216,29 @@ def test_logs_name_nobody(make: Make) -> None:
     assert "intake.accepted" in said
     for secret in (PATIENT.matricule, PATIENT.family, DOCTOR.address, DOCTOR.family, STRANGER.address, "@"):
         assert secret not in said
+
+
+def test_what_was_decided_is_told_and_told_again(make: Make, spool: Spool) -> None:
+    frame, intake = reports.message(recipients=(STRANGER, DOCTOR), flags=reports.Flags(to_dossier=False)), make()
+    first = intake.take(frame, SYSTEM)
+    assert (first.duplicate, first.refused, first.spool_id) == (False, None, spool.find("RLS-000001")[0])
+    (lease,) = spool.claim(10, 60)
+    assert spool.settle(lease, Failed(Refused(REMOTE_REFUSED)))
+    again = intake.take(frame, SYSTEM)
+    assert (again.duplicate, again.spool_id, again.reply) == (True, first.spool_id, first.reply)
+    for taken in (first, again):
+        said = [(d.recipient, d.target, d.refused and d.refused.refusal) for d in taken.deliveries]
+        assert said == [
+            (STRANGER.address, TargetKind.SMTP, RECIPIENT_UNKNOWN),
+            (DOCTOR.address, TargetKind.SMTP, None),
+        ]
+
+
+def test_a_refusal_is_told_with_its_recipients(make: Make) -> None:
+    nobody = make().take(reports.message(recipients=(STRANGER,), flags=reports.Flags(to_dossier=False)), SYSTEM)
+    assert [d.recipient for d in nobody.deliveries] == [STRANGER.address]
+    assert nobody.refused is not None
+    assert nobody.refused.refusal is RECIPIENT_UNKNOWN
+    spoilt = make().take(reports.spoilt()["not-hl7"], SYSTEM)
+    assert (spoilt.deliveries, spoilt.spool_id) == ((), "")
+    assert spoilt.refused is not None

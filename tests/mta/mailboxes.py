@@ -30,12 +30,15 @@ class Mailboxes:
             "dr.noir@op2.example",
             "medecin@ville.mssante.test",
         ):
-            self.keys[address] = {
-                KeyUse.SIGNING: self.authority.issue_mailbox(address, "BAL", "signing", "p256"),
-                KeyUse.ENCRYPTION: self.authority.issue_mailbox(address, "BAL", "encryption"),
-            }
+            self.issue(address)
         for domain in ("op1.example", "op2.example"):
             self.dkim[domain] = DkimKey(domain, "s1", rsa.generate_private_key(65537, 2048))
+
+    def issue(self, address: str) -> None:
+        self.keys[address] = {
+            KeyUse.SIGNING: self.authority.issue_mailbox(address, "BAL", "signing", "p256"),
+            KeyUse.ENCRYPTION: self.authority.issue_mailbox(address, "BAL", "encryption"),
+        }
 
     def install(self, vault: KeyVault, *addresses: str) -> None:
         for address in addresses:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, event, select
 
 from mta import refusals
 from mta.delivery import Accepted, Duplicate, NewDelivery
@@ -179,8 +179,7 @@ def test_deferred_waits_as_the_schedule_says_with_the_same_bytes(make_spool: Mak
 
 
 def test_a_delivery_expires(make_spool: MakeSpool, clock: Clock) -> None:
-    ended: list[str] = []
-    spool = make_spool(clock=clock, on_end=lambda connection, lease, outcome: ended.append(type(outcome).__name__))
+    spool = make_spool(clock=clock)
     kept = accepted(spool)
     clock.now += 95
     (lease,) = spool.claim(10, 60)
@@ -188,7 +187,10 @@ def test_a_delivery_expires(make_spool: MakeSpool, clock: Clock) -> None:
     (record,) = spool.deliveries(kept.spool_id)
     assert (record.state, record.code) == (DeliveryState.FAILED, "mta.expired")
     assert "mta.unreachable" in record.detail
-    assert ended == ["Failed"]
+    (ended,) = spool.ended(10)
+    assert (ended.delivered, ended.code, ended.recipient) == (False, "mta.expired", "b@op2.example")
+    spool.reported(ended)
+    assert spool.ended(10) == []
 
 
 def test_released_and_recovered_deliveries_are_due_at_once(make_spool: MakeSpool) -> None:
@@ -227,6 +229,68 @@ def test_trace_finds_by_external_id_and_message_id(make_spool: MakeSpool) -> Non
     assert spool.counts() == {DeliveryState.READY: 2, DeliveryState.DELIVERED: 0, DeliveryState.FAILED: 0}
 
 
+def test_gauges_tell_how_the_road_stands(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    assert spool.gauges().states == dict.fromkeys(DeliveryState, 0)
+    assert (spool.gauges().oldest_waiting, spool.gauges().oldest_unreported) == (None, None)
+    began = clock.now
+    accepted(spool, key="1")
+    clock.now += 5
+    accepted(spool, "b@op2.example", "c@op2.example", key="2")
+    (first,) = spool.claim(1, 60)
+    now = spool.gauges()
+    assert (now.states[DeliveryState.READY], now.due, now.oldest_waiting) == (3, 2, began), "worked on is not due"
+    clock.now += 1
+    assert spool.settle(first, Deferred(UNREACHABLE))
+    assert (spool.gauges().due, spool.gauges().oldest_waiting) == (2, began), "what waits for its retry still waits"
+    leases = spool.claim(2, 60)
+    assert spool.settle(leases[0], Delivered())
+    clock.now += 1
+    assert spool.settle(leases[1], Failed(UNREACHABLE))
+    now = spool.gauges()
+    assert now.states == {DeliveryState.READY: 1, DeliveryState.DELIVERED: 1, DeliveryState.FAILED: 1}
+    assert (now.unreported, now.oldest_unreported, now.at) == (2, clock.now - 1, clock.now)
+    spool.reported(spool.ended(1)[0])
+    assert (spool.gauges().unreported, spool.gauges().oldest_unreported) == (1, clock.now)
+    assert make_spool(clock=clock).gauges().states == now.states == spool.counts(), "a new process counts the history"
+
+
+def test_no_question_of_the_road_scans_the_history(make_spool: MakeSpool, database: Database) -> None:
+    """Accepting, claiming, reporting, tracing and monitoring cost the same after a million messages."""
+    asked: list[tuple[str, object]] = []
+
+    def remember(_c: object, _cursor: object, statement: str, parameters: object, _x: object, _many: bool) -> None:
+        if statement.startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    spool = make_spool()
+    accepted(spool, key="1", external_id="MSG1")
+    for engine in (database.engine, database._readers):
+        event.listen(engine, "before_cursor_execute", remember)
+    kept = accepted(spool, key="2", external_id="MSG1")
+    spool.settle(spool.claim(1, 60)[0], Delivered())
+    spool.reported(spool.ended(10)[0])
+    assert len(spool.find("MSG1")) == 2
+    spool.steps(kept.spool_id)
+    spool.deliveries(kept.spool_id)
+    spool.gauges()
+    spool.next_due()
+    assert len(asked) > 12
+
+    def plan(connection: Connection) -> list[str]:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        return [
+            f"{row[3]} for {statement}"
+            for statement, parameters in asked
+            for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+
+    for line in database.read(plan):
+        if line.startswith("SCAN"):
+            assert "ix_mta_deliveries_ready" in line or "ix_mta_deliveries_unreported" in line, line
+
+
 def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None:
     spool = make_spool()
     matricule = "279035121518989"
@@ -235,6 +299,7 @@ def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None
         f"{matricule}@patient.example",
         content=b"From: a@labo.example\r\nSubject: Glycemie DURAND\r\n\r\nsecret\r\n",
         reply=b"MSA|AA|reply-secret",
+        message_id="<1@op.example>",  # a made one may end in the sender's address
     )
     with sqlite3.connect(tmp_path / "relais.db") as plain:
         plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")

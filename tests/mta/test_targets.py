@@ -265,12 +265,15 @@ async def test_what_is_asked_in_receipts(target_to: MakeTarget, space: TrustSpac
     ]
     for message, mail_end, rcpt_end in cases:
         server = Server(space.server("two"))
-        assert isinstance(await outcome_with(target_to, server, message), Delivered)
+        outcome = await outcome_with(target_to, server, message)
+        assert isinstance(outcome, Delivered)
+        assert outcome.reports == ("SUCCESS" in rcpt_end), "who was asked for a receipt gives it"
         mail, rcpt = server.commands[3:5]
         assert mail.endswith(mail_end)
         assert rcpt.endswith(rcpt_end)
     server = Server(space.server("two"), ("PIPELINING",))
-    assert isinstance(await outcome_with(target_to, server, replace(MESSAGE, facts=asked)), Delivered)
+    wanted = replace(MESSAGE, facts={**asked, "dsn.notify": "SUCCESS"})
+    assert await outcome_with(target_to, server, wanted) == Delivered("250 2.0.0 queued", reports=False)
     assert server.commands[3:5] == ["MAIL FROM:<dr.gris@op1.example>", "RCPT TO:<dr.noir@op2.example>"]
 
 

@@ -101,7 +101,11 @@ def ended(spool: Spool, n: int) -> Callable[[], bool]:
         (Origin.SUBMISSION, TargetKind.SMTP, "enrich protect"),
         (Origin.SUBMISSION, TargetKind.MAILBOX, "enrich protect open screen"),
         (Origin.OPERATOR, TargetKind.MAILBOX, "open screen"),
+        (Origin.COLLECTED, TargetKind.MAILBOX, "open screen"),
         (Origin.MLLP, TargetKind.DOSSIER, ""),
+        (Origin.SYSTEM, TargetKind.SMTP, "protect"),
+        (Origin.SYSTEM, TargetKind.MAILBOX, "protect open screen"),
+        (Origin.SYSTEM, TargetKind.MLLP, ""),
     ],
 )
 async def test_each_road_has_its_phases(make_spool: MakeSpool, origin: Origin, target: TargetKind, phases: str) -> None:

@@ -180,6 +180,9 @@ def upgrade() -> None:
         sa.Column("code", sa.String(length=128), nullable=False, comment="catalogue code of the last refusal"),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("ended_at", sa.Float(), nullable=True),
+        sa.Column(
+            "reported", sa.Boolean(), nullable=False, comment="whoever had to be told how it ended has been told"
+        ),
         sa.ForeignKeyConstraint(["spool_id"], ["mta_messages.id"], name=op.f("fk_mta_deliveries_spool_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_mta_deliveries")),
     )
@@ -193,6 +196,13 @@ def upgrade() -> None:
             postgresql_where=sa.text("state = 'ready'"),
         )
         batch_op.create_index(batch_op.f("ix_mta_deliveries_spool_id"), ["spool_id"], unique=False)
+        batch_op.create_index(
+            "ix_mta_deliveries_unreported",
+            ["ended_at"],
+            unique=False,
+            sqlite_where=sa.text("NOT reported AND state <> 'ready'"),
+            postgresql_where=sa.text("NOT reported AND state <> 'ready'"),
+        )
 
     op.create_table(
         "mta_steps",
@@ -220,6 +230,11 @@ def downgrade() -> None:
 
     op.drop_table("mta_steps")
     with op.batch_alter_table("mta_deliveries", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_mta_deliveries_unreported",
+            sqlite_where=sa.text("NOT reported AND state <> 'ready'"),
+            postgresql_where=sa.text("NOT reported AND state <> 'ready'"),
+        )
         batch_op.drop_index(batch_op.f("ix_mta_deliveries_spool_id"))
         batch_op.drop_index(
             "ix_mta_deliveries_ready",

@@ -1,0 +1,263 @@
+"""What became of a sending system's report, told to its own receiver: ZAM^Z01 to Z03 from ends, DSNs and MDNs.
+
+An acknowledgement is a message like any other: kept in the spool under a deduplication key, delivered by the worker,
+tried again until the receiver takes it. A receipt that comes by mail is believed only from who can know: the operator
+of the recipient's domain says whether a mail arrived, the recipient alone whether it was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from bridges.hl7 import zam
+from bridges.hl7.acknowledgement import header_of
+from bridges.hl7.zam import ZamEvent, ZamFailure
+from bridges.intake import HL7_CONTENT
+from bridges.receipts_codes import dossier_failure, integration_failure, refusal_failure, status_failure
+from bridges.report import Audience, Report
+from mta.delivery import DeliveryRecord, EndedDelivery, NewDelivery, Submission
+from mta.message import DeliveryState, Origin, TargetKind
+from mta.notifications import DeliveryNotification, DispositionNotification, parse_notification
+from mta.opening import VERDICT_FIELD
+from mta.smtp.address import domain_of
+from mta.spool import RELAYED, Spool
+from smime.mime import MimeError, parse_entity
+from trust.refusals import Refusal, Refused
+
+log = structlog.get_logger(__name__)
+
+_MAIL = (TargetKind.SMTP, TargetKind.MAILBOX)
+_SOUND = ("valid", "none")
+"""A DSN need not be signed, the operator's certificate vouches for it; a signature that is wrong is a reason."""
+_SPOOL_ID = re.compile(r"[0-9a-f]{32}")
+_SIGNATURE = re.compile(r"\bsignature=([a-z-]+)")
+_SIGNER = re.compile(r"\bsigner=([^;\s]+)")
+
+
+class NotSettledError(Exception):
+    """A receipt came before our own delivery was written down as ended: look again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """One thing to tell about one delivery of a sending system's report."""
+
+    event: ZamEvent
+    at: float
+    failure: ZamFailure | None
+
+
+class ReceiptConsumer:
+    """A `mta.reporting.EndConsumer`. Thread-safe; idempotent through the spool's deduplication keys.
+
+    What is told of a mail, and when:
+
+    - refused or failed here: Z02 N;
+    - delivered into a mailbox of ours: Z02 Y;
+    - handed to an operator that speaks DSN (`relayed`): nothing yet, its receipt decides;
+    - handed to an operator that does not: nothing, ever. It took responsibility, which says neither that the mail
+      reached the mailbox nor that it did not; a Y would be believed like the others.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        receivers: Mapping[str, str],
+        parse: Callable[[bytes], Report | Refused],
+        catalogue: Mapping[str, Refusal],
+        operator_may_report: Callable[[str, str], bool],
+        ended_of: Callable[[str], Sequence[EndedDelivery]],
+    ) -> None:
+        """`receivers`: sender mailbox by name, of the sending systems that have a receiver. `parse` reads a frame;
+        `catalogue` is the joined one. `operator_may_report(peer, domain)`: whether who handed a DSN over (an operator's
+        DN, or the name of a collected mailbox) answers for this mail domain. `ended_of` gives a message's ended
+        deliveries by spool id, reported or not."""
+        self._spool = spool
+        self._receivers = dict(receivers)
+        self._mailboxes = frozenset(mailbox.lower() for mailbox in receivers.values())
+        self._parse = parse
+        self._catalogue = catalogue
+        self._operator_may_report = operator_may_report
+        self._ended_of = ended_of
+
+    async def ended(self, delivery: EndedDelivery) -> None:
+        """See `mta.reporting.EndConsumer`. Raises `NotSettledError`, and what the store raises: tried again later."""
+        await asyncio.to_thread(self._ended, delivery)
+
+    def _ended(self, delivery: EndedDelivery) -> None:
+        if delivery.origin is Origin.MLLP:
+            told = self._own_end(delivery)
+            if told is not None:
+                self._tell(delivery, told)
+        elif (
+            delivery.target is TargetKind.MAILBOX
+            and delivery.delivered
+            and delivery.recipient.lower() in self._mailboxes
+        ):
+            self._read_receipt(delivery)
+
+    def _own_end(self, ended: EndedDelivery) -> _Told | None:
+        """What the end of a delivery says by itself."""
+        if ended.target is TargetKind.DOSSIER:
+            failure = None if ended.delivered else dossier_failure(ended.code, self._catalogue)
+            return _Told(ZamEvent.DOSSIER, ended.ended_at, failure)
+        if ended.target not in _MAIL:
+            return None
+        if not ended.delivered:
+            failure = refusal_failure(ended.code, ended.detail, self._catalogue)
+            return _Told(ZamEvent.RECEPTION, ended.ended_at, failure)
+        if ended.target is TargetKind.MAILBOX and ended.code != RELAYED:
+            return _Told(ZamEvent.RECEPTION, ended.ended_at, None)
+        return None
+
+    # Receipts that come by mail
+
+    def _read_receipt(self, mail: EndedDelivery) -> None:
+        content = self._spool.prepared(mail)
+        notification = None if content is None else parse_notification(content)
+        if content is None or notification is None:
+            return
+        if isinstance(notification, DeliveryNotification):
+            self._delivery_notification(mail, notification)
+        else:
+            self._disposition_notification(mail, notification, _signer(content))
+
+    def _delivery_notification(self, mail: EndedDelivery, dsn: DeliveryNotification) -> None:
+        """RFC 3464. What this gateway writes itself is not read: the end it reports was told when it happened.
+
+        Only with a null reverse-path, which no mailbox's owner can submit under: else any user of the recipient's
+        operator could write receipts for the others.
+        """
+        if mail.origin is Origin.SYSTEM:
+            return
+        if mail.sender or mail.origin not in (Origin.OPERATOR, Origin.COLLECTED) or _signature(mail) not in _SOUND:
+            _ignore(mail, "dsn-from-nobody-who-can-know")
+            return
+        if not _SPOOL_ID.fullmatch(dsn.original_envelope_id):
+            _ignore(mail, "dsn-without-our-envelope-id")
+            return
+        for group in dsn.recipients:
+            if group.action not in ("delivered", "failed"):
+                continue  # delayed, relayed, expanded: not the end
+            record = self._sent_to(dsn.original_envelope_id, group.original_recipient, group.final_recipient)
+            if record is None:
+                _ignore(mail, "dsn-about-nothing-sent")
+                continue
+            if not self._operator_may_report(mail.peer, domain_of(record.recipient)):
+                _ignore(mail, "dsn-from-another-operator")
+                continue
+            failed = status_failure(group.status, group.diagnostic) if group.action == "failed" else None
+            self._tell_of(record, mail, _Told(ZamEvent.RECEPTION, mail.accepted_at, failed))
+
+    def _disposition_notification(self, mail: EndedDelivery, mdn: DispositionNotification, signer: str) -> None:
+        """RFC 8098. Displayed or processed: read. Deleted, and what is not known: nothing is said."""
+        if _signature(mail) != "valid" or not signer:
+            _ignore(mail, "mdn-not-signed")
+            return
+        if not mdn.failed and mdn.disposition not in ("displayed", "processed"):
+            _ignore(mail, "mdn-says-nothing-of-reading")
+            return
+        failure = integration_failure(mdn.error_code) if mdn.failed else None
+        for spool_id in self._spool.find(mdn.original_message_id):
+            record = self._sent_to(spool_id, signer)
+            if record is not None and record.message_id == mdn.original_message_id:
+                self._tell_of(record, mail, _Told(ZamEvent.READING, mail.accepted_at, failure))
+                return
+        _ignore(mail, "mdn-about-nothing-sent-to-its-signer")
+
+    def _sent_to(self, spool_id: str, *addresses: str) -> DeliveryRecord | None:
+        """The mail of that message to the first of these addresses that has one."""
+        mails = {each.recipient.lower(): each for each in self._spool.deliveries(spool_id) if each.target in _MAIL}
+        return next((mails[address.lower()] for address in addresses if address.lower() in mails), None)
+
+    def _tell_of(self, record: DeliveryRecord, mail: EndedDelivery, told: _Told) -> None:
+        """Tell what a mail says of another delivery. Raises `NotSettledError` when that has not ended here yet."""
+        if record.state is DeliveryState.READY:
+            raise NotSettledError(record.delivery_id)
+        for original in self._ended_of(record.spool_id):
+            if original.delivery_id == record.delivery_id:
+                if original.origin is Origin.MLLP and original.sender.lower() == mail.recipient.lower():
+                    self._tell(original, told)
+                else:
+                    _ignore(mail, "receipt-for-another-mailbox")
+
+    # Telling
+
+    def _tell(self, original: EndedDelivery, told: _Told) -> None:
+        """Keep the acknowledgement, when the report asked for it and its system has a receiver."""
+        if original.peer not in self._receivers:
+            return
+        frame = self._spool.content(original)
+        report = self._parse(frame)
+        if isinstance(report, Refused):  # it was read at acceptance: the rules have changed since
+            log.warning("receipts.original-unreadable", spool_id=original.spool_id, code=report.refusal.code)
+            return
+        reading = told.event is ZamEvent.READING
+        if not (report.flags.ack_reading if reading else report.flags.ack_reception):
+            return
+        key = f"zam:{original.delivery_id}:{told.event.value}"
+        if reading and told.failure is not None:
+            # read by a person and not taken up by software are two things: neither hides the other
+            key += ":N"
+        control_id = zam.control_id(key)
+        acknowledgement = zam.Acknowledgement(
+            told.event,
+            datetime.fromtimestamp(told.at, UTC),
+            told.failure,
+            address="" if told.event is ZamEvent.DOSSIER else original.recipient,
+            identifier=_identifier(report, original.recipient),
+        )
+        self._spool.accept(
+            Submission(
+                origin=Origin.SYSTEM,
+                sender="",
+                peer="",
+                content=zam.compose(header_of(frame), control_id, acknowledgement),
+                content_type=HL7_CONTENT,
+                deliveries=(NewDelivery(recipient=original.peer, target=TargetKind.MLLP),),
+                dedup_key=key,
+                message_id_domain=domain_of(original.sender),
+                external_id=control_id,
+            )
+        )
+        log.info(
+            "receipts.told",
+            spool_id=original.spool_id,
+            delivery_id=original.delivery_id,
+            zam=told.event.value,
+            positive=told.failure is None,
+        )
+
+
+def _signature(mail: EndedDelivery) -> str:
+    """What the open stage found; empty when it did not look."""
+    found = _SIGNATURE.search(mail.facts.get("verdict", ""))
+    return found[1] if found else ""
+
+
+def _signer(content: bytes) -> str:
+    """Whom the signature stands for, lower case, from the verdict our open stage wrote on top of the message."""
+    try:
+        verdict = next(iter(parse_entity(content).values(VERDICT_FIELD.lower())), "")
+    except MimeError:
+        return ""
+    found = _SIGNER.search(verdict)
+    return found[1].lower() if found and "@" in found[1] else ""
+
+
+def _identifier(report: Report, address: str) -> str:
+    """The professional's national identifier as the report named it; a patient's stays out."""
+    for correspondent in report.correspondents:
+        if correspondent.audience is Audience.PROFESSIONAL and correspondent.address.lower() == address.lower():
+            return correspondent.party.id_nat
+    return ""
+
+
+def _ignore(mail: EndedDelivery, why: str) -> None:
+    log.warning("receipts.ignored", why=why, spool_id=mail.spool_id, delivery_id=mail.delivery_id)

@@ -1,0 +1,162 @@
+"""What a running gateway answers on its control socket: the calls behind the command line, synchronous, off the loop.
+
+A call takes the request as a mapping and returns what JSON can hold, or a `Refused`. Who asks is whoever may open the
+socket; who *reads a record* is named in the request and looked up in the directory: nobody states their own profession.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bridges.dossier.entries import PatientKey
+from bridges.dossier.repository import Dossier
+from bridges.dossier.rights import Reader
+from bridges.letters import Letters
+from config.catalogue import CATALOGUE
+from config.trace import life
+from directory import refusals as directory_refusals
+from directory.resolve import Directory, DirectoryUnavailableError
+from mta.spool import Spool
+from trust.journal import Journal
+from trust.refusals import Refused
+from trust.store.database import Database
+
+Request = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The rooms the calls reach into; `dossier` is None where no record is kept."""
+
+    database: Database
+    journal: Journal
+    spool: Spool
+    directory: Directory
+    letters: Letters
+    dossier: Dossier | None
+
+    def calls(self, threads: Executor) -> dict[str, Callable[[Request], Awaitable[Any]]]:
+        """All calls by name, each run in `threads`."""
+        calls: dict[str, Callable[[Request], Any]] = {
+            "ping": self.ping,
+            "queue.counts": self.counts,
+            "trace": self.trace,
+            "journal.verify": self.verify,
+            "directory.resolve": self.resolve,
+            "letters.submit": self.submit,
+        }
+        if self.dossier is not None:
+            calls |= {"dossier.list": self.dossier_list, "dossier.read": self.dossier_read}
+
+        def off_loop(work: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Any]]:
+            return lambda request: asyncio.get_running_loop().run_in_executor(threads, work, request)
+
+        return {name: off_loop(work) for name, work in calls.items()}
+
+    def ping(self, _: Request) -> Any:
+        return {"pid": os.getpid()}
+
+    def counts(self, _: Request) -> Any:
+        return {state.value: count for state, count in self.spool.counts().items()}
+
+    def trace(self, request: Request) -> Any:
+        return life(self.spool, request["reference"], CATALOGUE)
+
+    def verify(self, _: Request) -> Any:
+        return asdict(self.database.read(self.journal.verify))
+
+    def resolve(self, request: Request) -> Any:
+        try:
+            found = self.directory.resolve(request["address"])
+        except DirectoryUnavailableError:
+            return Refused(directory_refusals.UNAVAILABLE)
+        if found is None:
+            return None
+        return {
+            "address": found.address,
+            "kind": found.kind.value,
+            "name": found.display_name,
+            "identifier": found.id_nat,
+            "profession": found.profession,
+            "structure": found.structure,
+            "organisation": found.organisation,
+            "encryption certificates": len(found.encryption_certificates),
+            "signing certificates": len(found.signing_certificates),
+        }
+
+    def submit(self, request: Request) -> Any:
+        result = self.letters.submit(
+            base64.b64decode(request["document"]),
+            sender=request["sender"],
+            recipients=request["recipients"],
+            to_dossier=bool(request["to_dossier"]),
+            to_patient=bool(request["to_patient"]),
+        )
+        if result.refused is not None:
+            return result.refused
+        return {
+            "accepted": result.accepted,
+            "duplicate": result.duplicate,
+            "spool_id": result.spool_id,
+            "reached": list(result.reached),
+            "unreached": [
+                {
+                    "recipient": each.recipient,
+                    "code": each.code,
+                    "sentence": each.sentence,
+                    "printed": base64.b64encode(each.printed).decode("ascii"),
+                }
+                for each in result.unreached
+            ],
+        }
+
+    def dossier_list(self, request: Request) -> Any:
+        reader = self._reader(request)
+        if isinstance(reader, Refused) or self.dossier is None:
+            return reader
+        listed = self.dossier.list(reader, _patient(request), purpose="care", history=bool(request["every"]))
+        if isinstance(listed, Refused):
+            return listed
+        return [
+            {
+                "id": entry.entry_uuid,
+                "unique_id": entry.unique_id,
+                "set_id": entry.set_id,
+                "version": entry.version,
+                "created": entry.created,
+                "status": entry.status.value,
+                "type": entry.type_code,
+                "title": entry.title or entry.type_label,
+            }
+            for entry in listed
+        ]
+
+    def dossier_read(self, request: Request) -> Any:
+        reader = self._reader(request)
+        if isinstance(reader, Refused) or self.dossier is None:
+            return reader
+        content = self.dossier.read(reader, _patient(request), request["document"], purpose="care")
+        if isinstance(content, Refused):
+            return content
+        return {"content": base64.b64encode(content).decode("ascii")}
+
+    def _reader(self, request: Request) -> Reader | Refused:
+        """The professional as the directory knows them."""
+        try:
+            found = self.directory.by_identifier(request["reader"])
+        except DirectoryUnavailableError:
+            return Refused(directory_refusals.UNAVAILABLE)
+        person = next((entry for entry in found if entry.profession), None)
+        if person is None:
+            return Refused(directory_refusals.RECIPIENT_UNKNOWN, detail="no professional has this identifier")
+        return Reader(person.id_nat, person.display_name, person.profession)
+
+
+def _patient(request: Request) -> PatientKey:
+    return PatientKey(request["patient"], request["oid"])

@@ -1,0 +1,552 @@
+"""Collecting a mailbox another operator keeps for one of our people: over IMAP, pushed by IDLE, each message once.
+
+A message is marked upstream only after the spool has it, so a crash in between makes us see it again. What makes it
+arrive once is therefore its content, never its place: the dedup key is the collector's name, the Message-ID and a
+digest of the message without the trace fields each hop adds. UID and UIDVALIDITY are left out on purpose: a mailbox
+that is rebuilt (new UIDVALIDITY, RFC 9051 §2.3.1.1), or in which the same message stands twice, would otherwise give
+copies. A message without Message-ID is told apart by all its octets.
+
+What we cannot carry (too large, bare line ends, no readable author) stays upstream unmarked, is counted and logged
+once, and is not asked for again until the next start. The server is believed in nothing: it may send any line, at any
+length, and gets no more than a bounded amount of memory. Nothing of what it says, and no password, is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from hashlib import sha256
+from typing import TypeVar
+
+from aioimaplib import aioimaplib
+from sqlalchemy.exc import SQLAlchemyError
+
+from mta import refusals
+from mta.delivery import Duplicate, NewDelivery, Submission
+from mta.header import author_of
+from mta.message import Origin, TargetKind
+from mta.smtp.address import domain_of, is_address, parse_path
+from mta.smtp.content import crlf_only
+from mta.spool import Spool
+from smime.mime import Entity, MimeError, parse_entity
+from trust.refusals import Refused
+from trust.store.database import StoreUnavailableError
+
+_log = logging.getLogger(__name__)
+# the library writes commands, answers and mail into its debug log
+logging.getLogger(aioimaplib.__name__).setLevel(logging.CRITICAL)
+
+T = TypeVar("T")
+
+KEYWORD = "$RelaisCollected"
+"""What marks a collected message where the server lets us make keywords (RFC 9051 §2.3.2)."""
+
+_TRACE_FIELDS = frozenset({"return-path", "received", "delivered-to", "x-original-to", "envelope-to"})
+"""What each way to the mailbox adds on top: two copies of one message differ in them (RFC 5321 §4.4)."""
+_ANSWER_BYTES = 4 * 1024 * 1024
+"""What a server may send for one command, a message's own octets aside: 100,000 UIDs take 800 KB."""
+_BREATH = 0.05
+"""Seconds between two looks, however often the server says that something arrived."""
+_SIZES_AT_ONCE = 50
+_LINES_AT_ONCE = 50
+"""The library recurses once for each line of what it is given."""
+_PRINTABLE = re.compile(r"[ -~]+")
+_UID = re.compile(rb"[ (]UID (\d{1,10})(?=[ )])")
+_SIZE = re.compile(rb"[ (]RFC822\.SIZE (\d{1,10})(?=[ )])")
+_VALIDITY = re.compile(rb"\[UIDVALIDITY (\d{1,10})\]")
+_PERMANENT = re.compile(rb"\[PERMANENTFLAGS \(([^)]*)\)\]")
+
+
+class After(Enum):
+    """What is done upstream with a message we have."""
+
+    FLAG = "flag"
+    MOVE = "move"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorOptions:
+    """One upstream mailbox. Raises ValueError for what could not be said to a server safely."""
+
+    name: str
+    """Of this collection, stable: it is part of the dedup key."""
+    host: str
+    user: str
+    password: str = field(repr=False)
+    deliver_to: str
+    """The local address that gets everything."""
+    context: ssl.SSLContext
+    """Must verify the server and its name."""
+    port: int = 993
+    folder: str = "INBOX"
+    after: After = After.FLAG
+    move_to: str = "Relais"
+    """Made when it is missing; for MOVE."""
+    max_message_bytes: int = 25 * 1024 * 1024
+    hops: int = 30
+    idle_seconds: float = 540.0
+    """IDLE is given again after this; servers and NAT forget silent connections (RFC 2177: at most 29 minutes)."""
+    poll_seconds: float = 60.0
+    """Between two looks where the server has no IDLE."""
+    command_seconds: float = 60.0
+    """Without any answer to a command."""
+    message_seconds: float = 900.0
+    """For one whole message, however slowly it trickles."""
+    first_pause: float = 2.0
+    longest_pause: float = 300.0
+    login_pause: float = 900.0
+    """After a refused login: asking more often would lock the account."""
+
+    def __post_init__(self) -> None:
+        if self.context.verify_mode is not ssl.CERT_REQUIRED or not self.context.check_hostname:
+            raise ValueError("the server's certificate and name must be verified")
+        if not is_address(self.deliver_to):
+            raise ValueError("deliver_to is no address")
+        if not all(_PRINTABLE.fullmatch(text) for text in (self.name, self.folder, self.move_to)):
+            raise ValueError("names and folders are printable ASCII")
+        if not self.user or any(ord(c) < 32 for c in self.user + self.password):
+            raise ValueError("user and password have no control characters")
+        if not 0 < self.idle_seconds < 29 * 60:
+            raise ValueError("IDLE must be given again within 29 minutes")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorStatus:
+    """What happened since the start, for metrics."""
+
+    connected: bool = False
+    collected: int = 0
+    repeated: int = 0
+    """Seen again and recognised."""
+    oversized: int = 0
+    refused: int = 0
+    """Left upstream for another reason than size."""
+    trouble: str = ""
+    """Why it does not collect now: a short stable name."""
+
+
+class _TroubleError(Exception):
+    """The upstream cannot be collected now. The text is a short stable name, nothing a server said."""
+
+    def __init__(self, name: str, pause: float | None = None) -> None:
+        super().__init__(name)
+        self.pause = pause
+
+
+class Collector:
+    """Collects one mailbox until `stop`. One per event loop; what blocks runs in a thread of its own."""
+
+    def __init__(self, options: CollectorOptions, spool: Spool, exists: Callable[[str], bool]) -> None:
+        """`exists` says whether a mailbox is ours; it may block. Without it nothing is taken from upstream."""
+        self._options = options
+        self._spool = spool
+        self._exists = exists
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
+        self._status = CollectorStatus()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._failures = 0
+        self._validity = -1
+        self._done: set[int] = set()
+        """UIDs under `_validity` that need no second look, whatever the server says of their flags."""
+
+    @property
+    def status(self) -> CollectorStatus:
+        return self._status
+
+    async def run(self) -> None:
+        """Collect until `stop`; never ends because of what the upstream does."""
+        self._task = asyncio.current_task()
+        try:
+            while not self._stopping:
+                pause = await self._session()
+                await asyncio.sleep(pause)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        finally:
+            self._status = replace(self._status, connected=False)
+
+    async def stop(self) -> None:
+        """End `run`; a message on its way into the spool gets there first."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await asyncio.to_thread(self._thread.shutdown)
+
+    async def _session(self) -> float:
+        """One connection, until it breaks. Returns how long to wait before the next one, in seconds."""
+        options = self._options
+        pause: float | None = None
+        try:
+            await self._talk()
+            trouble = "connection-lost"
+        except _TroubleError as error:
+            trouble, pause = str(error), error.pause
+        except Exception as error:  # a library over hostile lines raises anything; the spool, what its store raises
+            trouble = type(error).__name__
+        self._failures += 1
+        if trouble != self._status.trouble:  # one line for an outage, not one for each attempt
+            _log.warning("collector %s: %s, trying again", options.name, trouble)
+        self._status = replace(self._status, connected=False, trouble=trouble)
+        if pause is None:
+            pause = min(options.first_pause * 2.0 ** min(self._failures - 1, 20), options.longest_pause)
+        return pause
+
+    async def _talk(self) -> None:
+        """Connect and work until the connection is lost."""
+        options = self._options
+        if not await self._in_thread(self._exists, options.deliver_to):
+            raise _TroubleError("mailbox-unknown", options.longest_pause)
+        client = _Client(options.host, options.port, timeout=options.command_seconds, ssl_context=options.context)
+        work = asyncio.create_task(self._work(client))
+        lost = asyncio.create_task(client.protocol.lost.wait())
+        try:
+            await asyncio.wait({work, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() and not work.cancelled():
+                work.result()
+        finally:
+            for task in (work, lost):
+                task.cancel()
+            await asyncio.gather(work, lost, return_exceptions=True)
+            await client.abort()
+
+    async def _work(self, client: _Client) -> None:
+        options = self._options
+        await client.wait_hello_from_server()
+        answer = await client.login(aioimaplib.quoted(options.user), options.password)
+        if answer.result != "OK":
+            passing = any(code in bytes(answer.lines[-1]) for code in (b"[UNAVAILABLE]", b"[INUSE]", b"[SERVERBUG]"))
+            raise _TroubleError("login-unavailable") if passing else _TroubleError("login-refused", options.login_pause)
+        async with asyncio.timeout(options.command_seconds):
+            await client.protocol.capability()
+        opened = await client.select(aioimaplib.quoted(options.folder))
+        _ok(opened, "folder-refused")
+        mark = await self._prepare(client, opened.lines)
+        while True:
+            client.protocol.arrived.clear()
+            await self._collect(client, mark)
+            self._failures = 0
+            if self._status.trouble:
+                _log.warning("collector %s: collecting again", options.name)
+            self._status = replace(self._status, connected=True, trouble="")
+            await asyncio.sleep(_BREATH)
+            if not client.protocol.arrived.is_set():
+                await self._wait(client)
+
+    async def _prepare(self, client: _Client, lines: Sequence[bytes]) -> _Mark:
+        """How to mark here; forgets UIDs when UIDVALIDITY is another one."""
+        options = self._options
+        text = b"\n".join(bytes(line) for line in lines)
+        validity = _VALIDITY.search(text)
+        if validity is None:
+            raise _TroubleError("no-uidvalidity")
+        if int(validity[1]) != self._validity:
+            self._validity = int(validity[1])
+            self._done.clear()
+        permanent = _PERMANENT.search(text)
+        flags = permanent[1].split() if permanent else []
+        keyword = rb"\*" in flags or KEYWORD.encode() in flags
+        if options.after is After.MOVE:
+            if client.has_capability("MOVE"):
+                # an existing folder is refused, and fine; one that cannot be made shows when we move
+                await client.create(aioimaplib.quoted(options.move_to))
+                return _Mark("UNDELETED", "")
+            _log.warning("collector %s: the server cannot move, messages are flagged instead", options.name)
+        if keyword:
+            return _Mark(f"UNKEYWORD {KEYWORD} UNDELETED", rf"(\Seen {KEYWORD})")
+        # what somebody reads upstream before us then stays there: without keywords nothing better tells
+        return _Mark("UNSEEN UNDELETED", r"(\Seen)")
+
+    async def _wait(self, client: _Client) -> None:
+        """Until the server says that something arrived, or it is time to say something again."""
+        options, protocol = self._options, client.protocol
+        protocol.allow(_ANSWER_BYTES)
+        if not client.has_capability("IDLE"):
+            await asyncio.sleep(options.poll_seconds)
+            _ok(await client.noop(), "noop-refused")
+            return
+        async with asyncio.timeout(options.command_seconds):
+            idle = await client.idle_start(2 * options.idle_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(options.idle_seconds):
+                await protocol.arrived.wait()
+        client.idle_done()
+        async with asyncio.timeout(options.command_seconds):
+            _ok(await idle, "idle-refused")
+        while not protocol.idle_queue.empty():
+            protocol.idle_queue.get_nowait()
+
+    async def _collect(self, client: _Client, mark: _Mark) -> None:
+        """One look at the folder: everything that is not marked."""
+        client.protocol.allow(_ANSWER_BYTES)
+        found = await client.uid_search(mark.unmarked, charset=None)
+        _ok(found, "search-refused")
+        uids = sorted(_numbers(found.lines[:-1]) - self._done)
+        for start in range(0, len(uids), _SIZES_AT_ONCE):
+            sizes = await self._sizes(client, uids[start : start + _SIZES_AT_ONCE])
+            for uid, size in sizes.items():
+                await self._one(client, mark, uid, size)
+
+    async def _one(self, client: _Client, mark: _Mark, uid: int, size: int) -> None:
+        limit = self._options.max_message_bytes
+        content = await self._body(client, uid) if size <= limit else b""
+        if content is None:
+            return  # deleted meanwhile
+        if max(size, len(content)) > limit:
+            self._leave(Refused(refusals.MESSAGE_TOO_LARGE), uid)
+            return
+        try:
+            kept = await self._in_thread(self._keep, content)
+        except (OSError, StoreUnavailableError, SQLAlchemyError):
+            raise  # the store breaks: later, and for all of them
+        except Exception as error:  # our bug, over this message: it must not hold up those behind it
+            _log.error("collector %s: a message cannot be kept: %s", self._options.name, type(error).__name__)
+            kept = Refused(refusals.INTERNAL_ERROR)
+        if isinstance(kept, Refused):
+            self._leave(kept, uid)
+            return
+        if kept:
+            self._status = replace(self._status, repeated=self._status.repeated + 1)
+        else:
+            self._status = replace(self._status, collected=self._status.collected + 1)
+        await self._mark(client, mark, uid)
+        self._done.add(uid)  # not before: when the connection broke, it is marked at the next look
+
+    def _leave(self, refused: Refused, uid: int) -> None:
+        """It stays upstream; not looked at again before the next start."""
+        self._done.add(uid)
+        code = refused.refusal.code
+        _log.warning("collector %s: message with UID %d left upstream: %s", self._options.name, uid, code)
+        if refused.refusal is refusals.MESSAGE_TOO_LARGE:
+            self._status = replace(self._status, oversized=self._status.oversized + 1)
+        else:
+            self._status = replace(self._status, refused=self._status.refused + 1)
+
+    async def _mark(self, client: _Client, mark: _Mark, uid: int) -> None:
+        """A mark the server refuses costs a repeat after the next start, which the spool recognises."""
+        client.protocol.allow(_ANSWER_BYTES)
+        async with asyncio.timeout(self._options.command_seconds):
+            if mark.flags:
+                answer = await client.uid("STORE", str(uid), "+FLAGS.SILENT", mark.flags)
+            else:
+                answer = await client.uid("MOVE", str(uid), aioimaplib.quoted(self._options.move_to))
+        if answer.result != "OK":
+            _log.warning("collector %s: the server does not let us mark UID %d", self._options.name, uid)
+
+    async def _sizes(self, client: _Client, uids: Sequence[int]) -> dict[int, int]:
+        """RFC822.SIZE by UID, of those that still exist."""
+        client.protocol.allow(_ANSWER_BYTES)
+        answer = await self._fetch(client, ",".join(map(str, uids)), "(UID RFC822.SIZE)")
+        sizes: dict[int, int] = {}
+        for line in answer:
+            uid, size = _UID.search(line), _SIZE.search(line)
+            if uid is not None and size is not None and int(uid[1]) in uids:
+                sizes[int(uid[1])] = int(size[1])
+        return sizes
+
+    async def _body(self, client: _Client, uid: int) -> bytes | None:
+        """The message as the server has it; None when there is none any more."""
+        client.protocol.allow(_ANSWER_BYTES + self._options.max_message_bytes)
+        lines = await self._fetch(client, str(uid), "(UID BODY.PEEK[])")
+        text, literal = b"", bytearray()
+        for line in (*lines, b"0 FETCH ("):
+            if not isinstance(line, bytearray) and re.match(rb"\d+ FETCH \(", line):  # flags of others may come between
+                named = _UID.search(text)
+                if named is not None and int(named[1]) == uid and b"BODY[] {" in text:
+                    return bytes(literal)
+                text, literal = b"", bytearray()
+            if isinstance(line, bytearray):
+                literal = line
+            else:
+                text += line
+        return None
+
+    async def _fetch(self, client: _Client, uids: str, items: str) -> list[bytes | bytearray]:
+        async with asyncio.timeout(self._options.message_seconds):
+            answer = await client.uid("FETCH", uids, items)
+        _ok(answer, "fetch-refused")
+        return list(answer.lines[:-1])
+
+    # In the thread
+
+    def _keep(self, content: bytes) -> bool | Refused:
+        """Into the spool; True when it was there before."""
+        if not crlf_only(content):
+            return Refused(refusals.LINE_ENDINGS)
+        try:
+            entity = parse_entity(content)
+        except MimeError:
+            return Refused(refusals.HEADER_INVALID)
+        if author_of(entity) is None:
+            return Refused(refusals.HEADER_INVALID)
+        if len(entity.values("received")) >= self._options.hops:
+            return Refused(refusals.TOO_MANY_HOPS)
+        ids = entity.values("message-id")
+        message_id = ids[0] if len(ids) == 1 and 2 < len(ids[0]) <= 250 else ""
+        options = self._options
+        accepted = self._spool.accept(
+            Submission(
+                origin=Origin.COLLECTED,
+                sender=_return_path(entity),
+                peer=options.name,
+                content=content,
+                content_type="message/rfc822",
+                deliveries=(NewDelivery(options.deliver_to, TargetKind.MAILBOX),),
+                dedup_key=_dedup_key(options.name, message_id, entity),
+                message_id_domain=domain_of(options.deliver_to),
+                message_id=message_id,
+            )
+        )
+        return isinstance(accepted, Duplicate)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    unmarked: str
+    """SEARCH criteria."""
+    flags: str
+    """What STORE adds; empty: the message is moved."""
+
+
+def _return_path(entity: Entity) -> str:
+    """The reverse-path as the upstream's final delivery wrote it on top (RFC 5321 §4.4); empty when there is none."""
+    values = entity.values("return-path")
+    path = parse_path(f"FROM:{values[0]}", "FROM") if values else None
+    return "" if path is None else path.address
+
+
+def _dedup_key(name: str, message_id: str, entity: Entity) -> str:
+    """See the module's paragraph."""
+    digest = sha256()
+    for part in (b"collected", name.encode(), message_id.encode()):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    for one in entity.fields:
+        if not message_id or one.name not in _TRACE_FIELDS:
+            digest.update(one.raw)
+    digest.update(b"\r\n")
+    digest.update(entity.body)
+    return digest.hexdigest()
+
+
+def _ok(answer: aioimaplib.Response, trouble: str) -> None:
+    if answer.result != "OK":
+        raise _TroubleError(trouble)
+
+
+def _numbers(lines: Sequence[bytes]) -> set[int]:
+    """The UIDs of a SEARCH answer."""
+    words = b" ".join(bytes(line) for line in lines).split()
+    if not all(word.isdigit() and len(word) <= 10 for word in words):
+        raise _TroubleError("search-unreadable")
+    return {int(word) for word in words}
+
+
+# --- The connection --------------------------------------------------------------------------------------------------
+
+
+class _Protocol(aioimaplib.IMAP4ClientProtocol):
+    """The library's protocol with limits: it ends the connection where the library would raise into the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.incomplete_line: bytes
+        self.current_command: aioimaplib.Command | None  # type: ignore[assignment]
+        self.lost = asyncio.Event()
+        self.arrived = asyncio.Event()
+        """Set by any EXISTS, during whatever command it comes: a server says it once (RFC 9051 §7.4.1)."""
+        self._allowance = _ANSWER_BYTES
+
+    def allow(self, octets: int) -> None:
+        """The server may send this much from now on."""
+        self._allowance = octets
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+    def data_received(self, d: bytes) -> None:
+        """In slices of few lines; without the library's debug log, which would format every octet."""
+        self._allowance -= len(d)
+        try:
+            if self._allowance < 0:
+                raise _TroubleError("answer-too-long")
+            for piece in _slices(d):
+                try:
+                    self._handle_responses(
+                        self.incomplete_line + piece,
+                        self._handle_line,
+                        self.current_command,  # type: ignore[arg-type]
+                    )
+                    self.incomplete_line, self.current_command = b"", None
+                except aioimaplib.IncompleteRead as incomplete:
+                    self.incomplete_line, self.current_command = incomplete.data, incomplete.cmd
+        except Exception as error:  # not IMAP, or not what was asked for
+            _log.warning("an IMAP server's answer cannot be read: %s", type(error).__name__)
+            self.abort()
+
+    def abort(self) -> None:
+        """Close without a word."""
+        transport: asyncio.Transport | None = self.transport
+        if transport is not None:
+            transport.abort()
+
+    def _untagged_response(self, line: bytes) -> aioimaplib.Command:
+        if re.fullmatch(rb"\* \d+ EXISTS", line):
+            self.arrived.set()
+        return super()._untagged_response(line)
+
+    async def welcome(self, command: bytes) -> None:
+        """The library runs this as a task nobody awaits."""
+        try:
+            await super().welcome(command)
+        except Exception:
+            self.abort()
+
+
+class _Client(aioimaplib.IMAP4_SSL):
+    protocol: _Protocol  # type: ignore[assignment]
+    _client_task: asyncio.Task[tuple[asyncio.Transport, _Protocol]]
+
+    def create_client(
+        self,
+        host: str,
+        port: int,
+        loop: asyncio.AbstractEventLoop | None,
+        conn_lost_cb: Callable[[Exception | None], None] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        running = asyncio.get_running_loop()
+        self.protocol = _Protocol(running)
+        opening: Awaitable[tuple[asyncio.Transport, _Protocol]] = running.create_connection(
+            lambda: self.protocol, host, port, ssl=ssl_context
+        )
+        self._client_task = asyncio.ensure_future(opening)
+
+    async def abort(self) -> None:
+        """Close without a word, and end what the library left running."""
+        if self._idle_waiter is not None:
+            self._idle_waiter.cancel()
+        for task in (self._client_task, *self.tasks, *self.protocol.tasks):
+            task.cancel()
+        await asyncio.gather(self._client_task, *self.tasks, *self.protocol.tasks, return_exceptions=True)
+        self.protocol.abort()
+
+
+def _slices(data: bytes) -> list[bytes]:
+    """`data` in pieces of few lines."""
+    if data.count(b"\n") <= _LINES_AT_ONCE:
+        return [data]
+    lines = [line + b"\n" for line in data.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return [b"".join(lines[start : start + _LINES_AT_ONCE]) for start in range(0, len(lines), _LINES_AT_ONCE)]

@@ -1,0 +1,329 @@
+"""Receipts as they travel: delivery status notifications written and read, disposition notifications read.
+
+A delivery status notification (DSN, RFC 3464) says what became of a message on its way; a message disposition
+notification (MDN, RFC 8098), what its reader did with it. Both are a `multipart/report` (RFC 6522). What we write names
+the recipient and the reason and returns nothing of the message but its Message-ID. What we read was written by anybody:
+it is bounded, and bad input means that there is no notification.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from hashlib import sha256
+
+from mta.smtp.address import is_address
+from mta.smtp.content import with_crlf
+from smime.mime import MAX_HEADER_OCTETS, Entity, MimeError, parse_entity, split_multipart
+
+MAX_STATUS_OCTETS = 256 * 1024
+"""Of the machine-readable part; what is behind is not read."""
+MAX_RECIPIENTS = 1000
+MAX_VALUE = 500
+"""Characters kept of one value."""
+
+_MAX_DEPTH = 4
+"""Signatures around a report."""
+_DELIVERY_STATUS = frozenset(("message/delivery-status", "message/global-delivery-status"))
+_DISPOSITION = frozenset(("message/disposition-notification", "message/global-disposition-notification"))
+_RETURNED = frozenset(("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"))
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>")
+_HEXCHAR = re.compile(r"\+([0-9A-F]{2})")
+_WORD = re.compile(r"[A-Za-z][A-Za-z-]{0,40}")
+_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+_ERROR_CODE = re.compile(r"([0-9]{3})(?![0-9])")
+_ERROR_IN_MODIFIER = re.compile(r"(?:error|failure)\s*:\s*(.*)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientStatus:
+    """What became of a message for one recipient (RFC 3464 §2.3).
+
+    An address of type `rfc822` or `unknown` stands without its type, any other as `type;address`.
+    """
+
+    final_recipient: str
+    action: str
+    """`failed`, `delayed`, `delivered`, `relayed` or `expanded`, lower case; empty when it cannot be read."""
+    status: str
+    """Enhanced status code (RFC 3463), empty when it cannot be read."""
+    original_recipient: str = ""
+    """ORCPT, decoded; empty when none was given."""
+    diagnostic: str = ""
+    """Diagnostic-Code with its type: `smtp; 550 5.1.1 no such mailbox`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryNotification:
+    """A DSN."""
+
+    recipients: tuple[RecipientStatus, ...]
+    """At least one."""
+    original_envelope_id: str = ""
+    """ENVID, decoded; empty when none was given."""
+    original_message_id: str = ""
+    """With angle brackets, from what was returned of the message; empty when it was not."""
+    reporting_mta: str = ""
+    """The name without its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispositionNotification:
+    """An MDN. Addresses as in `RecipientStatus`."""
+
+    final_recipient: str
+    disposition: str
+    """`displayed`, `processed`, `deleted`, `dispatched` or what else was said, lower case."""
+    original_recipient: str = ""
+    original_message_id: str = ""
+    """With angle brackets."""
+    automatic: bool = False
+    """Sent, or acted on, without the reader's doing (RFC 8098 §3.2.6.1)."""
+    failed: bool = False
+    """The disposition modifier says error or failure."""
+    error_code: str = ""
+    """Three digits (900-906 of the French profile), from the Error field or, as the profile's older text has it, from
+    the Disposition field itself; empty when none."""
+    error_text: str = ""
+    """The whole of it: `902^Identifiant de patient inconnu`."""
+
+
+def xtext_decoded(value: str) -> str:
+    """ENVID or ORCPT as a DSN repeats it (RFC 3461 §6.3); unchanged when decoding would give more than visible ASCII.
+
+    A `+0D+0A` would otherwise write a field of its own into the receipt.
+    """
+    decoded = _HEXCHAR.sub(lambda match: chr(int(match[1], 16)), value)
+    return decoded if all(" " <= character <= "~" for character in decoded) else value
+
+
+def is_message_id(value: str) -> bool:
+    """`<id>` that may be repeated in a header of ours: visible ASCII, no longer than a line."""
+    return _MESSAGE_ID.fullmatch(value) is not None
+
+
+# Writing
+
+
+def compose_dsn(
+    notification: DeliveryNotification,
+    *,
+    author: str,
+    to: str,
+    subject: str,
+    text: str,
+    message_id: str,
+    date: float,
+    arrival: float,
+) -> bytes:
+    """The whole message, CRLF, the same octets for the same arguments (RFC 3464, RFC 6522).
+
+    `author` and `to` are plain addresses, `subject` is ASCII; `date` and `arrival` (of the original) are UNIX times.
+    """
+    boundary = "=_" + sha256(message_id.encode()).hexdigest()[:40]
+    original = notification.original_message_id if is_message_id(notification.original_message_id) else ""
+    header = [
+        f"Date: {_date(date)}",
+        f"From: {author}",
+        f"To: {to}",
+        f"Subject: {subject}",
+        f"Message-ID: {message_id}",
+        *((f"In-Reply-To: {original}", f"References: {original}") if original else ()),
+        "Auto-Submitted: auto-replied",
+        "MIME-Version: 1.0",
+        f'Content-Type: multipart/report; report-type=delivery-status;\r\n boundary="{boundary}"',
+    ]
+    status = [f"Reporting-MTA: dns; {_ascii(notification.reporting_mta)}"]
+    if notification.original_envelope_id:
+        status.insert(0, f"Original-Envelope-Id: {_ascii(notification.original_envelope_id)}")
+    status.append(f"Arrival-Date: {_date(arrival)}")
+    for recipient in notification.recipients:
+        status += ["", *_recipient_fields(recipient)]
+    parts = [
+        [
+            "Content-Type: text/plain; charset=utf-8",
+            "Content-Transfer-Encoding: quoted-printable",
+            "",
+            binascii.b2a_qp(with_crlf(text.encode()), istext=True).decode("ascii"),
+        ],
+        ["Content-Type: message/delivery-status", "", *status, ""],
+    ]
+    if original:
+        parts.append(["Content-Type: text/rfc822-headers", "", f"Message-ID: {original}", ""])
+    lines = [*header, ""]
+    for part in parts:
+        lines += [f"--{boundary}", *part]
+    return "\r\n".join([*lines, f"--{boundary}--", ""]).encode("ascii")
+
+
+def _recipient_fields(recipient: RecipientStatus) -> list[str]:
+    fields = [
+        f"Final-Recipient: {_typed(recipient.final_recipient)}",
+        f"Action: {recipient.action}",
+        f"Status: {recipient.status}",
+    ]
+    if recipient.original_recipient:
+        fields.insert(0, f"Original-Recipient: {_typed(recipient.original_recipient)}")
+    if recipient.diagnostic:
+        fields.append(f"Diagnostic-Code: {_ascii(recipient.diagnostic)}")
+    return fields
+
+
+def _typed(address: str) -> str:
+    """With its type: a recipient who could not be reached need not have had an address."""
+    if is_address(address):
+        return f"rfc822; {address}"
+    return _ascii(address) if ";" in address else f"unknown; {_ascii(address)}"
+
+
+def _date(at: float) -> str:
+    return format_datetime(datetime.fromtimestamp(int(at), UTC))
+
+
+def _ascii(text: str) -> str:
+    return "".join(character if " " <= character <= "~" else "?" for character in text)[:MAX_VALUE]
+
+
+# Reading
+
+
+def parse_notification(message: bytes) -> DeliveryNotification | DispositionNotification | None:
+    """What a receipt says, None when the message is none. Looks inside `multipart/signed`; never raises.
+
+    The signature is not judged here: the open stage has written its verdict on top of the message.
+    """
+    try:
+        report = _report(with_crlf(message))
+        return None if report is None else _notification(report)
+    except MimeError:
+        return None
+
+
+def _report(message: bytes) -> list[Entity] | None:
+    """The parts of the `multipart/report`. Raises MimeError."""
+    entity = parse_entity(message)
+    for _ in range(_MAX_DEPTH):
+        kind = entity.content_type()
+        if kind.media_type not in ("multipart/report", "multipart/signed"):
+            return None
+        parts = split_multipart(entity, kind.parameters.get("boundary", ""))
+        if kind.media_type == "multipart/report":
+            # the human's text, the machine's, and what came back: nothing behind
+            return [parse_entity(message, start, stop) for start, stop in parts[:3]]
+        if not parts:
+            return None
+        entity = parse_entity(message, *parts[0])
+    return None
+
+
+def _notification(parts: list[Entity]) -> DeliveryNotification | DispositionNotification | None:
+    returned = next(iter(_of_type(parts, _RETURNED)), None)
+    message_id = "" if returned is None else _returned_message_id(returned)
+    for part in _of_type(parts, _DELIVERY_STATUS):
+        return _delivery(_groups(part), message_id)
+    for part in _of_type(parts, _DISPOSITION):
+        return _disposition(_groups(part), message_id)
+    return None
+
+
+def _of_type(parts: list[Entity], types: frozenset[str]) -> list[Entity]:
+    return [part for part in parts if part.content_type().media_type in types]
+
+
+def _returned_message_id(part: Entity) -> str:
+    """Message-ID of the message, or of its header, that came back; empty when it cannot be read."""
+    try:
+        header = parse_entity(bytes(part.decoded()[: MAX_HEADER_OCTETS + 4]))
+    except MimeError:
+        return ""
+    return _message_id(header)
+
+
+def _groups(part: Entity) -> list[Entity]:
+    """Groups of fields between empty lines (RFC 3464 §2.1); one that cannot be read is left out."""
+    groups: list[Entity] = []
+    for block in with_crlf(bytes(part.decoded()[:MAX_STATUS_OCTETS])).split(b"\r\n\r\n"):
+        fields = block.strip(b"\r\n")
+        if not fields:
+            continue
+        try:
+            groups.append(parse_entity(fields + b"\r\n"))
+        except MimeError:
+            continue
+        if len(groups) > MAX_RECIPIENTS:
+            break
+    return groups
+
+
+def _delivery(groups: list[Entity], message_id: str) -> DeliveryNotification | None:
+    recipients = tuple(
+        RecipientStatus(
+            final_recipient=_address(group, "final-recipient"),
+            action=_first(_WORD, _value(group, "action")).lower(),
+            status=_first(_STATUS, _value(group, "status")),
+            original_recipient=_address(group, "original-recipient"),
+            diagnostic=_value(group, "diagnostic-code"),
+        )
+        for group in groups
+        if _address(group, "final-recipient")
+    )
+    if not recipients:
+        return None
+    return DeliveryNotification(
+        recipients,
+        original_envelope_id=_value(groups[0], "original-envelope-id"),
+        original_message_id=message_id,
+        reporting_mta=_value(groups[0], "reporting-mta").partition(";")[2].strip(),
+    )
+
+
+def _disposition(groups: list[Entity], message_id: str) -> DispositionNotification | None:
+    group = next((group for group in groups if _value(group, "disposition")), None)
+    if group is None:
+        return None
+    mode, semicolon, said = _value(group, "disposition").partition(";")
+    kind, _, modifier = (said if semicolon else mode).partition("/")
+    disposition = _first(_WORD, kind.strip()).lower()
+    if not disposition:
+        return None
+    modifiers = {word.partition(":")[0].strip().lower() for word in modifier.split(",")}
+    inside = _ERROR_IN_MODIFIER.search(modifier)
+    error = _value(group, "error") or _value(group, "failure") or (inside[1].strip() if inside else "")
+    code = _ERROR_CODE.match(error)
+    return DispositionNotification(
+        final_recipient=_address(group, "final-recipient"),
+        disposition=disposition,
+        original_recipient=_address(group, "original-recipient"),
+        original_message_id=_message_id(group, "original-message-id") or message_id,
+        automatic=bool(semicolon) and "automatic" in mode.lower(),
+        failed=bool(modifiers & {"error", "failure"}) or disposition == "failed",
+        error_code=code[1] if code else "",
+        error_text=error,
+    )
+
+
+def _value(group: Entity, name: str) -> str:
+    """The first field of that name, printable and bounded; empty when there is none."""
+    value = next(iter(group.values(name)), "")[:MAX_VALUE]
+    return "".join(character if character.isprintable() else "?" for character in value).strip()
+
+
+def _address(group: Entity, name: str) -> str:
+    value = _value(group, name)
+    kind, semicolon, address = (part.strip() for part in value.partition(";"))
+    if semicolon and kind.lower() not in ("rfc822", "utf-8", "unknown"):
+        return f"{kind};{address}"
+    address = address if semicolon else kind
+    return address[1:-1] if address.startswith("<") and address.endswith(">") else address
+
+
+def _message_id(group: Entity, name: str = "message-id") -> str:
+    return _first(_MESSAGE_ID, _value(group, name))
+
+
+def _first(pattern: re.Pattern[str], value: str) -> str:
+    match = pattern.match(value)
+    return match[0] if match else ""

@@ -1,0 +1,551 @@
+"""The collector against a real Dovecot, and against servers that mean harm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import smtplib
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mta import refusals
+from mta.collecting import KEYWORD, After, Collector, CollectorOptions
+from mta.delivery import Accepted, Duplicate, Lease, Submission
+from mta.message import Origin, TargetKind
+from mta.spool import Spool
+from trust.store.database import StoreUnavailableError
+
+from .conftest import MakeSpool
+from .test_dovecot import Running, a_dovecot, write_certificate
+
+PASSWORD = 'pass word/é$"\\'
+HERE = "recueil@hopital.example"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with a_dovecot() as server:
+        yield server
+
+
+@pytest.fixture
+def user(running: Running, request: pytest.FixtureRequest) -> str:
+    """A mailbox of its own for each test."""
+    address = f"{abs(hash(request.node.name))}@ville.mssante.test"
+    running.laboratory.passwords[address] = PASSWORD
+    return address
+
+
+def options_for(running: Running, user: str, **changes: object) -> CollectorOptions:
+    context = ssl.create_default_context(cafile=str(running.options.certificate_chain))
+    plain = CollectorOptions(
+        name="amont",
+        host="127.0.0.1",
+        port=running.options.imaps_port,
+        user=user,
+        password=PASSWORD,
+        deliver_to=HERE,
+        context=context,
+        first_pause=0.05,
+        longest_pause=0.2,
+    )
+    return replace(plain, **changes)
+
+
+@asynccontextmanager
+async def collecting(options: CollectorOptions, spool: Spool) -> AsyncIterator[Collector]:
+    collector = Collector(options, spool, lambda address: address == HERE)
+    task = asyncio.create_task(collector.run())
+    try:
+        yield collector
+    finally:
+        await collector.stop()
+        await task
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - of things that give no event
+            await asyncio.sleep(0.01)
+
+
+def mail(number: int, text: str = "bonjour", *, identified: bool = True, trace: str = "") -> bytes:
+    identity = f"Message-ID: <m{number}@amont.example>\r\n" if identified else ""
+    return f"{trace}From: x@amont.example\r\nSubject: {number}\r\n{identity}\r\n{text}\r\n".encode()
+
+
+def append(running: Running, user: str, *contents: bytes, folder: str = "INBOX") -> None:
+    with running.log_in(user, PASSWORD) as client:
+        for content in contents:
+            assert client.append(folder, None, None, content)[0] == "OK"
+
+
+def deliver(running: Running, user: str, content: bytes) -> None:
+    with smtplib.LMTP(str(running.dovecot.lmtp_socket)) as lmtp:
+        lmtp.ehlo()
+        assert lmtp.sendmail("relay@ville.mssante.test", [user], content) == {}
+
+
+def crash(running: Running) -> None:
+    """Kill Dovecot with its children: left alone, they would serve their clients on for a while."""
+    found = subprocess.run(["pgrep", "-P", str(running.process.pid)], check=True, capture_output=True, text=True)
+    running.process.kill()
+    for pid in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def search(running: Running, user: str, criterion: str, folder: str = "INBOX") -> int:
+    with running.log_in(user, PASSWORD) as client:
+        assert client.select(folder, readonly=True)[0] == "OK"
+        return len(client.search(None, criterion)[1][0].split())
+
+
+def kept(spool: Spool) -> list[tuple[Lease, bytes]]:
+    return [(lease, spool.content(lease)) for lease in spool.claim(100, 60.0)]
+
+
+async def off(function: Callable[..., object], *arguments: object, **named: object) -> object:
+    return await asyncio.to_thread(function, *arguments, **named)
+
+
+async def test_what_waits_and_what_is_pushed_is_collected_and_marked(
+    running: Running, user: str, make_spool: MakeSpool
+) -> None:
+    spool = make_spool()
+    append(running, user, mail(1))
+    async with collecting(options_for(running, user, poll_seconds=999.0), spool) as collector:
+        await eventually(lambda: collector.status.collected == 1 and collector.status.connected)
+        started = time.monotonic()
+        await off(deliver, running, user, mail(2, "poussé"))
+        await eventually(lambda: collector.status.collected == 2)
+        assert time.monotonic() - started < 5
+        await eventually(lambda: collector.status.connected)
+    (first, content), (second, pushed) = kept(spool)
+    assert content == mail(1)
+    assert (first.origin, first.target, first.recipient) == (Origin.COLLECTED, TargetKind.MAILBOX, HERE)
+    assert (first.sender, first.message_id, first.peer) == ("", "<m1@amont.example>", "amont")
+    assert second.sender == "relay@ville.mssante.test"
+    assert pushed.endswith("\r\n\r\npoussé\r\n".encode())
+    assert search(running, user, f"SEEN KEYWORD {KEYWORD}") == 2
+
+
+async def test_several_pushes_and_idle_given_again(running: Running, user: str, make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    async with collecting(options_for(running, user, idle_seconds=0.05), spool) as collector:
+        for number in range(5):
+            await off(append, running, user, mail(number))
+        await eventually(lambda: collector.status.collected == 5)
+    assert sorted(content for _, content in kept(spool)) == [mail(number) for number in range(5)]
+    assert collector.status.repeated == 0
+
+
+async def test_a_backlog_comes_whole_and_once(running: Running, user: str, make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    append(running, user, *(mail(number, "ligne\r\n" * 2000) for number in range(120)))
+    async with collecting(options_for(running, user), spool) as collector:
+        await eventually(lambda: collector.status.connected, 30)
+    assert collector.status.collected == 120
+    assert search(running, user, f"UNKEYWORD {KEYWORD}") == 0
+
+
+async def test_the_same_message_twice_is_one_and_another_with_its_id_is_another(
+    running: Running, user: str, make_spool: MakeSpool
+) -> None:
+    spool = make_spool()
+    path = "Return-Path: <x@amont.example>\r\nReceived: by mx{0} id {0}; Sat, 21 Nov 2026 10:00:0{0} +0000\r\n"
+    append(
+        running,
+        user,
+        mail(1, trace=path.format(1)),
+        mail(1, trace=path.format(2)),
+        mail(1, "autre"),
+        mail(2, identified=False, trace=path.format(1)),
+        mail(2, identified=False, trace=path.format(1)),
+        mail(2, identified=False, trace=path.format(2)),
+    )
+    async with collecting(options_for(running, user), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (collector.status.collected, collector.status.repeated) == (4, 2)
+    assert kept(spool)[0][0].sender == "x@amont.example"
+    assert search(running, user, f"UNKEYWORD {KEYWORD}") == 0
+
+
+async def test_killed_between_keeping_and_marking_it_is_kept_once(
+    running: Running, user: str, make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = make_spool()
+    append(running, user, mail(1))
+    accept = spool.accept
+
+    def killed(submission: Submission) -> Accepted | Duplicate:
+        accept(submission)
+        raise StoreUnavailableError("x")
+
+    monkeypatch.setattr(spool, "accept", killed)
+    async with collecting(options_for(running, user, first_pause=60.0, longest_pause=60.0), spool) as collector:
+        await eventually(lambda: collector.status.trouble == "StoreUnavailableError")
+    assert search(running, user, f"KEYWORD {KEYWORD}") == 0
+    monkeypatch.setattr(spool, "accept", accept)
+    async with collecting(options_for(running, user), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (collector.status.collected, collector.status.repeated) == (0, 1)
+    assert len(kept(spool)) == 1
+    assert search(running, user, f"KEYWORD {KEYWORD}") == 1
+
+
+async def test_stopped_while_keeping_it_is_kept_once(
+    running: Running, user: str, make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = make_spool()
+    append(running, user, mail(1))
+    accept, begun = spool.accept, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(submission: Submission) -> Accepted | Duplicate:
+        asyncio.run_coroutine_threadsafe(_set(begun), loop).result(10)
+        return accept(submission)
+
+    monkeypatch.setattr(spool, "accept", slow)
+    async with collecting(options_for(running, user), spool):
+        await begun.wait()
+    assert len(kept(spool)) == 1
+    monkeypatch.setattr(spool, "accept", accept)
+    async with collecting(options_for(running, user), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert collector.status.collected == 0
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
+async def test_a_rebuilt_mailbox_gives_no_copies(running: Running, user: str, make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    options = options_for(running, user, folder="Labo 1")
+
+    def rebuild(*contents: bytes) -> bytes:
+        with running.log_in(user, PASSWORD) as client:
+            client.delete('"Labo 1"')
+            client.create('"Labo 1"')
+            for content in contents:
+                client.append('"Labo 1"', None, None, content)
+            return client.status('"Labo 1"', "(UIDVALIDITY)")[1][0]
+
+    before = rebuild(mail(1), mail(2))
+    async with collecting(options, spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert rebuild(mail(3), mail(1), mail(2)) != before
+    async with collecting(options, spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (collector.status.collected, collector.status.repeated) == (1, 2)
+    assert [content for _, content in kept(spool)] == [mail(1), mail(2), mail(3)]
+
+
+async def test_what_is_too_large_stays_and_is_told_once(
+    running: Running, user: str, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = make_spool()
+    append(running, user, mail(1, "x" * 900 + "\r\n" + "y" * 900), mail(2))
+    async with collecting(options_for(running, user, max_message_bytes=1000, idle_seconds=0.05), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+        await off(append, running, user, mail(3))
+        await eventually(lambda: collector.status.collected == 2)
+    assert collector.status.oversized == 1
+    assert [content for _, content in kept(spool)] == [mail(2), mail(3)]
+    assert len([r for r in caplog.records if refusals.MESSAGE_TOO_LARGE.code in r.getMessage()]) == 1
+    assert search(running, user, "UNSEEN") == 1
+
+
+async def test_messages_are_moved_when_asked(running: Running, user: str, make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    append(running, user, mail(1), mail(2))
+    options = options_for(running, user, after=After.MOVE, move_to="Transmis a Relais")
+    async with collecting(options, spool) as collector:
+        await eventually(lambda: collector.status.connected)
+        await off(append, running, user, mail(3))
+        await eventually(lambda: collector.status.collected == 3)
+        await asyncio.sleep(0.1)
+    assert search(running, user, "ALL") == 0
+    assert search(running, user, "ALL", '"Transmis a Relais"') == 3
+
+
+async def test_a_restarted_server_is_found_again(
+    running: Running, user: str, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = make_spool()
+    append(running, user, mail(1))
+    async with collecting(options_for(running, user), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+        await off(crash, running)
+        await off(running.process.wait, 10)
+        await eventually(lambda: not collector.status.connected)
+        await off(running.restart)
+        await off(append, running, user, mail(2))
+        await eventually(lambda: collector.status.collected == 2 and collector.status.connected)
+        assert collector.status.trouble == ""
+    assert len(kept(spool)) == 2
+
+
+async def test_a_wrong_password_is_tried_rarely_and_told_once_without_it(
+    running: Running, user: str, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    options = options_for(running, user, password="hunter2-wrong", login_pause=0.1)
+    async with collecting(options, make_spool()) as collector:
+        await eventually(lambda: running.laboratory.failures.get(user, 0) >= 2)
+        assert collector.status.trouble == "login-refused"
+    messages = [r.getMessage() for r in caplog.records]
+    assert len([m for m in messages if "login-refused" in m]) == 1
+    assert not any("hunter2" in m or user in m for m in messages)
+    assert "hunter2" not in repr(options)
+    asked = len(running.laboratory.asked)
+    async with collecting(replace(options, login_pause=60.0), make_spool()) as collector:
+        await eventually(lambda: collector.status.trouble == "login-refused")
+        await asyncio.sleep(0.3)
+    assert len(running.laboratory.asked) == asked + 1
+
+
+async def test_nothing_is_taken_for_a_mailbox_that_is_not_here(
+    running: Running, user: str, make_spool: MakeSpool
+) -> None:
+    append(running, user, mail(1))
+    async with collecting(options_for(running, user, deliver_to="x@y.example"), make_spool()) as collector:
+        await eventually(lambda: collector.status.trouble == "mailbox-unknown")
+    assert search(running, user, "UNSEEN") == 1
+
+
+async def test_an_unknown_certificate_gets_no_password(running: Running, user: str, make_spool: MakeSpool) -> None:
+    asked = len(running.laboratory.asked)
+    options = options_for(running, user, context=ssl.create_default_context())
+    async with collecting(options, make_spool()) as collector:
+        await eventually(lambda: collector.status.trouble == "SSLCertVerificationError")
+    assert len(running.laboratory.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+        {"deliver_to": "nobody"},
+        {"folder": "INBOX\r\nA LOGOUT"},
+        {"move_to": "été"},
+        {"user": ""},
+        {"password": "a\nb"},
+        {"idle_seconds": 1800.0},
+    ],
+)
+def test_unsafe_options_are_refused(change: dict[str, object]) -> None:
+    options = CollectorOptions("n", "h", "u", "p", HERE, ssl.create_default_context())
+    with pytest.raises(ValueError):
+        replace(options, **change)
+
+
+# Servers that mean harm, or do not know better
+
+
+class Scripted:
+    """An IMAP server over TLS that answers well, but for the commands a test gives it."""
+
+    def __init__(self, directory: Path, message: bytes = mail(1), **answers: bytes) -> None:
+        self.message = message
+        self.answers = answers
+        self.connections = 0
+        self.marked: list[str] = []
+        self.chain, key = write_certificate(directory)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(self.chain, key)
+        self.port = 0
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            writer.write(self.answers.get("greeting", b"* OK ready\r\n"))
+            while line := await reader.readline():
+                tag, _, command = line.decode().strip().partition(" ")
+                if tag == "DONE":
+                    writer.write(self.idle_tag + b" OK done\r\n")
+                    continue
+                writer.write(self.answer(tag.encode(), command))
+                await writer.drain()
+        writer.close()
+
+    def answer(self, tag: bytes, command: str) -> bytes:
+        words = command.replace("UID ", "").split()
+        name = words[0].lower() + ("_size" if "SIZE" in command else "")
+        if words[0] == "STORE":
+            self.marked.append(command)
+        if words[0] == "IDLE":
+            self.idle_tag = tag
+        plain = {
+            "capability": b"* CAPABILITY IMAP4rev1 IDLE\r\n",
+            "select": b"* 1 EXISTS\r\n* OK [UIDVALIDITY 7] x\r\n* OK [PERMANENTFLAGS (\\Seen)] x\r\n",
+            "search": b"* SEARCH 5\r\n",
+            "fetch_size": b"* 1 FETCH (UID 5 RFC822.SIZE 60)\r\n",
+            "fetch": b"* 1 FETCH (FLAGS (\\Recent))\r\n* 1 FETCH (BODY[] {%d}\r\n%s UID 5)\r\n"
+            % (len(self.message), self.message),
+            "idle": b"+ idling\r\n",
+        }
+        if name in self.answers:
+            return self.answers[name].replace(b"TAG", tag)
+        return plain.get(name, b"") + (b"" if name == "idle" else tag + b" OK done\r\n")
+
+
+@asynccontextmanager
+async def scripted(server: Scripted, spool: Spool, **changes: object) -> AsyncIterator[Collector]:
+    listening = await asyncio.start_server(server.converse, "127.0.0.1", 0, ssl=server.context)
+    context = ssl.create_default_context(cafile=str(server.chain))
+    options = CollectorOptions("m", "127.0.0.1", "u", "p", HERE, context, listening.sockets[0].getsockname()[1])
+    options = replace(options, first_pause=0.02, longest_pause=0.05, command_seconds=1.0, **changes)
+    loop = asyncio.get_running_loop()
+    unhandled: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    try:
+        async with collecting(options, spool) as collector:
+            yield collector
+    finally:
+        listening.close()
+        await asyncio.sleep(0)
+    assert unhandled == []
+
+
+async def test_without_keywords_messages_become_seen(tmp_path: Path, make_spool: MakeSpool) -> None:
+    server, spool = Scripted(tmp_path), make_spool()
+    async with scripted(server, spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert server.marked == [r"UID STORE 5 +FLAGS.SILENT (\Seen)"]
+    assert [content for _, content in kept(spool)] == [mail(1)]
+
+
+async def test_a_mark_that_is_refused_is_no_endless_loop(tmp_path: Path, make_spool: MakeSpool) -> None:
+    server = Scripted(tmp_path, store=b"TAG NO read-only\r\n", idle=b"+ idling\r\n* 1 EXISTS\r\n")
+    async with scripted(server, make_spool()) as collector:
+        await eventually(lambda: collector.status.connected)
+        await asyncio.sleep(0.2)
+    assert (collector.status.collected, collector.status.repeated) == (1, 0)
+    assert len(server.marked) == 1
+
+
+async def test_a_connection_lost_before_the_mark_is_marked_at_the_next(tmp_path: Path, make_spool: MakeSpool) -> None:
+    server = Scripted(tmp_path, store=b"ZZZ9 OK nonsense\r\n")
+    async with scripted(server, make_spool()) as collector:
+        await eventually(lambda: len(server.marked) == 2)
+        del server.answers["store"]
+        await eventually(lambda: collector.status.connected)
+    assert collector.status.collected == 1
+    assert collector.status.repeated >= 1
+
+
+async def test_a_message_that_cannot_be_kept_holds_up_nobody(
+    running: Running, user: str, make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = make_spool()
+    append(running, user, mail(1), mail(2))
+    accept = spool.accept
+
+    def picky(submission: Submission) -> Accepted | Duplicate:
+        if submission.content == mail(1):
+            raise ZeroDivisionError
+        return accept(submission)
+
+    monkeypatch.setattr(spool, "accept", picky)
+    async with collecting(options_for(running, user), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (collector.status.collected, collector.status.refused) == (1, 1)
+    assert search(running, user, "UNSEEN") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (mail(1).replace(b"\r\n", b"\n"), refusals.LINE_ENDINGS),
+        (mail(1) + b"\r\n.\n\r\nMAIL FROM:<x@y>\r\n", refusals.LINE_ENDINGS),
+        (b"no header\r\n\r\nx\r\n", refusals.HEADER_INVALID),
+        (b"From: a@b.example\r\nFrom: c@d.example\r\n\r\nx\r\n", refusals.HEADER_INVALID),
+        (b"Received: x\r\n" * 30 + mail(1), refusals.TOO_MANY_HOPS),
+    ],
+)
+async def test_what_the_road_does_not_carry_stays_upstream(
+    tmp_path: Path, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture, message: bytes, code: object
+) -> None:
+    server, spool = Scripted(tmp_path, message), make_spool()
+    async with scripted(server, spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (collector.status.refused, server.marked, kept(spool)) == (1, [], [])
+    assert code.code in caplog.text  # type: ignore[attr-defined]
+
+
+HOSTILE: dict[str, dict[str, bytes]] = {
+    "silence": {"greeting": b""},
+    "turned away": {"greeting": b"* BYE no\r\n"},
+    "not IMAP": {"greeting": b"\xff\xfe220 smtp ready\r\n\r\n"},
+    "pre-authenticated": {"greeting": b"* PREAUTH hi\r\n"},
+    "endless line": {"search": b"* SEARCH " + b"1" * 5_000_000},
+    "endless lines": {"search": b"* OK x\r\n" * 530_000},
+    "wrong tag": {"search": b"ZZZ1 OK done\r\n"},
+    "words as numbers": {"search": b"* SEARCH 5 x\r\nTAG OK\r\n"},
+    "immense number": {"search": b"* SEARCH " + b"9" * 5000 + b"\r\nTAG OK\r\n"},
+    "immense literal size": {"fetch": b"* 1 FETCH (UID 5 BODY[] {" + b"9" * 5000 + b"}\r\n"},
+    "a body without end": {"fetch": b"* 1 FETCH (UID 5 BODY[] {99999999999}\r\n" + b"x" * 5_000_000},
+    "no capability": {"capability": b"* CAPABILITY \xff\r\nTAG OK\r\n"},
+    "no uidvalidity": {"select": b"* OK [UIDVALIDITY x]\r\nTAG OK\r\n"},
+    "select refused": {"select": b"TAG NO\r\n"},
+    "idle refused": {"idle": b"TAG BAD\r\n"},
+    "hangs up": {"fetch_size": b"* BYE\r\n"},
+    "non-ascii status": {"fetch_size": b"TAG \xe9K\r\n"},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_a_hostile_server_costs_a_pause_and_nothing_else(
+    tmp_path: Path, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server, spool = Scripted(tmp_path, **HOSTILE[case]), make_spool()
+    expected_trouble = case != "hangs up"
+    async with scripted(server, spool, max_message_bytes=100_000) as collector:
+        await eventually(lambda: server.connections >= 2 or not expected_trouble)
+        assert expected_trouble is False or collector.status.trouble
+    stored = kept(spool)
+    assert len(stored) == (1 if case == "idle refused" else 0)
+    assert not any("xxxxx" in record.getMessage() or "99999" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "fetch",
+    [
+        b"* 1 FETCH (UID 6 BODY[] {3}\r\nabc)\r\nTAG OK\r\n",
+        b"* 1 FETCH (UID 5 BODY[] NIL)\r\nTAG OK\r\n",
+        b"* 1 FETCH (UID 5 FLAGS ())\r\nTAG OK\r\n",
+        b"TAG OK\r\n",
+    ],
+)
+async def test_another_message_or_none_is_not_taken(tmp_path: Path, make_spool: MakeSpool, fetch: bytes) -> None:
+    server, spool = Scripted(tmp_path, fetch=fetch), make_spool()
+    async with scripted(server, spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (kept(spool), server.marked) == ([], [])
+
+
+async def test_more_than_announced_is_too_large(tmp_path: Path, make_spool: MakeSpool) -> None:
+    server, spool = Scripted(tmp_path, mail(1, "x" * 500)), make_spool()
+    async with scripted(server, spool, max_message_bytes=300) as collector:
+        await eventually(lambda: collector.status.connected)
+    assert (collector.status.oversized, kept(spool)) == (1, [])
+
+
+async def test_thousands_of_lines_in_one_packet_are_read(tmp_path: Path, make_spool: MakeSpool) -> None:
+    chatter = b"".join(b"* %d EXPUNGE\r\n" % number for number in range(20_000))
+    server, spool = Scripted(tmp_path, search=chatter + b"* SEARCH 5\r\nTAG OK\r\n"), make_spool()
+    async with scripted(server, spool) as collector:
+        await eventually(lambda: collector.status.collected == 1)

@@ -1,0 +1,257 @@
+"""Receipts written and read: as the RFCs show them, as others write them, and as nobody should."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mta.notifications import (
+    MAX_RECIPIENTS,
+    DeliveryNotification,
+    DispositionNotification,
+    RecipientStatus,
+    compose_dsn,
+    parse_notification,
+    xtext_decoded,
+)
+
+PATIENT = "279035121518989@patient.mssante.test"
+NOTIFICATION = DeliveryNotification(
+    (RecipientStatus(PATIENT, "failed", "5.1.1", "ancien@op2.example", "smtp; 550 5.1.1 unknown"),),
+    original_envelope_id="0189abcdef",
+    original_message_id="<1@op1.example>",
+    reporting_mta="gate.op1.example",
+)
+
+
+def composed(notification: DeliveryNotification = NOTIFICATION, text: str = "Échec.\n") -> bytes:
+    return compose_dsn(
+        notification,
+        author="postmaster@op1.example",
+        to="labo@op1.example",
+        subject="Message non remis",
+        text=text,
+        message_id="<dsn.1@op1.example>",
+        date=1_800_000_000.9,
+        arrival=1_799_999_000.0,
+    )
+
+
+def report(kind: str, status: str, *more: str, returned: str = "") -> bytes:
+    """A report as another program writes it."""
+    parts = ["Content-Type: text/plain\n\nFor the human.\n", f"Content-Type: message/{kind}\n\n{status}"]
+    parts += [f"Content-Type: text/rfc822-headers\n\n{returned}"] if returned else []
+    body = "".join(f"--b1\n{part}\n" for part in (*parts, *more)) + "--b1--\n"
+    head = f"From: a@b.example\nMIME-Version: 1.0\nContent-Type: multipart/report; report-type={kind}; boundary=b1\n\n"
+    return (head + body).replace("\n", "\r\n").encode()
+
+
+def test_what_is_composed_is_read_alike_by_an_independent_reader() -> None:
+    content = composed(text="Échec de remise à " + PATIENT + ".\n" + "x" * 2000 + "\n")
+    assert content == composed(text="Échec de remise à " + PATIENT + ".\n" + "x" * 2000 + "\n")
+    assert content.isascii()
+    assert max(len(line) for line in content.split(b"\r\n")) <= 998
+    assert content.count(b"\n") == content.count(b"\r\n")
+    mail = email.message_from_bytes(content, policy=email.policy.default)
+    assert not mail.defects
+    assert (mail.get_content_type(), mail.get_param("report-type")) == ("multipart/report", "delivery-status")
+    assert (mail["Auto-Submitted"], mail["In-Reply-To"]) == ("auto-replied", "<1@op1.example>")
+    text, status, returned = mail.iter_parts()
+    assert text.get_content().startswith("Échec de remise")
+    assert returned.get_content_type() == "text/rfc822-headers"
+    per_message, per_recipient = status.get_payload()
+    assert per_message["Reporting-MTA"] == "dns; gate.op1.example"
+    assert per_message["Original-Envelope-Id"] == "0189abcdef"
+    assert per_recipient["Final-Recipient"] == f"rfc822; {PATIENT}"
+    assert per_recipient["Action"] == "failed"
+
+
+def test_there_and_back() -> None:
+    assert parse_notification(composed()) == NOTIFICATION
+
+
+def test_a_recipient_need_not_be_an_address() -> None:
+    found = parse_notification(composed(DeliveryNotification((RecipientStatus("279035121518989", "failed", "5.1.3"),))))
+    assert isinstance(found, DeliveryNotification)
+    assert found.recipients[0].final_recipient == "279035121518989"
+    assert b"unknown; 279035121518989" in composed(
+        DeliveryNotification((RecipientStatus("279035121518989", "failed", "5.1.3"),))
+    )
+
+
+_TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
+
+
+@given(_TEXT, _TEXT, _TEXT, _TEXT)
+@example("a\r\nAction: delivered\r\n\r\nx", "e\r\n\r\n", "m\r\n--b", "d\nX: y")
+def test_no_value_writes_a_field_of_its_own(recipient: str, envelope: str, message_id: str, diagnostic: str) -> None:
+    status = RecipientStatus(recipient or "-", "failed", "5.0.0", recipient, diagnostic)
+    content = composed(DeliveryNotification((status,), envelope, f"<{message_id}>", "gate.op1.example"))
+    found = parse_notification(content)
+    if found is None:
+        assert not recipient.strip(" ;<>") or ";" in recipient
+        return
+    assert isinstance(found, DeliveryNotification)
+    (only,) = found.recipients
+    assert (only.action, only.status) == ("failed", "5.0.0")
+    assert content.count(b"\r\nAction: ") == 1
+    assert content.isascii()
+
+
+@pytest.mark.parametrize(
+    ("value", "decoded"),
+    [("a+2Bb+3D", "a+b="), ("plain", "plain"), ("a+0D+0AAction: x", "a+0D+0AAction: x"), ("a+E9", "a+E9"), ("", "")],
+)
+def test_xtext(value: str, decoded: str) -> None:
+    assert xtext_decoded(value) == decoded
+
+
+def test_postfix_style_with_several_recipients() -> None:
+    status = (
+        "Reporting-MTA: dns; mx.op2.example\nX-Postfix-Queue-ID: 4ABC\nOriginal-Envelope-Id: E1\n"
+        "Arrival-Date: Fri, 20 Nov 2026 10:00:00 +0100 (CET)\n\n"
+        "Final-Recipient: rfc822; a@op2.example\nOriginal-Recipient: rfc822;a.b@op2.example\nAction: Delivered\n"
+        "Status: 2.0.0\nDiagnostic-Code: smtp; 250 2.0.0\n    saved\n\n"
+        "garbage without a colon\n\n"
+        "Final-Recipient: RFC822;<b@op2.example>\nAction: failed (really)\nStatus: 5.1.1 (bad)\n\n"
+        "Final-Recipient: x400; /G=B/S=C/\nAction: ???\nStatus: 9.9\n"
+    )
+    found = parse_notification(
+        report("delivery-status", status, returned="Subject: x\nMessage-ID:\n <9@op1.example>\n")
+    )
+    assert found == DeliveryNotification(
+        (
+            RecipientStatus("a@op2.example", "delivered", "2.0.0", "a.b@op2.example", "smtp; 250 2.0.0    saved"),
+            RecipientStatus("b@op2.example", "failed", "5.1.1"),
+            RecipientStatus("x400;/G=B/S=C/", "", ""),
+        ),
+        original_envelope_id="E1",
+        original_message_id="<9@op1.example>",
+        reporting_mta="mx.op2.example",
+    )
+
+
+MDN = (
+    "Reporting-UA: medecin.example; Logiciel 3\nOriginal-Recipient: rfc822;bal@op2.example\n"
+    "Final-Recipient: rfc822;medecin@op2.example\nOriginal-Message-ID: <1@op1.example>\n"
+)
+READ = DispositionNotification(
+    "medecin@op2.example", "displayed", "bal@op2.example", "<1@op1.example>", automatic=False
+)
+AUTOMATIC = "Disposition: automatic-action/MDN-sent-automatically; "
+UNKNOWN_PATIENT = "902^Identifiant de patient inconnu^2.16.840.1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "disposition", "automatic", "failed", "code", "text"),
+    [
+        ("Disposition: manual-action/MDN-sent-manually; displayed\n", "displayed", False, False, "", ""),
+        (AUTOMATIC + "processed\n", "processed", True, False, "", ""),
+        # RFC 8098, as the profile has it now
+        (AUTOMATIC + f"processed/error\nError: {UNKNOWN_PATIENT}\n", "processed", True, True, "902", UNKNOWN_PATIENT),
+        # as its older text has it, which RFC 8098 forbids
+        (AUTOMATIC + f"processed/Error: {UNKNOWN_PATIENT}\n", "processed", True, True, "902", UNKNOWN_PATIENT),
+        (AUTOMATIC + f"processed / Error : {UNKNOWN_PATIENT}\n", "processed", True, True, "902", UNKNOWN_PATIENT),
+        (
+            AUTOMATIC + "\n processed/error,warning\nError: 12345 no code\n",
+            "processed",
+            True,
+            True,
+            "",
+            "12345 no code",
+        ),
+        ("Disposition: displayed\n", "displayed", False, False, "", ""),
+        (AUTOMATIC + "Deleted\n", "deleted", True, False, "", ""),
+        (AUTOMATIC + "processed\nWarning: 902^x\n", "processed", True, False, "", ""),
+    ],
+)
+@pytest.mark.parametrize("group_apart", [False, True])
+def test_dispositions_in_both_dialects(
+    fields: str, disposition: str, automatic: bool, failed: bool, code: str, text: str, group_apart: bool
+) -> None:
+    status = f"Reporting-UA: x\n\n{MDN}{fields}" if group_apart else MDN + fields
+    found = parse_notification(report("disposition-notification", status))
+    assert found == DispositionNotification(
+        "medecin@op2.example", disposition, "bal@op2.example", "<1@op1.example>", automatic, failed, code, text
+    )
+
+
+def test_the_message_that_came_back_tells_its_id() -> None:
+    status = "Final-Recipient: rfc822;medecin@op2.example\nDisposition: manual-action/MDN-sent-manually; displayed\n"
+    original = "Content-Type: message/rfc822\n\nMessage-ID: <7@op1.example>\nSubject: x\n\n--b2\nbody\n"
+    found = parse_notification(report("disposition-notification", status, original))
+    assert isinstance(found, DispositionNotification)
+    assert found.original_message_id == "<7@op1.example>"
+
+
+def test_inside_signatures() -> None:
+    inner = report("disposition-notification", MDN + "Disposition: manual-action/MDN-sent-manually; displayed\n")
+    head, _, body = inner.partition(b"\r\n\r\n")
+    entity = head[head.index(b"Content-Type:") :] + b"\r\n\r\n" + body
+    for n in range(6):
+        found = parse_notification(b"From: a@b.example\r\n" + entity)
+        assert found == (READ if n < 4 else None)
+        boundary = b"s%d" % n
+        entity = (
+            b"Content-Type: multipart/signed; micalg=sha-256; boundary=" + boundary + b"\r\n\r\n--" + boundary
+            + b"\r\n" + entity + b"\r\n--" + boundary
+            + b"\r\nContent-Type: application/pkcs7-signature\r\n\r\nx\r\n--" + boundary + b"--\r\n"
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"no header",
+        b"From: a@b.example\r\n\r\nhello\r\n",
+        b"Content-Type: multipart/report\r\n\r\n",
+        b"Content-Type: multipart/report; boundary=b\r\n\r\n--b--\r\n",
+        b"Content-Type: multipart/signed; boundary=b\r\n\r\n--b--\r\n",
+        report("delivery-status", ""),
+        report("delivery-status", "Reporting-MTA: dns; x\n"),
+        report("disposition-notification", ""),
+        report("disposition-notification", "Disposition: ;;;\n"),
+        report("feedback-report", "Feedback-Type: abuse\n"),
+        report("delivery-status", "\x00: x\n\n\nFinal-Recipient:\n"),
+    ],
+)
+def test_what_is_no_notification(message: bytes) -> None:
+    assert parse_notification(message) is None
+
+
+def test_bounded() -> None:
+    many = "Reporting-MTA: dns; x\n" + "\nFinal-Recipient: rfc822;a@b.example\nAction: failed\n" * 5000
+    found = parse_notification(report("delivery-status", many))
+    assert isinstance(found, DeliveryNotification)
+    assert len(found.recipients) == MAX_RECIPIENTS
+    long = MDN + AUTOMATIC + "processed/error\nError: 902^" + "x" * 100_000 + "\n"
+    said = parse_notification(report("disposition-notification", long))
+    assert isinstance(said, DispositionNotification)
+    assert (said.error_code, len(said.error_text)) == ("902", 500)
+
+
+_SEEDS = (composed(), report("disposition-notification", MDN + AUTOMATIC + "processed/Error: 902^x\n"))
+
+
+@given(st.binary(max_size=400))
+def test_never_raises_on_anything(message: bytes) -> None:
+    parse_notification(message)
+
+
+@given(st.sampled_from(_SEEDS), st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 40), st.binary(max_size=30))))
+def test_never_raises_on_broken_notifications(message: bytes, edits: list[tuple[int, int, bytes]]) -> None:
+    for at, cut, put in edits:
+        message = message[:at] + put + message[at + cut :]
+    found = parse_notification(message)
+    if isinstance(found, DeliveryNotification):
+        assert all(
+            status.final_recipient.isprintable() and status.diagnostic.isprintable() for status in found.recipients
+        )
+    if isinstance(found, DispositionNotification):
+        assert found.disposition
+        assert found.error_text.isprintable()
