@@ -18,7 +18,7 @@ import contextlib
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -31,6 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mta import refusals
 from mta.delivery import Duplicate, NewDelivery, Submission
 from mta.header import author_of
+from mta.imap_client import ANSWER_BYTES, BoundedClient
 from mta.message import Origin, TargetKind
 from mta.smtp.address import domain_of, is_address, parse_path
 from mta.smtp.content import crlf_only
@@ -40,8 +41,6 @@ from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
 
 _log = logging.getLogger(__name__)
-# the library writes commands, answers and mail into its debug log
-logging.getLogger(aioimaplib.__name__).setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
@@ -50,13 +49,9 @@ KEYWORD = "$RelaisCollected"
 
 _TRACE_FIELDS = frozenset({"return-path", "received", "delivered-to", "x-original-to", "envelope-to"})
 """What each way to the mailbox adds on top: two copies of one message differ in them (RFC 5321 §4.4)."""
-_ANSWER_BYTES = 4 * 1024 * 1024
-"""What a server may send for one command, a message's own octets aside: 100,000 UIDs take 800 KB."""
 _BREATH = 0.05
 """Seconds between two looks, however often the server says that something arrived."""
 _SIZES_AT_ONCE = 50
-_LINES_AT_ONCE = 50
-"""The library recurses once for each line of what it is given."""
 _PRINTABLE = re.compile(r"[ -~]+")
 _UID = re.compile(rb"[ (]UID (\d{1,10})(?=[ )])")
 _SIZE = re.compile(rb"[ (]RFC822\.SIZE (\d{1,10})(?=[ )])")
@@ -206,7 +201,7 @@ class Collector:
         options = self._options
         if not await self._in_thread(self._exists, options.deliver_to):
             raise _TroubleError("mailbox-unknown", options.longest_pause)
-        client = _Client(options.host, options.port, timeout=options.command_seconds, ssl_context=options.context)
+        client = BoundedClient(options.host, options.port, timeout=options.command_seconds, ssl_context=options.context)
         work = asyncio.create_task(self._work(client))
         lost = asyncio.create_task(client.protocol.lost.wait())
         try:
@@ -219,7 +214,7 @@ class Collector:
             await asyncio.gather(work, lost, return_exceptions=True)
             await client.abort()
 
-    async def _work(self, client: _Client) -> None:
+    async def _work(self, client: BoundedClient) -> None:
         options = self._options
         await client.wait_hello_from_server()
         answer = await client.login(aioimaplib.quoted(options.user), options.password)
@@ -242,7 +237,7 @@ class Collector:
             if not client.protocol.arrived.is_set():
                 await self._wait(client)
 
-    async def _prepare(self, client: _Client, lines: Sequence[bytes]) -> _Mark:
+    async def _prepare(self, client: BoundedClient, lines: Sequence[bytes]) -> _Mark:
         """How to mark here; forgets UIDs when UIDVALIDITY is another one."""
         options = self._options
         text = b"\n".join(bytes(line) for line in lines)
@@ -266,16 +261,20 @@ class Collector:
         # what somebody reads upstream before us then stays there: without keywords nothing better tells
         return _Mark("UNSEEN UNDELETED", r"(\Seen)")
 
-    async def _wait(self, client: _Client) -> None:
+    async def _wait(self, client: BoundedClient) -> None:
         """Until the server says that something arrived, or it is time to say something again."""
         options, protocol = self._options, client.protocol
-        protocol.allow(_ANSWER_BYTES)
+        protocol.allow(ANSWER_BYTES)
         if not client.has_capability("IDLE"):
             await asyncio.sleep(options.poll_seconds)
             _ok(await client.noop(), "noop-refused")
             return
-        async with asyncio.timeout(options.command_seconds):
-            idle = await client.idle_start(2 * options.idle_seconds)
+        try:
+            async with asyncio.timeout(options.command_seconds):
+                idle = await client.idle_start(2 * options.idle_seconds)
+        except aioimaplib.Abort:  # announced, and refused all the same
+            await asyncio.sleep(options.poll_seconds)
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.idle_seconds):
                 await protocol.arrived.wait()
@@ -285,9 +284,9 @@ class Collector:
         while not protocol.idle_queue.empty():
             protocol.idle_queue.get_nowait()
 
-    async def _collect(self, client: _Client, mark: _Mark) -> None:
+    async def _collect(self, client: BoundedClient, mark: _Mark) -> None:
         """One look at the folder: everything that is not marked."""
-        client.protocol.allow(_ANSWER_BYTES)
+        client.protocol.allow(ANSWER_BYTES)
         found = await client.uid_search(mark.unmarked, charset=None)
         _ok(found, "search-refused")
         uids = sorted(_numbers(found.lines[:-1]) - self._done)
@@ -296,7 +295,7 @@ class Collector:
             for uid, size in sizes.items():
                 await self._one(client, mark, uid, size)
 
-    async def _one(self, client: _Client, mark: _Mark, uid: int, size: int) -> None:
+    async def _one(self, client: BoundedClient, mark: _Mark, uid: int, size: int) -> None:
         limit = self._options.max_message_bytes
         content = await self._body(client, uid) if size <= limit else b""
         if content is None:
@@ -331,9 +330,9 @@ class Collector:
         else:
             self._status = replace(self._status, refused=self._status.refused + 1)
 
-    async def _mark(self, client: _Client, mark: _Mark, uid: int) -> None:
+    async def _mark(self, client: BoundedClient, mark: _Mark, uid: int) -> None:
         """A mark the server refuses costs a repeat after the next start, which the spool recognises."""
-        client.protocol.allow(_ANSWER_BYTES)
+        client.protocol.allow(ANSWER_BYTES)
         async with asyncio.timeout(self._options.command_seconds):
             if mark.flags:
                 answer = await client.uid("STORE", str(uid), "+FLAGS.SILENT", mark.flags)
@@ -342,9 +341,9 @@ class Collector:
         if answer.result != "OK":
             _log.warning("collector %s: the server does not let us mark UID %d", self._options.name, uid)
 
-    async def _sizes(self, client: _Client, uids: Sequence[int]) -> dict[int, int]:
+    async def _sizes(self, client: BoundedClient, uids: Sequence[int]) -> dict[int, int]:
         """RFC822.SIZE by UID, of those that still exist."""
-        client.protocol.allow(_ANSWER_BYTES)
+        client.protocol.allow(ANSWER_BYTES)
         answer = await self._fetch(client, ",".join(map(str, uids)), "(UID RFC822.SIZE)")
         sizes: dict[int, int] = {}
         for line in answer:
@@ -353,9 +352,9 @@ class Collector:
                 sizes[int(uid[1])] = int(size[1])
         return sizes
 
-    async def _body(self, client: _Client, uid: int) -> bytes | None:
+    async def _body(self, client: BoundedClient, uid: int) -> bytes | None:
         """The message as the server has it; None when there is none any more."""
-        client.protocol.allow(_ANSWER_BYTES + self._options.max_message_bytes)
+        client.protocol.allow(ANSWER_BYTES + self._options.max_message_bytes)
         lines = await self._fetch(client, str(uid), "(UID BODY.PEEK[])")
         text, literal = b"", bytearray()
         for line in (*lines, b"0 FETCH ("):
@@ -370,7 +369,7 @@ class Collector:
                 text += line
         return None
 
-    async def _fetch(self, client: _Client, uids: str, items: str) -> list[bytes | bytearray]:
+    async def _fetch(self, client: BoundedClient, uids: str, items: str) -> list[bytes | bytearray]:
         async with asyncio.timeout(self._options.message_seconds):
             answer = await client.uid("FETCH", uids, items)
         _ok(answer, "fetch-refused")
@@ -451,102 +450,3 @@ def _numbers(lines: Sequence[bytes]) -> set[int]:
     if not all(word.isdigit() and len(word) <= 10 for word in words):
         raise _TroubleError("search-unreadable")
     return {int(word) for word in words}
-
-
-# --- The connection --------------------------------------------------------------------------------------------------
-
-
-class _Protocol(aioimaplib.IMAP4ClientProtocol):
-    """The library's protocol with limits: it ends the connection where the library would raise into the event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self.incomplete_line: bytes
-        self.current_command: aioimaplib.Command | None  # type: ignore[assignment]
-        self.lost = asyncio.Event()
-        self.arrived = asyncio.Event()
-        """Set by any EXISTS, during whatever command it comes: a server says it once (RFC 9051 §7.4.1)."""
-        self._allowance = _ANSWER_BYTES
-
-    def allow(self, octets: int) -> None:
-        """The server may send this much from now on."""
-        self._allowance = octets
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-
-    def data_received(self, d: bytes) -> None:
-        """In slices of few lines; without the library's debug log, which would format every octet."""
-        self._allowance -= len(d)
-        try:
-            if self._allowance < 0:
-                raise _TroubleError("answer-too-long")
-            for piece in _slices(d):
-                try:
-                    self._handle_responses(
-                        self.incomplete_line + piece,
-                        self._handle_line,
-                        self.current_command,  # type: ignore[arg-type]
-                    )
-                    self.incomplete_line, self.current_command = b"", None
-                except aioimaplib.IncompleteRead as incomplete:
-                    self.incomplete_line, self.current_command = incomplete.data, incomplete.cmd
-        except Exception as error:  # not IMAP, or not what was asked for
-            _log.warning("an IMAP server's answer cannot be read: %s", type(error).__name__)
-            self.abort()
-
-    def abort(self) -> None:
-        """Close without a word."""
-        transport: asyncio.Transport | None = self.transport
-        if transport is not None:
-            transport.abort()
-
-    def _untagged_response(self, line: bytes) -> aioimaplib.Command:
-        if re.fullmatch(rb"\* \d+ EXISTS", line):
-            self.arrived.set()
-        return super()._untagged_response(line)
-
-    async def welcome(self, command: bytes) -> None:
-        """The library runs this as a task nobody awaits."""
-        try:
-            await super().welcome(command)
-        except Exception:
-            self.abort()
-
-
-class _Client(aioimaplib.IMAP4_SSL):
-    protocol: _Protocol  # type: ignore[assignment]
-    _client_task: asyncio.Task[tuple[asyncio.Transport, _Protocol]]
-
-    def create_client(
-        self,
-        host: str,
-        port: int,
-        loop: asyncio.AbstractEventLoop | None,
-        conn_lost_cb: Callable[[Exception | None], None] | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
-        running = asyncio.get_running_loop()
-        self.protocol = _Protocol(running)
-        opening: Awaitable[tuple[asyncio.Transport, _Protocol]] = running.create_connection(
-            lambda: self.protocol, host, port, ssl=ssl_context
-        )
-        self._client_task = asyncio.ensure_future(opening)
-
-    async def abort(self) -> None:
-        """Close without a word, and end what the library left running."""
-        if self._idle_waiter is not None:
-            self._idle_waiter.cancel()
-        for task in (self._client_task, *self.tasks, *self.protocol.tasks):
-            task.cancel()
-        await asyncio.gather(self._client_task, *self.tasks, *self.protocol.tasks, return_exceptions=True)
-        self.protocol.abort()
-
-
-def _slices(data: bytes) -> list[bytes]:
-    """`data` in pieces of few lines."""
-    if data.count(b"\n") <= _LINES_AT_ONCE:
-        return [data]
-    lines = [line + b"\n" for line in data.split(b"\n")]
-    lines[-1] = lines[-1][:-1]
-    return [b"".join(lines[start : start + _LINES_AT_ONCE]) for start in range(0, len(lines), _LINES_AT_ONCE)]

@@ -64,7 +64,7 @@ class Run:
     """Seconds per report, from its first byte sent to its AA."""
     mails: int
     mail_bytes: int
-    """Median size of one mail before its protection, as near as base64 tells."""
+    """Median size of one mail before its protection, as near as base64 tells (the protected form is 4/3 as long)."""
     costs: dict[str, Cost]
     """CPU seconds of this run, peak memory since the start."""
 
@@ -120,7 +120,7 @@ def _pdf(size: int) -> bytes:
 
 
 def _one_run(child: Child, template: bytes, count: int, tag: str) -> Run:
-    identifiers = [f"BENCH{tag}-{number}-{time.time_ns() % 10**12}"[:20] for number in range(count)]
+    identifiers = [f"BENCH-{tag}-{number}" for number in range(count)]
     before = child.costs()
     sent, acknowledged = asyncio.run(_send_all(child, template, identifiers))
     arrived, sizes = _wait_delivered(child, identifiers)
@@ -184,10 +184,12 @@ async def _acknowledgement(reader: asyncio.StreamReader, decoder: FrameDecoder) 
 
 def _with_identifier(message: bytes, identifier: str) -> bytes:
     """The same message under another MSH-10."""
-    header, end, rest = message.partition(b"\r")
-    fields = header.split(b"|")
+    end = re.search(rb"[\r\n]", message)
+    if end is None or message[:3] != b"MSH" or message[: end.start()].count(b"|") < 9:
+        raise BenchError("the report is not an HL7 v2 message")
+    fields = message[: end.start()].split(b"|")
     fields[9] = identifier.encode()
-    return b"|".join(fields) + end + rest
+    return b"|".join(fields) + message[end.start() :]
 
 
 def _wait_delivered(child: Child, identifiers: Sequence[str]) -> tuple[dict[str, list[float]], list[int]]:
@@ -205,7 +207,10 @@ def _wait_delivered(child: Child, identifiers: Sequence[str]) -> tuple[dict[str,
                     arrived[mails[message_id]].append(at)
                 return arrived, [size for _, size in found.values()]
             if time.monotonic() > deadline:
-                raise BenchError(f"{len(mails) - len(found)} mails are not in their mailboxes")
+                raise BenchError(
+                    f"{len(set(mails.values()))} of {len(identifiers)} reports were relayed, "
+                    f"{len(found)} of their {len(mails)} mails are in their mailboxes"
+                )
             time.sleep(_POLL_SECONDS)
     finally:
         ours.dispose()

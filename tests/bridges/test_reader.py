@@ -333,6 +333,7 @@ def test_committed_files_are_what_the_builder_makes() -> None:
     for name, build in reports.FILES.items():
         assert (reports.DATA / name).read_bytes() == build(), name
     assert reports.DEMONSTRATION_FILE.read_bytes() == reports.demonstration()
+    assert reports.LETTER_FILE.read_bytes() == reports.demonstration_letter()
 
 
 def test_demonstration_report() -> None:

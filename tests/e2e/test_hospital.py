@@ -23,10 +23,6 @@ DOCTOR = "adam.hoda@test-ci-sis.mssante.fr"
 POSTAL = "Dr Jean SANSBOITE|12 rue des Lilas|75012 PARIS"
 
 
-def has(up: Running, identifier: str) -> bool:
-    return any(identifier in (part.get_filename() or "") for mail in up.mails("gp") for part in mail.walk())
-
-
 def test_one_call_reaches_whom_it_can_and_prints_for_the_others(up: Running, tmp_path: Path) -> None:
     document = tmp_path / "letter.xml"
     document.write_bytes(cda(level=1, unique_id="1.2.250.1.999.7.1", set_id="1.2.250.1.999.7"))
@@ -65,7 +61,7 @@ def test_the_drop_folder_sends_and_says_so(up: Running) -> None:
     (folder / "a.xml").write_bytes(cda(level=1, unique_id="1.2.250.1.999.8.1", set_id="1.2.250.1.999.8"))
     (folder / "a.to").write_text(f"{DOCTOR}\n{POSTAL}\n")
     give(folder)
-    until(lambda: (folder / "done" / "a.result.json").exists(), 30, "the result")
+    until((folder / "done" / "a.result.json").exists, 30, "the result")
     assert json.loads((folder / "done" / "a.result.json").read_text())["reached"] == [DOCTOR]
     assert list((folder / "done").glob("a*.pdf"))
     up.wait_settled()

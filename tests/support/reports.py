@@ -20,6 +20,7 @@ from bridges.report import Action
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
 DEMONSTRATION_FILE = ROOT / "config" / "demo" / "report.hl7"
+LETTER_FILE = ROOT / "config" / "demo" / "letter.xml"
 
 CODECS = {"UNICODE UTF-8": "utf-8", "8859/15": "iso8859-15", "8859/1": "latin-1", "": "utf-8"}
 
@@ -621,6 +622,11 @@ def demonstration() -> bytes:
     )
 
 
+def demonstration_letter() -> bytes:
+    """The document the first hour sends as a hospital."""
+    return cda(patient=DEMONSTRATION_PATIENT, level=1, unique_id="1.2.250.1.999.1.4001", set_id="1.2.250.1.999.1.4000")
+
+
 def spoilt() -> dict[str, bytes]:
     """Messages a gateway must refuse, by what is wrong with them."""
     good = message()
@@ -674,6 +680,7 @@ def write() -> None:
         (DATA / name).write_bytes(build())
     DEMONSTRATION_FILE.parent.mkdir(parents=True, exist_ok=True)
     DEMONSTRATION_FILE.write_bytes(demonstration())
+    LETTER_FILE.write_bytes(demonstration_letter())
 
 
 if __name__ == "__main__":
