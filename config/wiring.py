@@ -448,6 +448,7 @@ def _collector_options(loaded: Loaded, collect: CollectSettings) -> CollectorOpt
             folder=collect.folder,
             deliver_to=collect.deliver_to,
             context=context,
+            max_message_bytes=loaded.settings.spool.max_message_bytes,
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"collect {collect.name} cannot be used: {error}") from error
