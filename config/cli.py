@@ -299,6 +299,33 @@ def submit(
     sys.exit(0 if result["accepted"] or result["unreached"] else 1)
 
 
+@relais.group()
+def bench() -> None:
+    """Measure on this machine, each figure beside a peer or a limit of the same run."""
+
+
+@bench.command("road")
+@click.option("--full/--quick", default=False, help="The sizes of the published figures, or under a minute.")
+@click.option("--report", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Send this HL7 v2 file.")
+@_JSON
+def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
+    """From MLLP in to the mailboxes, and the trace at 100,000 messages."""
+    from config.bench.child import BenchError
+    from config.bench.road import road
+
+    logs.configure("WARNING")
+    try:
+        result = road("full" if full else "quick", report.read_bytes() if report else None)
+    except BenchError as error:
+        _fail(str(error))
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    for row in result["rows"]:
+        beside = f"  {row['ratio']:.3f} of {row['reference']} {row['reference_value']}" if row.get("ratio") else ""
+        click.echo(f"{row['id']:<28} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
+
+
 @relais.command("doctor")
 @_STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")

@@ -385,7 +385,7 @@ class Spool:
 
     def ended(self, limit: int) -> list[EndedDelivery]:
         """Deliveries that ended and were not reported yet, the oldest first."""
-        return self._ends(_ended_deliveries().where(deliveries.c.reported.is_(False)).limit(limit))
+        return self._ends(_ended_deliveries().where(_UNREPORTED).limit(limit))
 
     def ended_of(self, spool_id: str) -> list[EndedDelivery]:
         """One message's ended deliveries, reported or not."""

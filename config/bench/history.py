@@ -7,7 +7,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ _CHUNK = 5000
 _NODE = "mss.labo-tilleuls.mssante.fr"
 
 
-def trace_seconds(size: int, lookups: int, runs: int) -> list[list[float]]:
-    """Per run, the seconds of each of `lookups` traces in a spool of `size` messages.
+@contextmanager
+def history(size: int, lookups: int, runs: int) -> Iterator[Callable[[], list[list[float]]]]:
+    """A spool of `size` messages, removed afterwards. Yields what measures it: per run, the seconds of each lookup.
 
-    One trace is `Spool.find` of an MSH-10 or a Message-ID, in turn, and `steps` and `deliveries` of what was found.
+    One lookup is `Spool.find` of an MSH-10 or a Message-ID, in turn, and `steps` and `deliveries` of what was found.
     """
     chosen = random.Random(size)  # noqa: S311 - which rows are looked up, no secret
+    wanted = [[chosen.randrange(size) for _ in range(lookups)] for _ in range(runs)]
     with tempfile.TemporaryDirectory(prefix="relais-bench-") as place:
         database = Database(f"sqlite:///{Path(place) / 'relais.db'}")
         try:
@@ -41,11 +44,13 @@ def trace_seconds(size: int, lookups: int, runs: int) -> list[list[float]]:
             vault = KeyVault.create(Path(place) / "vault")
             blobs = BlobStore(Path(place) / "blobs", vault)
             spool = Spool(database, blobs, vault, node=_NODE, schedule=RetrySchedule())
-            wanted = [[chosen.randrange(size) for _ in range(lookups)] for _ in range(runs)]
             _fill(database, vault, size, {number for run in wanted for number in run})
-            return [
-                [_trace(spool, _external_id(number) if at % 2 else _message_id(number, 0)) for at, number in numbered]
-                for numbered in (list(enumerate(run)) for run in wanted)
+            yield lambda: [
+                [
+                    _trace(spool, _external_id(number) if at % 2 else _message_id(number, 0))
+                    for at, number in enumerate(run)
+                ]
+                for run in wanted
             ]
         finally:
             database.close()

@@ -10,7 +10,7 @@ import pytest
 from bridges.hl7 import reader
 from bridges.report import Report
 from config.bench import report, road
-from config.bench.history import trace_seconds
+from config.bench.history import history
 from config.bench.protection import openssl_cms
 
 IDS = {"road_293k_mps", "road_vs_openssl_process", "road_p99_ms", "road_p50_ms", "trace_ms"}
@@ -47,7 +47,8 @@ def test_the_report_has_the_official_size_and_is_read() -> None:
 
 
 def test_a_prepared_history_is_what_the_spool_reads() -> None:
-    runs = trace_seconds(300, 20, 2)
+    with history(300, 20, 2) as measure:
+        runs = measure()
     assert [len(run) for run in runs] == [20, 20]
     assert all(0 < seconds < 1 for run in runs for seconds in run)
 
