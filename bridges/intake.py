@@ -33,6 +33,8 @@ from trust.refusals import Refused
 log = structlog.get_logger(__name__)
 
 HL7_CONTENT = "application/hl7-v2"
+_TOLD_TO_SENDER = frozenset({"body-truncated", "pdf-unreadable", "parent-contradicts-set", "parent-contradicts-txa"})
+"""What was read through and changes what the reader gets: the acknowledgement warns of it. The rest is in the log."""
 
 
 class TrustedDomains(Protocol):
@@ -109,7 +111,8 @@ class Intake:
             log.warning("intake.refused", partner=system.name, code=reasons[0].refusal.code, recipients=len(impossible))
             return acknowledgement.refuse(header, control_id, now, reasons)
         # Per recipient: AA for those a delivery now waits for, a warning for each that none can reach.
-        reply = acknowledgement.accept(header, control_id, now, impossible)
+        told = [finding for finding in report.findings if finding.code in _TOLD_TO_SENDER]
+        reply = acknowledgement.accept(header, control_id, now, [*impossible, *told])
         outcome = self._spool.accept(
             Submission(
                 origin=Origin.MLLP,
@@ -134,6 +137,7 @@ class Intake:
             deliveries=len(deliveries),
             impossible=[refused.refusal.code for refused in impossible],
             control_id_reused=outcome.repeated_external_id,
+            findings=sorted({finding.code for finding in report.findings}),
         )
         self._accepted()
         return reply

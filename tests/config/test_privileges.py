@@ -68,6 +68,15 @@ def test_root_becomes_the_service_user_for_good(place: Path) -> None:
 
 
 @as_root
+def test_a_state_that_everybody_could_write_to_is_closed(place: Path) -> None:
+    state = place / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    assert dropped(state).returncode == 0
+    assert state.stat().st_mode & 0o777 == 0o755
+
+
+@as_root
 def test_what_root_left_inside_is_given_and_links_lead_nowhere(place: Path) -> None:
     outside = place / "outside"
     outside.mkdir()

@@ -50,3 +50,19 @@ def test_a_signal_while_starting(moment: str, number: signal.Signals) -> None:
         assert b"Traceback" not in said
         assert processes_of(state) == []
         assert not (state / "endpoints.json").exists()
+
+
+@pytest.mark.parametrize("state", ["a file", "/proc/relais-cannot"])
+def test_an_impossible_state_is_a_sentence(state: str) -> None:
+    with service_directory() as place:
+        (place / "a file").write_text("not ours")
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "config", "up", "--state", str(place / state)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            cwd="/",
+        )
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr and "directory" in said.stderr
