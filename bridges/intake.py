@@ -40,6 +40,8 @@ _AT_ACCEPTANCE = join_catalogues(
     (bridges_refusals.CATALOGUE, routing.CATALOGUE, directory_refusals.CATALOGUE, smime_refusals.CATALOGUE)
 )
 """What may be said against a recipient before the sender is answered, by code."""
+_TOLD_TO_SENDER = frozenset({"body-truncated", "pdf-unreadable", "parent-contradicts-set", "parent-contradicts-txa"})
+"""What was read through and changes what the reader gets: the acknowledgement warns of it. The rest is in the log."""
 
 
 class TrustedDomains(Protocol):
@@ -138,7 +140,8 @@ class Intake:
                 acknowledgement.refuse(header, control_id, now, reasons), deliveries, "", False, refused=reasons[0]
             )
         # Per recipient: AA for those a delivery now waits for, a warning for each that none can reach.
-        reply = acknowledgement.accept(header, control_id, now, impossible)
+        told = [finding for finding in report.findings if finding.code in _TOLD_TO_SENDER]
+        reply = acknowledgement.accept(header, control_id, now, [*impossible, *told])
         outcome = self._spool.accept(
             Submission(
                 origin=Origin.MLLP,
@@ -163,6 +166,7 @@ class Intake:
             deliveries=len(deliveries),
             impossible=[refused.refusal.code for refused in impossible],
             control_id_reused=outcome.repeated_external_id,
+            findings=sorted({finding.code for finding in report.findings}),
         )
         self._accepted()
         return Taken(reply, deliveries, outcome.spool_id, False, None)

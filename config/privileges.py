@@ -87,6 +87,9 @@ def _take(state: Path, uid: int, gid: int) -> None:
             raise PrivilegeError(f"{state} holds files that are not Relais's: choose an empty directory for the state")
         os.close(os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=top))
         os.fchown(top, uid, gid)
+        os.fchmod(
+            top, stat.S_IMODE(os.fstat(top).st_mode) & ~0o022
+        )  # keys lie below: nobody else exchanges directories
         for _, directories, files, here in os.fwalk(".", dir_fd=top, follow_symlinks=False):
             for name in (*directories, *files):
                 _give(name, here, uid, gid)

@@ -93,6 +93,7 @@ class MllpListener(Listener, frozen=True, kw_only=True):
 
 class MailboxSettings(Strict, frozen=True, kw_only=True):
     lmtp_socket: str
+    search_socket: str = ""
     authentication_socket: str
     home: str
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from config.privileges import die_with_parent
 log = structlog.get_logger(__name__)
 
 _START_AGAIN_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 1.0
+"""For what a child that has ended still had to say."""
 
 
 class PrivateServer(Protocol):
@@ -50,6 +52,7 @@ class _Child:
     name: str
     server: PrivateServer
     process: asyncio.subprocess.Process
+    clean: Callable[[bytes], bytes] | None = None
     keeper: asyncio.Task[None] | None = None
 
 
@@ -59,16 +62,25 @@ class Supervisor:
     def __init__(self, log_directory: Path) -> None:
         self._log_directory = log_directory
         self._children: list[_Child] = []
+        self._copies: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    async def start(self, name: str, server: PrivateServer, seconds: float = 30.0) -> None:
+    async def start(
+        self,
+        name: str,
+        server: PrivateServer,
+        seconds: float = 30.0,
+        *,
+        clean: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         """Start one child and return when it is ready; raises `StartError`.
 
         A child that stops at once is tried again for a few seconds: one of a killed supervisor's may still be ending.
+        `clean` is applied to each line the child prints before it is written to its log.
         """
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        child = _Child(name, server, await self._first(name, server))
+        child = _Child(name, server, await self._first(name, server, clean), clean)
         self._children.append(child)
         while not await asyncio.to_thread(server.ready):
             status = child.process.returncode
@@ -77,7 +89,7 @@ class Supervisor:
                     raise StartError(f"{name} stopped at start with status {status}: see {self.log(name)}")
                 _kill_session(child.process.pid)
                 await asyncio.sleep(0.5)
-                child.process = await self._first(name, server)
+                child.process = await self._first(name, server, clean)
             if loop.time() > begun + seconds:
                 raise StartError(f"{name} did not answer within {seconds:g} s: see {self.log(name)}")
             await asyncio.sleep(0.02)
@@ -100,25 +112,36 @@ class Supervisor:
                 await asyncio.gather(child.keeper, return_exceptions=True)
             await _end(child.process, seconds)
         self._children.clear()
+        if self._copies:
+            await asyncio.wait(self._copies, timeout=_LAST_WORDS_SECONDS)
 
-    async def _first(self, name: str, server: PrivateServer) -> asyncio.subprocess.Process:
+    async def _first(
+        self, name: str, server: PrivateServer, clean: Callable[[bytes], bytes] | None
+    ) -> asyncio.subprocess.Process:
         try:
-            return await self._spawn(name, server)
+            return await self._spawn(name, server, clean)
         except Exception as error:  # each server has its own ways to say what it lacks
             raise StartError(f"{name} cannot be started: {error}") from error
 
-    async def _spawn(self, name: str, server: PrivateServer) -> asyncio.subprocess.Process:
+    async def _spawn(
+        self, name: str, server: PrivateServer, clean: Callable[[bytes], bytes] | None
+    ) -> asyncio.subprocess.Process:
         await asyncio.to_thread(server.prepare)
-        output = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        output = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *server.command(),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=output if clean is None else asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
+            if clean is not None and process.stdout is not None:
+                copy = asyncio.create_task(_copy(process.stdout, os.dup(output), clean), name=f"log {name}")
+                self._copies.add(copy)
+                copy.add_done_callback(self._copies.discard)
+            return process
         finally:
             os.close(output)
 
@@ -137,12 +160,28 @@ class Supervisor:
             await asyncio.sleep(pause)
             while True:
                 try:
-                    child.process = await self._spawn(child.name, child.server)
+                    child.process = await self._spawn(child.name, child.server, child.clean)
                     break
                 except Exception as error:  # a full disk, a file that is gone: whatever it is, it may pass
                     log.error("child.not-restarted", child=child.name, exc_info=error)
                     pause = min(max(pause * 2, 0.5), 10.0)
                     await asyncio.sleep(pause)
+
+
+async def _copy(lines: asyncio.StreamReader, output: int, clean: Callable[[bytes], bytes]) -> None:
+    """What a child prints, line by line, until all who hold its pipe are gone."""
+    try:
+        while True:
+            try:
+                line = await lines.readline()
+            except ValueError:  # longer than the reader takes: not worth a child that cannot print any more
+                continue
+            if not line:
+                return
+            with contextlib.suppress(OSError):  # a full disk costs log lines, not the child
+                os.write(output, clean(line))
+    finally:
+        os.close(output)
 
 
 def _kill_session(leader: int) -> None:

@@ -24,6 +24,7 @@ import structlog
 from config import demonstration, ports
 from config.control import ControlError, ask
 from config.demonstration import OPERATORS, DemonstrationOperator, World
+from config.logs import without_addresses
 from config.privileges import drop
 from config.supervise import Supervisor
 from directory.resolve import Directory, DirectoryOptions
@@ -128,6 +129,7 @@ async def up(
     logs.mkdir(exist_ok=True, mode=0o700)
     (state / "endpoints.json").unlink(missing_ok=True)
     supervisor = Supervisor(logs)
+    afterwards: list[Callable[[], None]] = []
 
     async def bring_up() -> Running:
         started = time.monotonic()
@@ -147,7 +149,8 @@ async def up(
             configuration = _configure(world, operator, chosen, slapd, dovecot)
             gateway = Gateway(configuration, world.of(operator) / "control.sock")
             await supervisor.start(operator.key, gateway)
-        await supervisor.start("dovecot", dovecot)
+        afterwards.append(dovecot.clear)
+        await supervisor.start("dovecot", dovecot, clean=without_addresses)
         endpoints = _write_endpoints(world, known, chosen)
         say(f"Relais is up after {time.monotonic() - started:.1f} s; everything to connect with is in {endpoints}")
         log.info("up.ready", children=supervisor.pids())
@@ -159,12 +162,15 @@ async def up(
         if running is not None and then is not None:
             well = await _unless_stopped(then(running), stop)
         if oneshot:
-            return bool(well)  # a signal before the end: it did not arrive
+            # A signal before the end: it did not arrive, or it did not even start.
+            return bool(well) if then is not None else running is not None
         await stop.wait()
         return well is not False
     finally:
         (state / "endpoints.json").unlink(missing_ok=True)
         await supervisor.stop()
+        for clear in afterwards:
+            clear()
         os.close(lock)
 
 
@@ -176,8 +182,11 @@ def become_service(state: Path) -> Path:
     state = state.resolve()
     if len(str(state)) > LONGEST_STATE:
         raise UpError(f"{state} is too long for Unix sockets: give a --state of at most {LONGEST_STATE} characters")
-    drop(state)
-    os.chdir(state)
+    try:
+        drop(state)
+        os.chdir(state)
+    except OSError as error:
+        raise UpError(f"{state} cannot be the state directory: {error.strerror}") from error
     return state
 
 
@@ -240,6 +249,7 @@ def _dovecot(world: World, chosen: Mapping[str, int]) -> PrivateDovecot:
         DovecotOptions(
             state=world.state / "dovecot",
             imaps_port=chosen["imaps"],
+            log_to_stderr=True,
             certificate_chain=world.server_chain,
             key=world.server_key,
             realms=tuple(
@@ -291,6 +301,7 @@ def _configure(
         f"port = {chosen[f'operators-{operator.key}']}",
         "[mailboxes]",
         f"lmtp_socket = {text(str(dovecot.lmtp_socket))}",
+        f"search_socket = {text(str(dovecot.search_socket))}",
         'authentication_socket = "authentication.sock"',
         'home = "mail"',
         "[dossier]",

@@ -179,7 +179,14 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
 
     screen = ScreenStage()
     opening = OpenStage(vault, validator, partners, settings.operator.host, own_dkim=own_dkim)
-    lmtp = LmtpTarget(LmtpOptions(settings.operator.host, loaded.path(settings.mailboxes.lmtp_socket)))
+    mailboxes = settings.mailboxes
+    lmtp = LmtpTarget(
+        LmtpOptions(
+            settings.operator.host,
+            loaded.path(mailboxes.lmtp_socket),
+            search_socket=loaded.path(mailboxes.search_socket) if mailboxes.search_socket else None,
+        )
+    )
     stack.push_async_callback(lmtp.close)
     smtp = SmtpTarget(
         partners,

@@ -76,6 +76,8 @@ class Message:
     """Who handed it over, as authenticated by the door: an operator's DN, an account, a partner's name."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What stages found out for the trace (`verdict`, `warning.*`); no clinical content, no identity."""
+    repeated: bool = False
+    """An earlier attempt may have reached the destination without our knowing: look before delivering again."""
 
 
 class Stage(Protocol):

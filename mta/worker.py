@@ -205,6 +205,7 @@ class Worker:
         """Write down the outcome. A store that fails for a while (a full disk) is asked again as long as the lease is
         ours: what was delivered and not settled would be delivered again, and not every target knows a second copy."""
         pause = self._options.pause_after_error_seconds
+        _tell(lease, outcome)
         while True:
             try:
                 if not await self._in_thread(self._spool.settle, lease, outcome):
@@ -233,6 +234,8 @@ class Worker:
             accepted_at=lease.accepted_at,
             peer=lease.peer,
             facts={**lease.facts, **_dsn_facts(lease)},
+            # What was prepared was prepared to be sent at once.
+            repeated=lease.prepared_blob is not None,
         )
         if lease.target not in _AS_ACCEPTED and lease.prepared_blob is None:
             for phase in phases(lease.origin, lease.target):
@@ -276,6 +279,14 @@ def _dsn_facts(lease: Lease) -> dict[str, str]:
         if flag.startswith("RET="):
             wishes["ret"] = flag.removeprefix("RET=")
     return {DSN_FACTS + name: value for name, value in wishes.items() if value}
+
+
+def _tell(lease: Lease, outcome: Outcome) -> None:
+    """Log what the operator has to know: catalogue codes and ids of ours, never an address or a peer's words."""
+    if isinstance(outcome, Failed):
+        _log.warning("delivery %s failed: %s (%s)", lease.delivery_id, outcome.reason.refusal.code, lease.target.value)
+    elif isinstance(outcome, Deferred):
+        _log.info("delivery %s deferred: %s (%s)", lease.delivery_id, outcome.reason.refusal.code, lease.target.value)
 
 
 def _report(what: str, error: BaseException) -> None:

@@ -51,6 +51,8 @@ def read_patient(message: Er7Message, production: bool, findings: list[Finding])
                 return Refused(INS_INCOMPLETE, "PID-3", pid.at(3, number))
             findings.append(Finding("ins-malformed", "PID-3"))
         if ins[0]:
+            if oid == ins[1] and identifier[:13].upper() != ins[0][:13].upper():
+                return Refused(PATIENT_SEVERAL, "PID-3", pid.at(3, number))
             findings.append(Finding("ins-repeated", "PID-3"))
             local.append((identifier, oid))
         else:
@@ -96,7 +98,8 @@ def read_participants(message: Er7Message, patient: PatientIdentity, findings: l
                     findings.append(Finding("recipient-repeated", where))
                     continue
                 seen.add(address.lower())
-                correspondents.append(Correspondent(_party(prt), address, _audience(prt, address, matricule), where))
+                audience = _audience(prt, address, matricule)
+                correspondents.append(Correspondent(_party(prt), address, audience, prt.at(15)))
         else:
             findings.append(Finding("participant-unknown", where))
     return Participants(sender or Party(), tuple(correspondents), reply_to)

@@ -136,28 +136,35 @@ def _document(
         return Refused(read.refusal, read.detail, where)
     document, tolerated = read
     findings.extend(Finding(f.code, f"OBX-{segment.sequence}.5/{f.location}") for f in tolerated)
-    if not _same_patient(patient, document.patient, f"OBX-{segment.sequence}.5", findings):
+    if not _same_matricule(patient, document.patient):
         return Refused(refusals.INS_DIFFERS, "PID-3", where)
+    if not _same_traits(patient, document.patient, f"OBX-{segment.sequence}.5", findings):
+        return Refused(refusals.PATIENT_SEVERAL, "recordTarget", where)
     if document.type_code != segment.field(3).component(1).text:
         findings.append(Finding("type-code-differs", f"OBX-{segment.sequence}.3"))
     return document
 
 
-def _same_patient(said: PatientIdentity, shown: PatientIdentity, where: str, findings: list[Finding]) -> bool:
-    """False when the matricules differ; the 13 characters decide, the key may be absent. Traits only leave findings:
-    spelling varies between systems."""
-    if said.matricule and shown.matricule:
-        if said.matricule[:13].upper() != shown.matricule[:13].upper():
-            return False
-        if said.matricule_oid != shown.matricule_oid:
-            findings.append(Finding("ins-authority-differs", where))
-    elif said.matricule or shown.matricule:
+def _same_matricule(said: PatientIdentity, shown: PatientIdentity) -> bool:
+    """False when both have one and they differ; the 13 characters decide, the key may be absent."""
+    return not (said.matricule and shown.matricule) or said.matricule[:13].upper() == shown.matricule[:13].upper()
+
+
+def _same_traits(said: PatientIdentity, shown: PatientIdentity, where: str, findings: list[Finding]) -> bool:
+    """False when no matricule vouches for the person and name and birth date both differ: that is somebody else.
+    One difference alone only leaves a finding: spelling varies between systems."""
+    vouched = bool(said.matricule and shown.matricule)
+    if vouched and said.matricule_oid != shown.matricule_oid:
+        findings.append(Finding("ins-authority-differs", where))
+    if not vouched and (said.matricule or shown.matricule):
         findings.append(Finding("ins-not-comparable", where))
-    if said.birth_name.upper() != shown.birth_name.upper():
+    other_name = said.birth_name.upper() != shown.birth_name.upper()
+    other_date = said.birth_date[:8] != shown.birth_date[:8]
+    if other_name:
         findings.append(Finding("patient-name-differs", where))
-    if said.birth_date[:8] != shown.birth_date[:8]:
+    if other_date:
         findings.append(Finding("patient-birth-date-differs", where))
-    return True
+    return vouched or not (other_name and other_date)
 
 
 def _with_parents(

@@ -77,6 +77,8 @@ class DovecotOptions:
     """IMAP connections one user may hold from one address: a practice's computers often share one."""
     connections: int = 2048
     """IMAP connections in all; each is a process of about 0.6 MB."""
+    log_to_stderr: bool = False
+    """Log to standard error, for a supervisor that takes addresses out: Dovecot names users when something breaks."""
     user: str = ""
     """Account Dovecot will run as; empty: whoever calls `prepare`. Never root."""
     executable: Path = Path("/usr/sbin/dovecot")
@@ -101,6 +103,11 @@ class PrivateDovecot:
         """Unix socket that accepts LMTP (RFC 2033), mode 0600."""
         return self._options.state / "run" / "lmtp"
 
+    @property
+    def search_socket(self) -> Path:
+        """doveadm's Unix socket, mode 0600: `mta.mailboxes.held` asks it what a mailbox holds."""
+        return self._options.state / "run" / "doveadm-server"
+
     def command(self) -> list[str]:
         """argv of the server: stays in the foreground, SIGTERM stops it."""
         return [str(self._options.executable), "-F", "-c", str(self.configuration)]
@@ -116,10 +123,8 @@ class PrivateDovecot:
         self._refuse_unsafe(user)
         for directory in (options.state, *(realm.home for realm in options.realms)):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        run = options.state / "run"
-        if self.running() is None:
-            shutil.rmtree(run, ignore_errors=True)
-        run.mkdir(mode=0o755, exist_ok=True)
+        self.clear()
+        (options.state / "run").mkdir(mode=0o755, exist_ok=True)
         for number, realm in enumerate(options.realms):
             key = credential_key(realm.authentication_socket).hex()
             for purpose, pattern in (("login", f"login/%u/%{{encrypt;key={key}:password}}"), ("home", "home/%u")):
@@ -127,6 +132,11 @@ class PrivateDovecot:
         self._write(options.state / "nobody", "")
         self._write(options.state / "once.sieve", _ONCE)
         self._write(self.configuration, self._text(user))
+
+    def clear(self) -> None:
+        """Remove the sockets of a Dovecot that has ended: it leaves most of them behind."""
+        if self.running() is None:
+            shutil.rmtree(self._options.state / "run", ignore_errors=True)
 
     def running(self) -> int | None:
         """Process id of the Dovecot that runs from this state directory, None when there is none."""
@@ -202,7 +212,7 @@ class PrivateDovecot:
             user=user.pw_name,
             uid=user.pw_uid,
             gid=user.pw_gid,
-            log=self.log,
+            log_path="/dev/stderr" if options.log_to_stderr else self.log,
             chain=options.certificate_chain,
             key=options.key,
             imaps_port=options.imaps_port,
@@ -271,7 +281,7 @@ mail_uid = {uid}
 mail_gid = {gid}
 first_valid_uid = {uid}
 
-log_path = {log}
+log_path = {log_path}
 mail_log_prefix = "%s<%{{pid}}><%{{session}}>: "
 login_log_format_elements = "method=%m rip=%r mpid=%e %c session=<%{{session}}>"
 deliver_log_format = %$
@@ -325,6 +335,11 @@ service anvil {{
 }}
 service auth-worker {{
   user = $default_internal_user
+}}
+service doveadm {{
+  unix_listener doveadm-server {{
+    mode = 0600
+  }}
 }}
 service imap-login {{
   chroot =

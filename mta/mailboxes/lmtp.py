@@ -1,7 +1,8 @@
 """Where local deliveries end: LMTP to the mailbox server, which answers for each recipient (RFC 2033).
 
 The server is our own or the operator's, on a Unix socket or a private network: no TLS, no authentication. The content
-carries the delivery id in a header, so that the server can drop the second copy a crash may cause.
+carries the delivery id in a header, so that the second copy a crash may cause is recognised: before a delivery is
+repeated the mailbox is searched for it, and the server's Sieve drops what the search could not see yet.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mta import refusals
-from mta.message import Deferred, Failed, Message, Outcome
+from mta.mailboxes.held import HeldMail
+from mta.message import Deferred, Delivered, Failed, Message, Outcome
 from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts
 from mta.smtp.target import check_message, transact
 from trust.refusals import Refused
+
+_CLOCK_SLACK_SECONDS = 86400.0
+"""The mailbox server's clock may be another machine's, and was perhaps set since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class LmtpOptions:
     timeouts: Timeouts = Timeouts()  # noqa: RUF009 - frozen
     idle_connections: int = 4
     """Connections kept between deliveries; Dovecot keeps a process for each."""
+    search_socket: Path | None = None
+    """doveadm's Unix socket, asked before a delivery is repeated; None: only the server's Sieve drops second copies."""
 
 
 class LmtpTarget:
@@ -35,6 +42,7 @@ class LmtpTarget:
 
     def __init__(self, options: LmtpOptions) -> None:
         self._options = options
+        self._held = HeldMail(options.search_socket) if options.search_socket is not None else None
         self._idle: list[SmtpConnection] = []
 
     async def deliver(self, message: Message) -> Outcome:
@@ -42,6 +50,13 @@ class LmtpTarget:
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
+        if message.repeated and self._held is not None:
+            since = message.accepted_at - _CLOCK_SLACK_SECONDS
+            held = await self._held.holds(message.recipient, message.delivery_id, since)
+            if held is None:
+                return Deferred(Refused(refusals.UNREACHABLE, "mailbox search"))
+            if held:
+                return Delivered("already filed")
         while self._idle:
             connection = self._idle.pop()
             if not connection.usable:

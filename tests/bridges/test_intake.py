@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -109,6 +110,25 @@ def test_acknowledged_is_kept(make: Make, spool: Spool) -> None:
     lease = spool.claim(1, 60)[0]
     assert spool.content(lease) == frame
     assert (lease.sender, lease.peer) == (SYSTEM.sender, SYSTEM.name)
+
+
+def test_the_sender_is_warned_of_what_was_read_through(make: Make) -> None:
+    whole = reports.message(body_professional="Cher confrère")
+    encoded = base64.b64encode("Cher confrère".encode())
+    frame = whole.replace(encoded, encoded[:-5])
+    assert frame != whole
+    with structlog.testing.capture_logs() as logged:
+        answer = make().receive(frame, SYSTEM)
+    assert code(answer) == "AA"
+    (warning,) = [line for line in answer.split(b"\r") if line.startswith(b"ERR|")]
+    assert warning.split(b"|")[4] == b"W" and b"body-truncated OBX-" in warning
+    assert [entry["findings"] for entry in logged if entry["event"] == "intake.accepted"] == [["body-truncated"]]
+
+
+def test_an_impossible_recipient_is_located_by_segment_field(make: Make) -> None:
+    answer = make().receive(reports.message(recipients=(DOCTOR, STRANGER)), SYSTEM)
+    (warning,) = [line for line in answer.split(b"\r") if line.startswith(b"ERR|")]
+    assert warning.split(b"|")[2] == b"PRT^3^15"
 
 
 def test_the_same_message_again_gets_the_same_answer_and_no_second_mail(make: Make, spool: Spool) -> None:

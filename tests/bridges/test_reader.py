@@ -47,8 +47,8 @@ def test_a_clean_message_leaves_no_finding() -> None:
     assert report.patient.birth_date == "19790230" and report.patient.local_ids == (("990001", "990000001"),)
     assert report.sender == Party("801234500001", "ESSAI-BIOLOGISTE", "Alix", "Laboratoire des essais", "990000001")
     assert [(c.address, c.audience, c.location) for c in report.correspondents] == [
-        ("adam.hoda@test-ci-sis.mssante.fr", Audience.PROFESSIONAL, "PRT-2"),
-        (f"{reports.PATIENT.matricule}@patient.mssante.fr", Audience.PATIENT, "PRT-3"),
+        ("adam.hoda@test-ci-sis.mssante.fr", Audience.PROFESSIONAL, "PRT^2^15"),
+        (f"{reports.PATIENT.matricule}@patient.mssante.fr", Audience.PATIENT, "PRT^3^15"),
     ]
     assert report.reply_to == "resultats@labo-essais.test.mssante.fr"
     assert (report.body_professional, report.body_patient) == ("Cher confrère", "Madame")
@@ -271,6 +271,29 @@ def test_traits_that_differ_are_told() -> None:
     other = replace(reports.PATIENT, family="AUTRE", birth_date="19800101")
     report = parse(message(documents=[reports.cda(patient=other)]))
     assert codes(report) == {"patient-name-differs", "patient-birth-date-differs"}
+
+
+def test_somebody_else_is_refused_when_no_matricule_vouches() -> None:
+    """Without an INS on one side, name and birth date are all there is: both different is another person."""
+    unknown = replace(reports.PATIENT, matricule="")
+    other = replace(reports.PATIENT, matricule="", family="AUTRE", birth_date="19800101")
+    one_difference = replace(reports.PATIENT, matricule="", family="AUTRE")
+    for said, shown in ((unknown, replace(other, matricule="299999999900170")), (unknown, other)):
+        answer = refused(message(patient=said, documents=[reports.cda(patient=shown)], recipients=(DOCTOR,)))
+        assert (answer.refusal, answer.location) == (refusals.PATIENT_SEVERAL, "OBX^1^5")
+    frame = message(patient=unknown, documents=[reports.cda(patient=one_difference)], recipients=(DOCTOR,))
+    assert "patient-name-differs" in codes(parse(frame))
+
+
+def test_two_matricules_are_two_patients() -> None:
+    frame = message()
+    ins = f"{reports.PATIENT.matricule}^^^ASIP-SANTE-INS-NIR&{reports.PATIENT.oid}&ISO^INS".encode()
+    assert frame.count(ins) == 1
+    other = ins.replace(reports.PATIENT.matricule.encode(), b"180035121518934")
+    answer = refused(frame.replace(ins, ins + b"~" + other))
+    assert (answer.refusal, answer.location.split("^")[:3]) == (refusals.PATIENT_SEVERAL, ["PID", "1", "3"])
+    shorter = ins.replace(reports.PATIENT.matricule.encode(), reports.PATIENT.matricule[:13].encode())
+    assert codes(parse(frame.replace(ins, ins + b"~" + shorter))) == {"ins-repeated"}
 
 
 def test_production() -> None:

@@ -21,6 +21,13 @@ def restored() -> object:
     structlog.reset_defaults()
 
 
+def test_foreign_lines_lose_their_addresses() -> None:
+    line = b"lmtp(9): Error: rcpt 279035121518989@patient.mssante.fr: lookup(a.b@x.fr): user=<c+d@y.fr>, 10.0.0.1 @\n"
+    assert logs.without_addresses(line) == (
+        b"lmtp(9): Error: rcpt <address>: lookup(<address>): user=<<address>>, 10.0.0.1 @\n"
+    )
+
+
 def test_exceptions_lose_their_text_in_both_loggers(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure()
     try:

@@ -45,7 +45,7 @@ def dropped(state: Path, more: str = "") -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=30,
-        cwd=Path(privileges.__file__).parents[1],
+        cwd="/",
     )
 
 
@@ -65,6 +65,15 @@ def test_root_becomes_the_service_user_for_good(place: Path) -> None:
     assert owner(state / MARK) == uid
     back = dropped(state, "os.setuid(0)")
     assert "PermissionError" in back.stderr
+
+
+@as_root
+def test_a_state_that_everybody_could_write_to_is_closed(place: Path) -> None:
+    state = place / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    assert dropped(state).returncode == 0
+    assert state.stat().st_mode & 0o777 == 0o755
 
 
 @as_root
@@ -151,7 +160,7 @@ def test_a_child_dies_with_its_parent_even_by_sigkill() -> None:
         [sys.executable, "-c", textwrap.dedent(program)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(privileges.__file__).parents[1],
+        cwd="/",
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -173,6 +182,6 @@ def test_a_child_of_a_dead_parent_does_not_start() -> None:
         [sys.executable, "-c", "from config.privileges import die_with_parent; die_with_parent(1 << 30); print('ran')"],
         capture_output=True,
         check=False,
-        cwd=Path(privileges.__file__).parents[1],
+        cwd="/",
     )
     assert (ended.returncode, ended.stdout) == (1, b"")

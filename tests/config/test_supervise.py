@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from config import supervise
+from config.logs import without_addresses
 from config.supervise import StartError, Supervisor
 
 
@@ -153,6 +154,22 @@ async def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started(tmp_p
     assert [entry["event"] for entry in captured] == ["child.killed"]
     assert not alive(pid)
     await until(lambda: not alive(grandchild))
+
+
+async def test_what_children_print_is_cleaned(tmp_path: Path) -> None:
+    """Even when it does not end its lines, and after a restart."""
+    server = Server(
+        tmp_path, "import signal; print('to 1@x.fr', 'y' * 200000, sep='\\n'); print('a@b.fr'); signal.pause()"
+    )
+    server.program = server.program.replace("signal.pause()", "sys.stdout.flush(); signal.pause()", 1)
+    server.program = "import sys; " + server.program
+    async with supervising(tmp_path) as supervisor:
+        await supervisor.start("one", server, clean=without_addresses)
+        log = supervisor.log("one")
+        await until(lambda: log.read_text().count("<address>\n") == 2)
+        os.kill(supervisor.pids()["one"], signal.SIGKILL)
+        await until(lambda: log.read_text().count("<address>\n") == 4)
+        assert "@" not in log.read_text() and log.stat().st_mode & 0o777 == 0o600
 
 
 async def test_what_children_print_is_private(tmp_path: Path) -> None:

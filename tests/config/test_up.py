@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import config
 from tests.support.private import service_directory, until
-
-ROOT = Path(next(iter(config.__path__))).parent
 
 
 def processes_of(state: Path) -> list[int]:
@@ -38,15 +35,34 @@ def test_a_signal_while_starting(moment: str, number: signal.Signals) -> None:
             [sys.executable, "-P", "-m", "config", "up", "--state", str(state)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            cwd="/",
         )
-        until((state / moment).exists, 30, moment)
-        status = Path(f"/proc/{up.pid}/status").read_text()
-        assert "Uid:\t0" not in status, "privileges are dropped before anything is started"
-        up.send_signal(number)
-        _, said = up.communicate(timeout=30)
+        try:
+            until((state / moment).exists, 30, moment)
+            status = Path(f"/proc/{up.pid}/status").read_text()
+            assert "Uid:\t0" not in status, "privileges are dropped before anything is started"
+            up.send_signal(number)
+            _, said = up.communicate(timeout=30)
+        finally:
+            up.kill()
+            up.communicate()
         assert up.returncode == 0, said.decode()
         assert b"Traceback" not in said
         assert processes_of(state) == []
         assert not (state / "endpoints.json").exists()
+
+
+@pytest.mark.parametrize("state", ["a file", "/proc/relais-cannot"])
+def test_an_impossible_state_is_a_sentence(state: str) -> None:
+    with service_directory() as place:
+        (place / "a file").write_text("not ours")
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "config", "up", "--state", str(place / state)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            cwd="/",
+        )
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr and "directory" in said.stderr

@@ -34,6 +34,8 @@ from mta.mailboxes.dovecot import (
     MailboxRealm,
     PrivateDovecot,
 )
+from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
+from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
 from tests.support.private import free_port, give, service_directory, service_ids, start_unprivileged, until
 from trust.accounts import Identity
 from trust.refusals import HL7Code, Refusal, Refused
@@ -193,6 +195,7 @@ def a_dovecot() -> Iterator[Running]:
             {
                 "labo@ville.mssante.test": "pass word/é$",
                 "medecin@ville.mssante.test": "pass word/é$",
+                "garde@ville.mssante.test": "pass word/é$",
                 f"{PATIENT}@patient.mssante.test": "pass word/é$",
             }
         )
@@ -229,6 +232,58 @@ def test_a_repeated_delivery_is_filed_once_and_unmarked_mail_always(running: Run
     for text, identity in (("a", "same"), ("a", "same"), ("b", "other"), ("c", ""), ("c", "")):
         assert running.deliver("medecin@ville.mssante.test", text, identity)[0] == 250
     assert running.texts("medecin@ville.mssante.test") == [b"a", b"b", b"c", b"c"]
+
+
+def test_a_delivery_is_recognised_in_the_mailbox_when_sieve_forgot_it() -> None:
+    """Dovecot killed after it filed a mail and before it noted that: only the mailbox knows."""
+    with a_dovecot() as running:
+        _recognised_in_the_mailbox(running)
+
+
+def _recognised_in_the_mailbox(running: Running) -> None:
+    address = "garde@ville.mssante.test"
+    since = datetime.now(UTC).timestamp() - 60
+
+    def notes() -> list[Path]:
+        home = running.options.realms[0].home_of(address)
+        assert home is not None
+        return list(home.rglob(".dovecot.lda-dupes"))
+
+    def message(identity: str, recipient: str = address, *, repeated: bool = True) -> Message:
+        content = f"{DELIVERY_HEADER}: {identity}\r\nSubject: x\r\n\r\n{identity}\r\n".encode()
+        return Message(
+            message_id="<m@x.invalid>",
+            spool_id="s",
+            delivery_id=identity,
+            origin=Origin.OPERATOR,
+            sender="",
+            recipient=recipient,
+            content=content,
+            content_type="message/rfc822",
+            accepted_at=since,
+            repeated=repeated,
+        )
+
+    async def deliver(wanted: Message, socket: Path = running.dovecot.search_socket) -> Outcome:
+        lmtp = LmtpTarget(LmtpOptions("relay", running.dovecot.lmtp_socket, search_socket=socket))
+        try:
+            return await lmtp.deliver(wanted)
+        finally:
+            await lmtp.close()
+
+    assert isinstance(asyncio.run(deliver(message("gap-1", repeated=False))), Delivered)
+    assert notes()
+    for note in notes():
+        note.unlink()
+    assert asyncio.run(deliver(message("gap-1"))) == Delivered("already filed")
+    assert isinstance(asyncio.run(deliver(message("gap-2"))), Delivered), "never filed: delivered now"
+    texts = running.texts(address)
+    assert [sum(name in text for text in texts) for name in (b"gap-1", b"gap-2")] == [1, 1]
+    nobody = asyncio.run(deliver(message("gap-3", "personne@ville.mssante.test")))
+    assert isinstance(nobody, Failed), "who is unknown holds nothing: LMTP says why"
+    silent = asyncio.run(deliver(message("gap-4"), running.options.state / "nothing"))
+    assert isinstance(silent, Deferred), "without the witness nothing is filed"
+    assert not any(b"gap-4" in text for text in running.texts(address))
 
 
 def test_the_same_delivery_identity_reaches_two_mailboxes(running: Running) -> None:
@@ -333,6 +388,7 @@ def test_killed_dovecot_starts_again_with_its_mail(running: Running) -> None:
 
 
 def test_prepare_leaves_a_running_dovecot_alone(running: Running) -> None:
+    running.dovecot.clear()  # nor does clearing up touch its sockets
     running.dovecot.prepare()
     give(running.options.state)
     assert running.dovecot.ready()

@@ -126,10 +126,13 @@ async def test_every_retry_sends_the_same_bytes(make_spool: MakeSpool) -> None:
     assert len(recorder.seen) == 3
     assert len({(m.content, m.message_id, m.delivery_id) for m in recorder.seen}) == 1
     assert stage.runs == 2, "one run for each of the two phases, none for the retries"
+    assert [m.repeated for m in recorder.seen] == [False, True, True]
     assert all(m.facts == {"once": "ran", "dsn.envid": "E1", "dsn.ret": "HDRS"} for m in recorder.seen)
 
 
-async def test_refusals_of_stages_and_targets_end_or_defer(make_spool: MakeSpool) -> None:
+async def test_refusals_of_stages_and_targets_end_or_defer(
+    make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
     spool, recorder = make_spool(schedule=AT_ONCE), Recorder(Failed(Refused(refusals.REMOTE_REFUSED, "550 no")))
     stage = Mark("s", Refused(refusals.DIRECTORY_UNAVAILABLE), Refused(refusals.HEADER_INVALID))
     first = spool.accept(submission(key="1"))
@@ -143,6 +146,8 @@ async def test_refusals_of_stages_and_targets_end_or_defer(make_spool: MakeSpool
     ]
     (record,) = spool.deliveries(second.spool_id)
     assert (record.state, record.code, record.detail) == (DeliveryState.FAILED, "mta.remote-refused", "550 no")
+    assert f"delivery {record.delivery_id} failed: mta.remote-refused" in caplog.text, "an operator sees what failed"
+    assert "550 no" not in caplog.text and record.recipient not in caplog.text
 
 
 async def test_a_bug_is_retried_and_logged_without_content(
