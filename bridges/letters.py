@@ -165,7 +165,10 @@ def _report(
     # In one order, whatever the caller's: the same recipients are then the same letter.
     correspondents = tuple(
         Correspondent(
-            Party(family=next(iter(each.lines), "")), each.address, _audience(each, patient), location=f"PRT-{number}"
+            Party(family=next(iter(each.lines), "")),
+            each.address,
+            _audience(each, patient),
+            location=f"PRT^{number}^15",
         )
         for number, each in enumerate(sorted(recipients, key=lambda each: each.address), start=2)
     )

@@ -82,7 +82,7 @@ class Correspondent:
     audience: Audience
     """PATIENT when PRT-5 carries an INS (PRT-5.13 `INS` or an INS OID in PRT-5.9)."""
     location: str
-    """`PRT-2` style position for acknowledgements."""
+    """ERR-2 position of PRT-15 (`PRT^2^15`), for acknowledgements."""
 
 
 @dataclass(frozen=True, slots=True)

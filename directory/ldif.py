@@ -34,6 +34,7 @@ def to_ldif(entry: LdifEntry) -> bytes:
 
 
 def _line(name: bytes, value: bytes) -> bytes:
-    if _SAFE_STRING.match(value) and not value.endswith(b" "):
+    # Values that begin or end with white space go encoded even where RFC 2849 allows them plain: readers strip.
+    if _SAFE_STRING.match(value) and value == value.strip():
         return name + b": " + value + b"\n"
     return name + b":: " + base64.b64encode(value) + b"\n"

@@ -30,13 +30,16 @@ FLAGS = Flags(
 )
 RECIPIENTS = (
     Correspondent(
-        Party("801234567897", "Hoda|Riche", "Adam"), "adam.hoda@test-ci-sis.mssante.fr", Audience.PROFESSIONAL, "PRT-2"
+        Party("801234567897", "Hoda|Riche", "Adam"),
+        "adam.hoda@test-ci-sis.mssante.fr",
+        Audience.PROFESSIONAL,
+        "PRT^2^15",
     ),
     Correspondent(
         Party(organisation="Unité d'essai", organisation_id="1990000002"),
         "unite@test-ci-sis.mssante.fr",
         Audience.PROFESSIONAL,
-        "PRT-3",
+        "PRT^3^15",
     ),
 )
 
@@ -88,7 +91,7 @@ def test_everything_optional_comes_back_too() -> None:
         Party(report.patient.matricule, report.patient.birth_name, report.patient.first_names[0]),
         f"{report.patient.matricule}@patient.mssante.fr",
         Audience.PATIENT,
-        "PRT-4",
+        "PRT^4^15",
     )
     report = replace(report, correspondents=(*RECIPIENTS, own))
     assert replace(parsed(report), findings=()) == report
