@@ -210,7 +210,12 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     home = loaded.path(settings.mailboxes.home)
     authentication_socket = loaded.path(settings.mailboxes.authentication_socket)
-    realm = MailboxRealm(settings.operator.domains, authentication_socket, home)
+    realm = MailboxRealm(
+        settings.operator.domains,
+        authentication_socket,
+        home,
+        lambda address: vault.pseudonym("mailbox home", address)[:40],
+    )
     authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of)
     await authentication.start()
     stack.push_async_callback(authentication.stop)

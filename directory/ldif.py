@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_SAFE_STRING = re.compile(rb"[\x01-\x09\x0b\x0c\x0e-\x1f\x21-\x39\x3b\x3d-\x7f][\x01-\x09\x0b\x0c\x0e-\x7f]*\Z")
-"""RFC 2849 SAFE-STRING: ASCII without NUL, LF, CR, and not beginning with a space, `:` or `<`."""
+_PLAIN = re.compile(rb"[!-9;=-~](?:[ -~]*[!-~])?\Z")
+"""What is written plain: less than RFC 2849's SAFE-STRING, because readers strip white space and controls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,6 @@ def to_ldif(entry: LdifEntry) -> bytes:
 
 
 def _line(name: bytes, value: bytes) -> bytes:
-    # Values that begin or end with white space go encoded even where RFC 2849 allows them plain: readers strip.
-    if _SAFE_STRING.match(value) and value == value.strip():
+    if _PLAIN.match(value):
         return name + b": " + value + b"\n"
     return name + b":: " + base64.b64encode(value) + b"\n"

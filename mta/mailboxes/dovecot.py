@@ -15,7 +15,8 @@ import re
 import shutil
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mta.mailboxes.authentication import credential_key
@@ -43,16 +44,16 @@ class MailboxRealm:
     """Where that gateway's `AuthenticationSocket` listens."""
     home: Path
     """Directory above the homes of all addresses of these domains."""
+    name_of: Callable[[str], str] = field(default=lambda address: hashlib.sha256(address.encode()).hexdigest()[:40])
+    """Name of an address's directory. A patient's address holds a matricule, which a plain digest does not hide from
+    whoever tries all of them: give the vault's pseudonym wherever patients have mailboxes."""
 
     def home_of(self, address: str) -> Path | None:
-        """Directory of an address, None when its domain is not of this realm.
-
-        The name is a digest: a patient's address holds a matricule, which must not show in listings and logs.
-        """
+        """Directory of an address, None when its domain is not of this realm."""
         address = address.lower()
         if address.rpartition("@")[2] not in self.domains:
             return None
-        return self.home / hashlib.sha256(address.encode()).hexdigest()[:40]
+        return self.home / self.name_of(address)
 
 
 @dataclass(frozen=True, slots=True)
