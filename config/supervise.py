@@ -53,6 +53,7 @@ class _Child:
     server: PrivateServer
     process: asyncio.subprocess.Process
     clean: Callable[[bytes], bytes] | None = None
+    outlives: bool = False
     keeper: asyncio.Task[None] | None = None
 
 
@@ -72,15 +73,17 @@ class Supervisor:
         seconds: float = 30.0,
         *,
         clean: Callable[[bytes], bytes] | None = None,
+        outlives: bool = False,
     ) -> None:
         """Start one child and return when it is ready; raises `StartError`.
 
         A child that stops at once is tried again for a few seconds: one of a killed supervisor's may still be ending.
-        `clean` is applied to each line the child prints before it is written to its log.
+        `clean` is applied to each line the child prints before it is written to its log. One that `outlives` the others
+        is ended after them: they need it to the last.
         """
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        child = _Child(name, server, await self._first(name, server, clean), clean)
+        child = _Child(name, server, await self._first(name, server, clean), clean, outlives)
         self._children.append(child)
         while not await asyncio.to_thread(server.ready):
             status = child.process.returncode
@@ -104,9 +107,12 @@ class Supervisor:
         return {child.name: child.process.pid for child in self._children}
 
     async def stop(self, seconds: float = 10.0) -> None:
-        """Terminate all children, last started first, and wait; what does not end in time is killed."""
+        """Terminate all children, last started first and those that outlive the others at the end, and wait; what does
+        not end in time is killed."""
         self._stopping = True
-        for child in reversed(self._children):
+        ending = self._children[::-1]
+        ending.sort(key=lambda child: child.outlives)
+        for child in ending:
             if child.keeper is not None:
                 child.keeper.cancel()
                 await asyncio.gather(child.keeper, return_exceptions=True)

@@ -141,16 +141,22 @@ async def up(
             await asyncio.to_thread(demonstration.load_directory, world, slapd)
         except SlapdError as error:
             raise UpError(str(error)) from error
-        await supervisor.start("slapd", slapd)
+        await supervisor.start("slapd", slapd, outlives=True)
         await asyncio.to_thread(_publish, world, slapd, known)
         dovecot = _dovecot(world, chosen)
-        await supervisor.start("receiver", Receiver(chosen["receiver"], world.received))
-        for operator in OPERATORS:
-            configuration = _configure(world, operator, chosen, slapd, dovecot)
-            gateway = Gateway(configuration, world.of(operator) / "control.sock")
-            await supervisor.start(operator.key, gateway)
+        gateways = {
+            operator.key: Gateway(
+                _configure(world, operator, chosen, slapd, dovecot), world.of(operator) / "control.sock"
+            )
+            for operator in OPERATORS
+        }
+        await asyncio.gather(
+            supervisor.start("receiver", Receiver(chosen["receiver"], world.received)),
+            *(supervisor.start(name, gateway) for name, gateway in gateways.items()),
+        )
+        # After the gateways that answer its questions, and ended after them: what they drain still finds its mailbox.
         afterwards.append(dovecot.clear)
-        await supervisor.start("dovecot", dovecot, clean=without_addresses)
+        await supervisor.start("dovecot", dovecot, clean=without_addresses, outlives=True)
         endpoints = _write_endpoints(world, known, chosen)
         say(f"Relais is up after {time.monotonic() - started:.1f} s; everything to connect with is in {endpoints}")
         log.info("up.ready", children=supervisor.pids())
