@@ -23,7 +23,7 @@ class Server:
 
     def __init__(self, place: Path, program: str = "import signal; signal.pause()") -> None:
         self.up = place / "up"
-        self.program = f"import pathlib; pathlib.Path({str(self.up)!r}).touch(); {program}"
+        self.program = f"import pathlib; pathlib.Path({str(self.up)!r}).touch()\n{program}"
         self.failures: list[Exception] = []
         self.prepared = 0
 
@@ -178,3 +178,24 @@ async def test_what_children_print_is_private(tmp_path: Path) -> None:
         await supervisor.start("one", server)
         await until(lambda: supervisor.log("one").read_text() == "hello\n")
         assert supervisor.log("one").stat().st_mode & 0o777 == 0o600
+
+
+async def test_what_others_need_to_the_last_is_ended_last(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+
+    def telling(name: str) -> Server:
+        place = tmp_path / name
+        place.mkdir()
+        return Server(
+            place,
+            "import signal, sys\n"
+            f"def end(*_):\n    open({str(ended)!r}, 'a').write({name!r} + ' ')\n    sys.exit()\n"
+            "signal.signal(signal.SIGTERM, end)\nsignal.pause()",
+        )
+
+    async with supervising(tmp_path) as supervisor:
+        await supervisor.start("first", telling("first"), outlives=True)
+        await supervisor.start("second", telling("second"))
+        await supervisor.start("third", telling("third"), outlives=True)
+        await supervisor.start("fourth", telling("fourth"))
+    assert ended.read_text().split() == ["fourth", "second", "third", "first"]
