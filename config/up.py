@@ -353,14 +353,17 @@ def _configure(
             f"deliver_to = {text(demonstration.HOSPITAL.address)}",
         ]
     for other in OPERATORS:
-        for domain in other.domains if other is not operator else ():
+        if other is operator:
+            continue
+        published = demonstration.dkim_public_key(world, other)
+        for domain in other.domains:
             sections += [
                 "[[partners]]",
                 f"domain = {text(domain)}",
                 'host = "127.0.0.1"',
                 f"port = {chosen[f'operators-{other.key}']}",
                 f"dkim_selector = {text(demonstration.DKIM_SELECTOR)}",
-                f"dkim_public_key = {text(demonstration.dkim_public_key(world, other))}",
+                f"dkim_public_key = {text(published)}",
             ]
     path = home / "relais.toml"
     demonstration.write(path, "\n".join(sections).encode() + b"\n")

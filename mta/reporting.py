@@ -8,7 +8,6 @@ spool's deduplication keys. A consumer that fails for one delivery is asked agai
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from mta.bell import Bell
 from mta.delivery import EndedDelivery
 from mta.spool import Spool
 
@@ -62,8 +62,7 @@ class Reporter:
         self._consumers = tuple(consumers)
         self._options = options or ReporterOptions()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="mta-reporter")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wanted = asyncio.Event()
+        self._bell = Bell()
         self._stopping = False
         self._finished = asyncio.Event()
         self._failed: dict[str, _Failed] = {}
@@ -71,34 +70,30 @@ class Reporter:
 
     def wake(self) -> None:
         """Something ended: look now. From any thread, at any time."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the next start looks by itself
-                self._loop.call_soon_threadsafe(self._wanted.set)
+        self._bell.ring()
 
     async def run(self) -> None:
         """Report until `stop`."""
-        self._loop = asyncio.get_running_loop()
+        self._bell.listen()
         self._spool.listen(self.wake)
         try:
             while not self._stopping:
-                self._wanted.clear()
+                self._bell.forget()
                 try:
                     pause = await self._turn()
                 except Exception as error:
                     _log.error("the spool does not answer: %s", type(error).__name__)
                     pause = self._options.first_pause_seconds
                 if pause > 0 and not self._stopping:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(pause):
-                            await self._wanted.wait()
+                    await self._bell.wait(pause)
         finally:
             self._finished.set()
 
     async def stop(self) -> None:
         """Let the batch under way end; what is not reported then is at the next start."""
         self._stopping = True
-        self._wanted.set()
-        if self._loop is not None:
+        self._bell.ring_here()
+        if self._bell.heard:
             await self._finished.wait()
         self._threads.shutdown(wait=False)
 

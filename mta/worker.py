@@ -8,7 +8,6 @@ the attempt ends before its lease does, and what is not settled is tried again w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import traceback
@@ -22,6 +21,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mta import refusals
+from mta.bell import Bell
 from mta.message import Deferred, Failed, Message, Origin, Outcome, Phase, Stage, Target, TargetKind
 from mta.spool import Lease, Spool
 from trust.refusals import Refused
@@ -79,8 +79,7 @@ class Worker:
         self._options = options or WorkerOptions()
         self._clock = clock
         self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="mta-worker")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wanted = asyncio.Event()
+        self._bell = Bell()
         self._stopping = False
         self._finished = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,28 +88,22 @@ class Worker:
 
     def wake(self) -> None:
         """Something is due: look now. From any thread, at any time."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the next start looks by itself
-                self._loop.call_soon_threadsafe(self._wanted.set)
+        self._bell.ring()
 
     async def run(self) -> None:
         """Work until `stop`. Returns when every task has ended."""
-        self._loop = asyncio.get_running_loop()
+        self._bell.listen()
         self._spool.listen(self.wake)
         try:
             while not self._stopping:
-                self._wanted.clear()
+                self._bell.forget()
                 try:
                     pause = await self._turn()
                 except Exception as error:
                     _report("the spool does not answer", error)
                     pause = self._options.pause_after_error_seconds
                 if pause > 0 and not self._stopping:
-                    try:
-                        async with asyncio.timeout(pause):
-                            await self._wanted.wait()
-                    except TimeoutError:
-                        pass
+                    await self._bell.wait(pause)
             if self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
@@ -120,7 +113,7 @@ class Worker:
         """Claim nothing more, give what runs `drain_seconds` to end, cancel the rest (its leases expire or are
         recovered at the next start), give back what was not begun."""
         self._stopping = True
-        self._wanted.set()
+        self._bell.ring_here()
         waiting = [lease for queue in self._waiting.values() for lease in queue]
         self._waiting.clear()
         if waiting:
@@ -132,7 +125,7 @@ class Worker:
             _, late = await asyncio.wait(self._tasks, timeout=drain_seconds)
             for task in late:
                 task.cancel()
-        if self._loop is not None:
+        if self._bell.heard:
             await self._finished.wait()
         self._threads.shutdown(wait=False)
 
@@ -186,7 +179,7 @@ class Worker:
         self._running[destination] -= 1
         if not self._running[destination]:
             del self._running[destination]
-        self._wanted.set()
+        self._bell.ring_here()
 
     async def _work(self, lease: Lease) -> None:
         """One attempt, from lease to settlement. Never raises but for cancellation."""
