@@ -1,9 +1,11 @@
 """How a message is protected and opened: S/MIME (RFC 8551) and DKIM (RFC 6376)."""
 
 from smime.dkim import DkimKey, DkimResult, public_record, sign_dkim, verify_dkim
-from smime.enveloped import DEFAULT_SUITE, ContentCipher, KeyTransportScheme, Suite, can_encrypt_to
-from smime.message import Opened, encrypt, open_message, sign
+from smime.encrypting import can_encrypt_to
 from smime.mime import MimeError, join_message, split_message
+from smime.opening import Opened, open_message
+from smime.protect import encrypt, sign
+from smime.suites import DEFAULT_SUITE, ContentCipher, KeyTransportScheme, Suite
 from smime.verdict import DecryptionResult, Finding, MessageVerdict, SignatureResult, SignerVerdict
 
 __all__ = [

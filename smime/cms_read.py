@@ -1,6 +1,6 @@
 """CMS structures read from BER: positions in the input, nothing copied, nothing decided (RFC 5652, RFC 5083).
 
-Whether an algorithm is acceptable, a key fits or a signature holds is for `smime.enveloped` and `smime.signed`.
+Whether an algorithm is acceptable, a key fits or a signature holds is for `smime.decrypting` and `smime.verifying`.
 """
 
 from __future__ import annotations

@@ -53,6 +53,72 @@ class SignerVerdict:
     signing_time: datetime | None
     """What the signer claims; the path is validated at the time of receipt."""
     findings: tuple[Finding, ...] = ()
+    algorithm: str = ""
+    """`rsa-pss-sha256`, `ecdsa-p384-sha384`, `ed25519`; empty when it could not be read."""
+    capabilities: tuple[str, ...] = ()
+    """Dotted OIDs of the signed SMIMECapabilities, the preferred first (RFC 8551 §2.5.2)."""
+
+
+class LayerKind(Enum):
+    """What one layer of a message is."""
+
+    CLEAR_SIGNED = "multipart/signed"
+    OPAQUE_SIGNED = "signed-data"
+    ENCRYPTED = "enveloped-data"
+    AUTH_ENCRYPTED = "authEnveloped-data"
+    COMPRESSED = "compressed-data"
+    CERTIFICATES = "certs-only"
+    TNEF = "tnef"
+    """Exchange's wrapping around an smime.p7m."""
+    MESSAGE = "message/rfc822"
+    """A whole message inside a protected layer, with its own From (RFC 8551 §3.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerVerdict:
+    """One layer judged by itself; `MessageVerdict` says what they amount to."""
+
+    kind: LayerKind
+    decryption: DecryptionResult = DecryptionResult.NOT_ENCRYPTED
+    content_algorithm: str = ""
+    authenticated: bool = False
+    signature: SignatureResult = SignatureResult.NOT_SIGNED
+    signers: tuple[SignerVerdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+class HeaderProtectionScheme(Enum):
+    NONE = "none"
+    CLEAR = "clear"
+    """RFC 9788 with hp="clear": the fields are signed."""
+    CIPHER = "cipher"
+    """RFC 9788 with hp="cipher": the fields are signed and encrypted."""
+    WRAPPED = "wrapped"
+    """RFC 8551 §3.1: the protected payload is a whole message/rfc822."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderProtection:
+    """Which header fields the protection of the body covers too (RFC 9788 §4)."""
+
+    scheme: HeaderProtectionScheme = HeaderProtectionScheme.NONE
+    protected: tuple[str, ...] = ()
+    """Names, lower case, of the fields that stand inside a layer that is validly signed or authenticated."""
+    confidential: tuple[str, ...] = ()
+    """Of these, the ones that the outer header does not tell, or tells differently, by the sender's will."""
+    altered: tuple[str, ...] = ()
+    """Names of fields whose outer value is not what the sender wrote outside: changed on the road."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartVerdict:
+    """A signed part with unsigned siblings, as mailing lists and attackers make them: never the message's verdict."""
+
+    part: str
+    """Section number as in IMAP (RFC 3501 §6.4.5): `1`, `2.1`."""
+    kind: LayerKind
+    signature: SignatureResult
+    signers: tuple[SignerVerdict, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +137,13 @@ class MessageVerdict:
     from_addresses: tuple[str, ...]
     """The From the signers were compared with."""
     findings: tuple[Finding, ...]
+    layers: tuple[LayerVerdict, ...] = ()
+    """From outside in."""
+    header_protection: HeaderProtection = HeaderProtection()
+    covered: tuple[PartVerdict, ...] = ()
+    """Signed parts of a message that is not signed as a whole."""
+    uncovered: tuple[str, ...] = ()
+    """Section numbers of the leaf parts beside them that nobody signed."""
 
 
 _WORST_FIRST = (

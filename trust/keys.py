@@ -24,7 +24,17 @@ class Signer(Protocol):
         ...
 
     def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
-        """Signature over `data` (hashed here): RSASSA-PKCS1-v1_5, or ECDSA as DER, by the kind of key."""
+        """Signature over `data` (hashed here): RSASSA-PKCS1-v1_5, or ECDSA as DER, by the kind of key.
+
+        A key on Edwards25519 signs `data` itself, whatever the algorithm (RFC 8419 §3.1).
+        """
+        ...
+
+    def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
+        """RSASSA-PSS over `data` (hashed here), MGF1 with the same hash, salt as long as the hash (RFC 4056 §3).
+
+        Raises ValueError when the key is not RSA.
+        """
         ...
 
 
@@ -43,8 +53,8 @@ class Decryptor(Protocol):
         ...
 
     def agree(self, peer_public_key: bytes) -> bytes:
-        """Raw ECDH shared secret (SEC 1 §3.3.1) with a point of this key's curve, as X9.62 octets.
+        """Raw ECDH shared secret with a point of this key's curve: X9.62 octets, or those of X25519 (RFC 7748).
 
-        Raises ValueError when this key is not on an elliptic curve or the point not on the same one.
+        Raises ValueError when this key is not on a curve, the point not on the same one, or the secret is all zero.
         """
         ...

@@ -92,6 +92,9 @@ class _HeldKey:
             return self.key.sign(data, padding.PKCS1v15(), algorithm)
         return self.key.sign(data, ec.ECDSA(algorithm))
 
+    def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
+        return self._rsa().sign(data, padding.PSS(padding.MGF1(algorithm), algorithm.digest_size), algorithm)
+
     def decrypt_oaep(self, encrypted: bytes, algorithm: HashAlgorithm, mgf: HashAlgorithm, label: bytes) -> bytes:
         oaep = padding.OAEP(mgf=padding.MGF1(mgf), algorithm=algorithm, label=label or None)
         try:
@@ -119,7 +122,7 @@ class _HeldKey:
 
     def _rsa(self) -> rsa.RSAPrivateKey:
         if not isinstance(self.key, rsa.RSAPrivateKey):
-            raise ValueError("decryption failed")
+            raise ValueError("not an RSA key")
         return self.key
 
 

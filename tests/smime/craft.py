@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from smime import oids
 from smime.identity import identity
-from smime.message import _base64
+from smime.protect import _base64
 from tests.smime.people import Person
 from trust import der
 from trust.der import context

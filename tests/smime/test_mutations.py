@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smime import DecryptionResult, SignatureResult, Suite, oids, open_message
-from smime.enveloped import encrypt_content
+from smime.encrypting import encrypt_content
 from tests.smime.craft import SHA256, attribute, enveloped, multipart_signed, pkcs7_mime, signed_data
 from tests.smime.people import ENTITY, NOW, message, person, validator
 from trust import der

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smime import DecryptionResult, Finding, SignatureResult, Suite, encrypt, oids, open_message, sign
-from smime.enveloped import encrypt_content
+from smime.encrypting import encrypt_content
 from tests.smime.craft import enveloped, indefinite, pkcs7_mime, signed_data
 from tests.smime.people import ENTITY, NOW, message, person, validator
 from trust import der

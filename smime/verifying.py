@@ -1,4 +1,4 @@
-"""SignedData: written detached (RFC 8551 §3.5.3), verified detached or opaque (RFC 5652 §5.6).
+"""SignedData verified, detached or opaque (RFC 5652 §5.6).
 
 What is believed comes from the signed attributes, which are required: without them a signature over attributes could be
 passed off as one over a message. Signatures are judged here, and then the certificate's path and the sender's address;
@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -22,78 +21,11 @@ from smime import oids
 from smime.addresses import matches
 from smime.cms_read import Algorithm, Attribute, Signed, SignerInfo, read_algorithm
 from smime.identity import identity
+from smime.strength import acceptable
 from smime.verdict import Finding, SignatureResult, SignerVerdict
 from trust import der
 from trust.certificates import CertificateValidator, Purpose, mail_addresses
 from trust.der import DerError, context
-from trust.keys import Signer
-
-# --- Writing ---------------------------------------------------------------------------------------------------------
-
-_SHA256 = der.sequence(der.oid(oids.SHA256))
-_RSA_SIGNATURE = der.sequence(der.oid(oids.SHA256_WITH_RSA), der.null())
-_ECDSA_SIGNATURE = der.sequence(der.oid(oids.ECDSA_WITH_SHA256))
-
-
-def _attribute_bytes(attribute: str, value: bytes) -> bytes:
-    return der.sequence(der.oid(attribute), der.tlv(der.SET, value))
-
-
-_CONTENT_TYPE = _attribute_bytes(oids.CONTENT_TYPE, der.oid(oids.DATA))
-_CAPABILITIES = _attribute_bytes(
-    oids.SMIME_CAPABILITIES,
-    der.sequence(*(der.sequence(der.oid(name)) for name in (oids.AES256_GCM, oids.AES128_GCM, oids.AES256_CBC))),
-)
-
-
-@lru_cache(maxsize=1024)
-def _signing_certificate(certificate: x509.Certificate) -> bytes:
-    """signingCertificateV2 (RFC 5035 §3): SHA-256 is the default and therefore not written."""
-    reference = der.sequence(der.octet_string(identity(certificate).sha256))
-    return _attribute_bytes(oids.SIGNING_CERTIFICATE_V2, der.sequence(der.sequence(reference)))
-
-
-def sign_content(content: bytes, signer: Signer, at: datetime | None = None) -> bytes:
-    """DER of a ContentInfo with a detached signature over `content`, signing time `at` or now.
-
-    Raises ValueError when the key is neither RSA of at least 2048 bits nor on an accepted curve.
-    """
-    certificate = signer.certificate
-    public_key = certificate.public_key()
-    if not _acceptable(public_key) or isinstance(public_key, ed25519.Ed25519PublicKey):
-        raise ValueError("signing needs an RSA key of at least 2048 bits or an EC key on an accepted curve")
-    algorithm = _RSA_SIGNATURE if isinstance(public_key, rsa.RSAPublicKey) else _ECDSA_SIGNATURE
-    attributes = der.set_of(
-        (
-            _CONTENT_TYPE,
-            _attribute_bytes(oids.SIGNING_TIME, der.time(at or datetime.now(UTC))),
-            _attribute_bytes(oids.MESSAGE_DIGEST, der.octet_string(hashlib.sha256(content).digest())),
-            _signing_certificate(certificate),
-            _CAPABILITIES,
-        )
-    )
-    signature = signer.sign(attributes, hashes.SHA256())
-    own = identity(certificate)
-    info = der.sequence(
-        der.integer(1),
-        own.issuer_and_serial,
-        _SHA256,
-        bytes((context(0),)) + attributes[1:],  # signed as SET OF, sent as [0] (RFC 5652 §5.4)
-        algorithm,
-        der.octet_string(signature),
-    )
-    certificates = dict.fromkeys((own.encoded, *(identity(link).encoded for link in signer.chain)))
-    signed_data = der.sequence(
-        der.integer(1),
-        der.tlv(der.SET, _SHA256),
-        der.sequence(der.oid(oids.DATA)),
-        der.tlv(context(0), *sorted(certificates)),
-        der.tlv(der.SET, info),
-    )
-    return der.sequence(der.oid(oids.SIGNED_DATA), der.tlv(context(0), signed_data))
-
-
-# --- Verifying -------------------------------------------------------------------------------------------------------
 
 _HASHES: dict[str, hashes.HashAlgorithm] = {
     oids.SHA256: hashes.SHA256(),
@@ -110,17 +42,6 @@ _ECDSA_DIGESTS = {
     oids.ECDSA_WITH_SHA384: oids.SHA384,
     oids.ECDSA_WITH_SHA512: oids.SHA512,
 }
-_CURVES = (
-    ec.SECP256R1,
-    ec.SECP384R1,
-    ec.SECP521R1,
-    ec.BrainpoolP256R1,
-    ec.BrainpoolP384R1,
-    ec.BrainpoolP512R1,
-)
-MIN_RSA_BITS = 2048
-MAX_RSA_BITS = 16384
-MAX_RSA_EXPONENT = 1 << 64
 MAX_PSS_SALT = 512
 MAX_CERTIFICATE_OCTETS = 1 << 16
 """Real ones have 2,000; what was read of them is remembered for a while."""
@@ -296,19 +217,9 @@ def _certificate_hash(fields: list[der.Element], default: str) -> tuple[str, byt
     return _REFERENCE_HASHES[oid], fields[0].octets()
 
 
-def _acceptable(key: object) -> bool:
-    """Kinds and sizes of keys whose signatures mean something, and cannot be made expensive to verify."""
-    if isinstance(key, rsa.RSAPublicKey):
-        exponent = key.public_numbers().e
-        return MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS and 3 <= exponent < MAX_RSA_EXPONENT and exponent % 2 == 1
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return isinstance(key.curve, _CURVES)
-    return isinstance(key, ed25519.Ed25519PublicKey)
-
-
 def _check_signature(info: SignerInfo, certificate: x509.Certificate) -> None:
     key = certificate.public_key()
-    if not _acceptable(key):
+    if not acceptable(key):
         raise _UnsoundError("weak-key")
     oid, digest = info.algorithm.oid, info.digest.oid
     try:

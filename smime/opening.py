@@ -1,92 +1,32 @@
-"""Signing, encrypting and opening mail: the one public door of S/MIME (RFC 8551).
+"""Opening mail: `open_message` takes a message as the wire brought it, peels its layers and says what it found.
 
-`sign` and `encrypt` turn MIME entities into protected ones; `open_message` takes a message as the wire brought it,
-peels its layers and says what it found. Opening hands on a message in which nothing that was signed has changed by a
-byte, and never merges what it decrypted with parts that came beside it (EFAIL): only a message that is encrypted as a
-whole is decrypted.
+Opening hands on a message in which nothing that was signed has changed by a byte, and never merges what it decrypted
+with parts that came beside it (EFAIL): only a message that is encrypted as a whole is decrypted.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import pybase64
 from cryptography import x509
 
 from smime import canonical, oids
 from smime.addresses import AddressError, from_addresses, matches, normalised
 from smime.cms_read import Enveloped, Signed, read_cms
-from smime.enveloped import DEFAULT_SUITE, CannotOpenError, Suite, decrypt_content, encrypt_content
+from smime.decrypting import CannotOpenError, decrypt_content
 from smime.mime import ContentType, Entity, Field, MimeError, parse_content_type, parse_entity, split_multipart
-from smime.signed import Expectation, sign_content, verify_signed
 from smime.verdict import DecryptionResult, Finding, MessageVerdict, SignatureResult, SignerVerdict, worst
+from smime.verifying import Expectation, verify_signed
 from trust.certificates import CertificateValidator
 from trust.der import DerError
-from trust.keys import Decryptor, Signer
+from trust.keys import Decryptor
 
 MAX_LAYERS = 8
 
 _CMS_TYPES = ("application/pkcs7-mime", "application/x-pkcs7-mime")
 _SIGNATURE_TYPES = ("application/pkcs7-signature", "application/x-pkcs7-signature")
-
-
-def sign(entity: bytes, signer: Signer, at: datetime | None = None) -> bytes:
-    """A `multipart/signed` entity around `entity` (RFC 8551 §3.5.3), signed as of `at` or now.
-
-    `entity` is a MIME entity: Content-* fields, empty line, body. It is signed byte for byte when it is 7-bit text in
-    CRLF lines, else re-encoded before (`smime.canonical`). Raises ValueError when it cannot be, or when the key is not
-    fit to sign with. RSASSA-PKCS1-v1_5 or ECDSA by the kind of key, SHA-256.
-    """
-    entity = canonical.seven_bit(entity)
-    while (boundary := secrets.token_hex(20).encode("ascii")) in entity:
-        continue
-    return b"".join(
-        (
-            b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; micalg=sha-256;\r\n',
-            b' boundary="',
-            boundary,
-            b'"\r\n\r\n--',
-            boundary,
-            b"\r\n",
-            entity,
-            b"\r\n--",
-            boundary,
-            b'\r\nContent-Type: application/pkcs7-signature; name="smime.p7s"\r\n'
-            b"Content-Transfer-Encoding: base64\r\n"
-            b'Content-Disposition: attachment; filename="smime.p7s"\r\n\r\n',
-            _base64(sign_content(entity, signer, at)),
-            b"\r\n--",
-            boundary,
-            b"--\r\n",
-        )
-    )
-
-
-def encrypt(entity: bytes, certificates: Sequence[x509.Certificate], suite: Suite = DEFAULT_SUITE) -> bytes:
-    """An `application/pkcs7-mime` entity that the holders of `certificates` can open (RFC 8551 §3.3, §3.4).
-
-    AuthEnvelopedData with AES-GCM, 12-octet nonce and 16-octet tag (RFC 5084), unless `suite` says CBC. Raises
-    ValueError without certificates or for a key that is neither RSA of at least 2048 bits nor on a NIST curve. Whether
-    the certificates are valid is for the caller to know.
-    """
-    kind = b"authEnveloped-data" if suite.content.authenticated else b"enveloped-data"
-    return b"".join(
-        (
-            b"Content-Type: application/pkcs7-mime; smime-type=",
-            kind,
-            b'; name="smime.p7m"\r\n'
-            b"Content-Transfer-Encoding: base64\r\n"
-            b'Content-Disposition: attachment; filename="smime.p7m"\r\n\r\n',
-            _base64(encrypt_content(entity, certificates, suite)),
-        )
-    )
-
-
-def _base64(data: bytes | bytearray) -> bytes:
-    return pybase64.encodebytes(data).replace(b"\n", b"\r\n")
 
 
 @dataclass(frozen=True, slots=True)
