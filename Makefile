@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Everything they need is installed on the way (Debian 12, root, make, python3).
-.PHONY: demo test check deps deps-dev lock clean
+.PHONY: demo test proof fuzz check deps deps-dev deps-proof lock clean
 PYTEST_ARGS ?=
 # Where the environment really is: user relais may not be able to follow the link (config/deploy/install.sh).
 ENV = $$(readlink -f .venv)/bin
@@ -9,6 +9,15 @@ demo: deps
 
 test: deps-dev
 	$(ENV)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+# Conversations with programs too heavy for every test run: BouncyCastle on a Java of its own.
+proof: deps-proof
+	$(ENV)/python -m pytest -m proof tests/proof $(PYTEST_ARGS)
+
+# Ten minutes of mutations against the parsers; findings go to var/fuzz. By hand, not in continuous integration.
+FUZZ_SECONDS ?= 600
+fuzz: deps-dev
+	$(ENV)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 check: deps-dev
 	$(ENV)/ruff check .
@@ -21,6 +30,9 @@ deps:
 
 deps-dev:
 	@config/deploy/install.sh dev
+
+deps-proof: deps-dev
+	@config/deploy/install.sh proof
 
 # The lock files: every package with its hashes. Run after changing the dependencies in pyproject.toml.
 lock:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from config import doctor, logs
+from config import allocator, doctor, logs
 from config.control import ControlError, ask
 from config.demonstration import OPERATORS
 from config.privileges import PrivilegeError, drop
@@ -318,12 +318,32 @@ def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
         result = road("full" if full else "quick", report.read_bytes() if report else None)
     except BenchError as error:
         _fail(str(error))
+    _print_bench(result, as_json)
+
+
+@bench.command("smime")
+@click.option("--full/--quick", default=False, help="Longer runs and more of them, or under a minute.")
+@_JSON
+def bench_smime(full: bool, as_json: bool) -> None:
+    """Sign, encrypt, open and DKIM beside bare cryptography, openssl and dkimpy; growth up to 100 MB."""
+    from config.bench.child import BenchError
+    from config.bench.smime import smime
+
+    logs.configure("WARNING")
+    try:
+        result = smime("full" if full else "quick")
+    except BenchError as error:
+        _fail(str(error))
+    _print_bench(result, as_json)
+
+
+def _print_bench(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
     for row in result["rows"]:
         beside = f"  {row['ratio']:.3f} of {row['reference']} {row['reference_value']}" if row.get("ratio") else ""
-        click.echo(f"{row['id']:<28} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
+        click.echo(f"{row['id']:<40} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
 
 
 @relais.command("doctor")
@@ -399,6 +419,7 @@ def _fail(sentence: str) -> Any:
 
 def main() -> None:
     """Entry point."""
+    allocator.keep_freed_memory()
     try:
         relais(prog_name="relais")
     except ControlError as error:

@@ -17,6 +17,7 @@ import msgspec
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Domain = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+Cipher = Literal["aes256-gcm", "aes128-gcm", "aes256-cbc", "aes128-cbc"]
 Address = Annotated[str, msgspec.Meta(pattern=r"^[^@\s]+@[^@\s]+$")]
 
 
@@ -136,6 +137,30 @@ class PartnerSettings(Strict, frozen=True, kw_only=True):
     max_message_bytes: int = 25 * 1024 * 1024
     dkim_selector: str = ""
     dkim_public_key: str = ""
+    content_cipher: Literal[""] | Cipher = ""
+    key_transport: Literal["rsa-oaep-sha256", "rsa-pkcs1v15"] = "rsa-oaep-sha256"
+    rsa_signature: Literal["rsa-pkcs1v15", "rsa-pss"] = "rsa-pkcs1v15"
+    opaque_signature: bool = False
+    header_protection: bool = False
+
+
+class SmimeSettings(Strict, frozen=True, kw_only=True):
+    """What is written at the least, and what is read beyond the standards."""
+
+    floor: Cipher = "aes128-gcm"
+    triple_des: bool = False
+    sha1: bool = False
+    gcm_variants: tuple[
+        Literal[
+            "gcm-in-enveloped-data",
+            "gcm-bare-nonce",
+            "gcm-tag-in-content",
+            "gcm-icv-length-omitted",
+            "gcm-attributes-not-authenticated",
+        ],
+        ...,
+    ] = ()
+    failures_per_hour: Annotated[int, msgspec.Meta(ge=1)] = 20
 
 
 class SpoolSettings(Strict, frozen=True, kw_only=True):
@@ -163,6 +188,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     dossier: DossierSettings = DossierSettings()
     dkim: DkimSettings = DkimSettings()
     partners: tuple[PartnerSettings, ...] = ()
+    smime: SmimeSettings = SmimeSettings()
     spool: SpoolSettings = SpoolSettings()
 
 

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -51,7 +52,9 @@ from config.settings import CollectSettings, Loaded, MllpListener, SettingsError
 from directory.partners import PartnerBook
 from directory.records import Partner
 from directory.resolve import Directory, DirectoryOptions, DirectoryUnavailableError
+from mta.agreements import Agreements
 from mta.collecting import Collector, CollectorOptions
+from mta.correspondents import Correspondents
 from mta.dsn import DsnConsumer
 from mta.mailboxes.authentication import AuthenticationSocket
 from mta.mailboxes.dovecot import MailboxRealm
@@ -67,6 +70,8 @@ from mta.smtp.target import SmtpTarget, SmtpTargetOptions
 from mta.spool import Spool
 from mta.worker import Worker, WorkerOptions
 from smime.dkim import DkimKey, public_record
+from smime.failures import DecryptionFailures
+from smime.policy import GcmVariant, ReadPolicy
 from trust.accounts import Accounts
 from trust.certificates import CertificateValidator
 from trust.journal import Journal
@@ -135,10 +140,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     # Who is where.
     directory = _directory(loaded)
     stack.callback(directory.close)
-    partners = PartnerBook(
-        Partner(p.domain, p.host, p.port, p.max_message_bytes, p.dkim_selector, p.dkim_public_key)
-        for p in settings.partners
-    )
+    partners = PartnerBook(Partner(**msgspec.structs.asdict(partner)) for partner in settings.partners)
 
     # The road.
     spool = Spool(
@@ -171,14 +173,35 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         threads,
     )
     dkim_key_of = _dkim(loaded)
-    protect = ProtectStage(vault, directory, validator, dkim_key_of, settings.operator.host)
+    correspondents = Correspondents(database, vault)
+    protect = ProtectStage(
+        vault,
+        directory,
+        validator,
+        dkim_key_of,
+        settings.operator.host,
+        Agreements(partners, correspondents, settings.smime.floor),
+    )
 
     def own_dkim(domain: str, selector: str) -> str | None:
         key = dkim_key_of(domain)
         return public_record(key.key) if key is not None and key.selector == selector else None
 
     screen = ScreenStage()
-    opening = OpenStage(vault, validator, partners, settings.operator.host, own_dkim=own_dkim)
+    opening = OpenStage(
+        vault,
+        validator,
+        partners,
+        settings.operator.host,
+        own_dkim=own_dkim,
+        remember=correspondents.remember,
+        policy=ReadPolicy(
+            triple_des=settings.smime.triple_des,
+            sha1=settings.smime.sha1,
+            gcm_variants=frozenset(map(GcmVariant, settings.smime.gcm_variants)),
+        ),
+        failures=DecryptionFailures(settings.smime.failures_per_hour),
+    )
     mailboxes = settings.mailboxes
     lmtp = LmtpTarget(
         LmtpOptions(

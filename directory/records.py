@@ -63,3 +63,14 @@ class Partner:
     dkim_selector: str = ""
     dkim_public_key: str = ""
     """The `p=` value the domain publishes (RFC 6376 §3.6.1), pinned here where DNS is not the road."""
+    content_cipher: str = ""
+    """How its mailboxes are encrypted to (`smime.suites.ContentCipher` label); empty: AES-256-GCM, or what a
+    correspondent's own signed mail says, never below the gateway's floor."""
+    key_transport: str = "rsa-oaep-sha256"
+    """`smime.suites.KeyTransportScheme` towards RSA certificates."""
+    rsa_signature: str = "rsa-pkcs1v15"
+    """`smime.suites.RsaSignatureScheme` of what it gets."""
+    opaque_signature: bool = False
+    """Sign around the content, for partners behind relays that rewrite lines."""
+    header_protection: bool = False
+    """Sign and encrypt the header fields too (RFC 9788). Off towards MSSanté, whose subject form is for filing."""

@@ -22,8 +22,10 @@ from mta.smtp.address import is_address
 from mta.smtp.content import with_crlf
 from mta.smtp.target import Partners
 from smime import DecryptionResult, DkimResult, MessageVerdict, SignatureResult, open_message, verify_dkim
+from smime.failures import DecryptionFailures
 from smime.mime import MimeError, parse_entity
-from smime.refusals import CANNOT_OPEN
+from smime.policy import DEFAULT_POLICY, ReadPolicy
+from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED
 from trust.certificates import CertificateValidator
 from trust.refusals import Refused
 from trust.vault import KeyVault
@@ -82,10 +84,14 @@ class OpenStage:
         *,
         own_dkim: Callable[[str, str], str | None] = lambda domain, selector: None,
         published_addresses: Callable[[x509.Certificate], Sequence[str]] = lambda certificate: (),
+        remember: Callable[[str, Sequence[str], datetime], None] = lambda address, capabilities, signed_at: None,
+        policy: ReadPolicy = DEFAULT_POLICY,
+        failures: DecryptionFailures | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`authserv_id` is our host name (RFC 8601 §2.5). `own_dkim` gives the `p=` value of our own domains, for mail
-        between our mailboxes; `published_addresses`, those the directory binds to a certificate that names none."""
+        between our mailboxes; `published_addresses`, those the directory binds to a certificate that names none.
+        `remember` is told what the authors of validly signed mail can read (`mta.correspondents`)."""
         self._vault = vault
         self._validator = validator
         self._partners = partners
@@ -93,6 +99,9 @@ class OpenStage:
         self._own_dkim = own_dkim
         self._published_addresses = published_addresses
         self._clock = clock
+        self._remember = remember
+        self._policy = policy
+        self._failures = failures or DecryptionFailures()
 
     async def apply(self, message: Message, phase: Phase) -> Message | Refused:
         """See `mta.message.Stage`. A message that cannot be decrypted is refused with one uniform text."""
@@ -101,6 +110,9 @@ class OpenStage:
         return await asyncio.to_thread(self._open, message)
 
     def _open(self, message: Message) -> Message | Refused:
+        sender = f"{message.peer}\n{message.sender.lower()}"
+        if self._failures.wait(sender):
+            return Refused(DECRYPTION_PAUSED)
         now = self._clock()
         dkim = verify_dkim(message.content, self._public_key, now)
         opened = open_message(
@@ -109,9 +121,12 @@ class OpenStage:
             self._validator,
             now,
             published_addresses=self._published_addresses,
+            policy=self._policy,
         )
         if opened.verdict.decryption is DecryptionResult.FAILED:
+            self._failures.failed(sender)
             return Refused(CANNOT_OPEN)
+        self._learn(opened.verdict, now)
         # what was encrypted may have any line ends; the road ahead takes CRLF only
         content = with_crlf(opened.entity)
         try:
@@ -128,6 +143,14 @@ class OpenStage:
             **{f"warning.{finding.code}": finding.detail for finding in opened.verdict.findings},
         }
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
+
+    def _learn(self, verdict: MessageVerdict, now: datetime) -> None:
+        """What the author can read, from a signature that is the author's."""
+        if verdict.signature is not SignatureResult.VALID or len(verdict.from_addresses) != 1:
+            return
+        for signer in verdict.signers:
+            if signer.capabilities and signer.signing_time is not None:
+                self._remember(verdict.from_addresses[0], signer.capabilities, min(signer.signing_time, now))
 
     def _header(self, message: Message, found: _Findings) -> bytes:
         smime = _SMIME.get(found.smime.signature, "fail")

@@ -22,9 +22,11 @@ from mta.header import author_of, is_ours, received
 from mta.message import Message, Phase
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
-from smime import DkimKey, can_encrypt_to, encrypt, join_message, sign, sign_dkim
+from smime import DkimKey, Suite, can_encrypt_to, encrypt, join_message, sign, sign_dkim
+from smime.header_protection import HeaderPolicy, protect_header
 from smime.mime import MimeError, parse_entity, split_message
-from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY
+from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, SIGNER_UNAVAILABLE
+from smime.signing import SignerFailedError
 from trust.certificates import CertificateValidator, Purpose
 from trust.refusals import Refused
 from trust.vault import KeyVault
@@ -36,6 +38,14 @@ class Recipients(Protocol):
     def resolve(self, address: str) -> Recipient | None:
         """Raises `DirectoryUnavailableError`."""
         ...
+
+
+class Agreed(Protocol):
+    """What the stage needs of `mta.agreements.Agreements`."""
+
+    def suite_of(self, address: str) -> Suite: ...
+
+    def protects_header(self, address: str) -> bool: ...
 
 
 def _now() -> datetime:
@@ -52,9 +62,11 @@ class ProtectStage:
         validator: CertificateValidator,
         dkim_key_of: Callable[[str], DkimKey | None],
         hostname: str,
+        agreements: Agreed,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         """`dkim_key_of` gives the key for a lower-case mail domain of ours; `hostname` goes into Received."""
+        self._agreements = agreements
         self._vault = vault
         self._directory = directory
         self._validator = validator
@@ -92,8 +104,13 @@ class ProtectStage:
             for field in header.fields
             if not field.name.startswith("content-") and field.name != "bcc" and not is_ours(field)
         )
+        suite = self._agreements.suite_of(message.recipient)
         try:
-            protected = encrypt(sign(entity, signer, now), certificates)
+            if self._agreements.protects_header(message.recipient):
+                entity, transport = protect_header(transport, entity, HeaderPolicy.BASELINE)
+            protected = encrypt(sign(entity, signer, now, suite), certificates, suite)
+        except SignerFailedError:
+            return Refused(SIGNER_UNAVAILABLE)
         except ValueError:
             return Refused(refusals.CONTENT_INVALID, "the content cannot be signed")
         content = join_message(received(self._hostname, message) + transport, protected)

@@ -82,3 +82,11 @@ steps = Table(
     Column("code", String(128), nullable=False),
     Column("detail", Text, nullable=False),
 )
+
+correspondents = Table(
+    "mta_correspondents",
+    metadata,
+    Column("address", String(64), primary_key=True, comment="pseudonym"),
+    Column("capabilities", Text, nullable=False, comment="dotted OIDs, the preferred first"),
+    Column("signed_at", Float, nullable=False),
+)

@@ -7,14 +7,21 @@ unreadable sender matches no certificate.
 
 from __future__ import annotations
 
+import email.header
+import re
 import string
+import unicodedata
 from collections.abc import Iterable
 
 from smime.mime import Entity, MimeError, quoted_text, skip_comment
 
 MAX_MAILBOXES = 100
+MAX_FIELD = 1 << 16
+MAX_ADDRESS = 512
+"""Characters; RFC 5321 §4.5.3.1 allows 320."""
 
 _ATEXT = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-/=?^_`{|}~.")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PHRASE_SPECIALS = frozenset('<>()[]:;@\\,"')
 
 
@@ -36,25 +43,70 @@ def from_addresses(entity: Entity, name: str = "from") -> tuple[str, ...]:
 
 def parse_mailboxes(value: str) -> list[str]:
     """The addr-specs of an unfolded mailbox-list (RFC 5322 §3.4; groups and obsolete routes are refused)."""
-    if any((ord(character) < 32 and character != "\t") or character == "\x7f" for character in value):
+    return [address for _, address in _named_mailboxes(value)]
+
+
+def imitated(entity: Entity, addresses: Iterable[str]) -> bool:
+    """Whether a display name of From, as readers decode it, holds an address that is none of `addresses`: clients that
+    show names alone would show that one."""
+    known = {address.lower() for address in addresses}
+    for value in entity.values("from"):
+        try:
+            names = [name for name, _ in _named_mailboxes(value)]
+        except AddressError:
+            continue
+        for name in names:
+            text = unicodedata.normalize("NFKC", _decoded(name))  # full-width commercial at signs and the like
+            if "@" in text and text.strip(" \t<>\"'()").lower() not in known:
+                return True
+    return False
+
+
+def _decoded(name: str) -> str:
+    """A display name with its encoded words read (RFC 2047)."""
+    if "=?" not in name:
+        return name
+    try:
+        return str(email.header.make_header(email.header.decode_header(name[:2000])))
+    except (ValueError, LookupError):
+        return name
+
+
+def _named_mailboxes(value: str) -> list[tuple[str, str]]:
+    """Display name, without quotes, and addr-spec of each mailbox. Raises AddressError."""
+    if len(value) > MAX_FIELD:
+        raise AddressError("too long")
+    if _CONTROL.search(value):
         raise AddressError("control character")
     try:
-        return [_mailbox(words) for words in _mailboxes(value)]
+        boxes = _mailboxes(value)
     except MimeError as problem:
         raise AddressError(str(problem)) from None
+    return [(" ".join(word.removeprefix('"') for word in words[:-1]), _mailbox(words)) for words in boxes]
 
 
 def normalised(address: str) -> str:
     """An addr-spec with its domain in lower case, as A-labels. Raises AddressError when it is none."""
     local, at, domain = address.rpartition("@")
-    if not at or not local or not domain:
+    if not at or not local or not domain or len(address) > MAX_ADDRESS:
         raise AddressError("no address")
-    if not domain.isascii():
-        try:
-            domain = domain.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise AddressError("domain") from None
-    return f"{local}@{domain.lower()}"
+    return f"{local}@{_a_labels(domain) if not domain.isascii() else domain.lower()}"
+
+
+def _a_labels(domain: str) -> str:
+    """A domain as A-labels (RFC 5890 §2.3.2.1).
+
+    Raises AddressError when the way back leads to another one: the mapping of IDNA 2003 takes sharp s, full-width
+    letters and unusual dots for other characters than the reader sees.
+    """
+    shown = unicodedata.normalize("NFC", domain).lower()
+    try:
+        encoded = shown.encode("idna")
+        if encoded.decode("idna") != shown:
+            raise AddressError("domain")
+    except UnicodeError:
+        raise AddressError("domain") from None
+    return encoded.decode("ascii").lower()
 
 
 def matches(address: str, addresses: Iterable[str]) -> bool:
@@ -123,6 +175,8 @@ def _addr_spec(text: str) -> str:
     for part in (local, domain):
         if not part or part.startswith(".") or part.endswith(".") or ".." in part:
             raise AddressError("dots")
-        if not all(character in _ATEXT or ord(character) > 127 for character in part):
+        if not all(character in _ATEXT or (ord(character) > 127 and character.isprintable()) for character in part):
             raise AddressError("character in an address")
+    if "\ufffd" in text or "=?" in text:  # octets that are no text, and encoded words, which have no place here
+        raise AddressError("encoded address")
     return normalised(text)

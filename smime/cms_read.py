@@ -9,11 +9,17 @@ from dataclasses import dataclass
 
 from smime import oids
 from trust import der
-from trust.der import Buffer, DerError, Element, context
+from trust.der import Buffer, DerError, Element, Octets, context
 
 MAX_RECIPIENTS = 1000
 MAX_SIGNERS = 16
 MAX_CERTIFICATES = 64
+MAX_DIGESTS = 32
+MAX_ATTRIBUTES = 64
+MAX_VALUES = 16
+_AGREEING_KEYS = (oids.EC_PUBLIC_KEY, oids.X25519, oids.X448)
+_MAX_FIELDS = 16
+"""More than any SEQUENCE read here has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,8 @@ class Enveloped:
     recipients: tuple[Recipient, ...]
     """Recipients of other kinds (KEK, password) are left out."""
     algorithm: Algorithm
-    content: list[memoryview]
-    """The encrypted content in its chunks."""
+    content: Octets
+    """The encrypted content."""
     auth_attributes: bytes
     """What is authenticated beside the content: the attributes with their tag as SET OF (RFC 5083 §2.2), or empty."""
     mac: bytes
@@ -102,10 +108,20 @@ class Signed:
 
     digests: frozenset[str]
     content_type: str
-    content: list[memoryview] | None
-    """In its chunks; None when detached."""
+    content: Octets | None
+    """None when detached."""
     certificates: tuple[bytes, ...]
     signers: tuple[SignerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """CompressedData (RFC 3274 §1.1)."""
+
+    algorithm: Algorithm
+    content_type: str
+    """Of what is compressed."""
+    content: Octets
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +131,12 @@ class Other:
     content_type: str
 
 
-def read_cms(data: Buffer) -> Enveloped | Signed | Other:
-    """ContentInfo (RFC 5652 §3). Raises DerError on anything malformed or beyond the limits above."""
-    fields = der.read(data).sequence()
+def read_cms(data: Buffer) -> Enveloped | Signed | Compressed | Other:
+    """ContentInfo (RFC 5652 §3). Raises DerError on anything malformed or beyond the limits above.
+
+    What is returned refers to `data`, which must not change meanwhile.
+    """
+    fields = der.read(data).sequence(_MAX_FIELDS)
     if len(fields) != 2:
         raise DerError("ContentInfo")
     content_type = fields[0].oid()
@@ -126,6 +145,8 @@ def read_cms(data: Buffer) -> Enveloped | Signed | Other:
         return _signed(content)
     if content_type in (oids.ENVELOPED_DATA, oids.AUTH_ENVELOPED_DATA):
         return _enveloped(content, content_type == oids.AUTH_ENVELOPED_DATA)
+    if content_type == oids.COMPRESSED_DATA:
+        return _compressed(content)
     return Other(content_type)
 
 
@@ -133,7 +154,7 @@ class _Fields:
     """The fields of a SEQUENCE, taken in order; optional ones only when their tag is next."""
 
     def __init__(self, element: Element, tag: int = der.SEQUENCE) -> None:
-        self._waiting = list(reversed(element.expect(tag).children()))
+        self._waiting = list(reversed(element.expect(tag).children(_MAX_FIELDS)))
 
     def take(self) -> Element:
         if not self._waiting:
@@ -150,8 +171,8 @@ class _Fields:
 
 def read_algorithm(element: Element) -> Algorithm:
     """AlgorithmIdentifier. Raises DerError."""
-    fields = element.sequence()
-    if not 1 <= len(fields) <= 2:
+    fields = element.sequence(2)
+    if not fields:
         raise DerError("AlgorithmIdentifier")
     parameters = fields[1] if len(fields) == 2 and fields[1].tag != der.NULL else None
     return Algorithm(fields[0].oid(), parameters)
@@ -159,13 +180,19 @@ def read_algorithm(element: Element) -> Algorithm:
 
 def _party(element: Element) -> PartyId:
     if element.tag == der.SEQUENCE:
-        fields = element.children()
+        fields = element.children(2)
         if len(fields) != 2:
             raise DerError("IssuerAndSerialNumber")
         return PartyId(issuer=bytes(fields[0].expect(der.SEQUENCE).encoded), serial=fields[1].integer())
     if element.tag in (context(0), context(0, constructed=False)):
-        return PartyId(key_id=b"".join(element.chunks()))
+        return PartyId(key_id=_key_id(bytes(element.chunks())))
     raise DerError("recipient or signer identifier")
+
+
+def _key_id(octets: bytes) -> bytes:
+    if not octets:
+        raise DerError("key identifier")
+    return octets
 
 
 def _retagged(element: Element) -> bytes:
@@ -181,8 +208,8 @@ def _enveloped(element: Element, authenticated: bool) -> Enveloped:
     fields = _Fields(element)
     fields.take().integer()  # version: says nothing that the fields do not say
     fields.optional(context(0))  # originatorInfo
-    infos = fields.take().set()
-    if not 0 < len(infos) <= MAX_RECIPIENTS:
+    infos = fields.take().set(MAX_RECIPIENTS)
+    if not infos:
         raise DerError("number of recipients")
     recipients: list[Recipient] = []
     for info in infos:
@@ -225,13 +252,13 @@ def _key_agreements(element: Element) -> list[KeyAgreement]:
     originator = fields.take().expect(context(0)).explicit()
     material = fields.optional(context(1))
     algorithm = read_algorithm(fields.take())
-    keys = fields.take().sequence()
+    keys = fields.take().sequence(MAX_RECIPIENTS)
     fields.end()
     point = _originator_point(originator)
     user_material = material.explicit().octets() if material is not None else None
     found: list[KeyAgreement] = []
     for key in keys:
-        parts = key.sequence()
+        parts = key.sequence(2)
         if len(parts) != 2:
             raise DerError("RecipientEncryptedKey")
         found.append(KeyAgreement(_agreeing_party(parts[0]), algorithm, point, user_material, parts[1].octets()))
@@ -242,11 +269,11 @@ def _originator_point(originator: Element) -> bytes:
     """The key in an OriginatorPublicKey; its parameters need not be looked at, the curve is the recipient's."""
     if originator.tag != context(1):
         return b""
-    fields = originator.children()
+    fields = originator.children(2)
     if len(fields) != 2:
         raise DerError("OriginatorPublicKey")
     bits = bytes(fields[1].expect(der.BIT_STRING).content)
-    if read_algorithm(fields[0]).oid != oids.EC_PUBLIC_KEY or bits[:1] != b"\0":
+    if read_algorithm(fields[0]).oid not in _AGREEING_KEYS or bits[:1] != b"\0":
         return b""
     return bits[1:]
 
@@ -255,37 +282,49 @@ def _agreeing_party(element: Element) -> PartyId:
     """KeyAgreeRecipientIdentifier: issuer and serial number, or a RecipientKeyIdentifier under [0]."""
     if element.tag != context(0):
         return _party(element.expect(der.SEQUENCE))
-    fields = element.children()
+    fields = element.children(3)
     if not fields:
         raise DerError("RecipientKeyIdentifier")
-    return PartyId(key_id=fields[0].octets())
+    return PartyId(key_id=_key_id(fields[0].octets()))
 
 
 def _signed(element: Element) -> Signed:
     fields = _Fields(element)
     fields.take().integer()
-    digests = frozenset(read_algorithm(algorithm).oid for algorithm in fields.take().set())
-    content_info = _Fields(fields.take())
-    content_type = content_info.take().oid()
-    explicit = content_info.optional(context(0))
-    content_info.end()
-    content = None
-    if explicit is not None:
-        octets = explicit.explicit()
-        if octets.tag & ~der.CONSTRUCTED != der.OCTET_STRING:
-            raise DerError("eContent")
-        content = octets.chunks()
+    digests = frozenset(read_algorithm(algorithm).oid for algorithm in fields.take().set(MAX_DIGESTS))
+    content_type, content = _encapsulated(fields.take())
     certificate_set = fields.optional(context(0))
-    choices = certificate_set.children() if certificate_set is not None else []
-    if len(choices) > MAX_CERTIFICATES:
-        raise DerError("number of certificates")
+    choices = certificate_set.children(MAX_CERTIFICATES) if certificate_set is not None else []
     fields.optional(context(1))  # crls
-    infos = fields.take().set()
+    infos = fields.take().set(MAX_SIGNERS)
     fields.end()
-    if len(infos) > MAX_SIGNERS:
-        raise DerError("number of signers")
-    certificates = tuple(bytes(choice.encoded) for choice in choices if choice.tag == der.SEQUENCE)
-    return Signed(digests, content_type, content, certificates, tuple(_signer(info) for info in infos))
+    certificates = dict.fromkeys(bytes(choice.encoded) for choice in choices if choice.tag == der.SEQUENCE)
+    return Signed(digests, content_type, content, tuple(certificates), tuple(_signer(info) for info in infos))
+
+
+def _encapsulated(element: Element) -> tuple[str, Octets | None]:
+    """EncapsulatedContentInfo (RFC 5652 §5.2)."""
+    fields = _Fields(element)
+    content_type = fields.take().oid()
+    explicit = fields.optional(context(0))
+    fields.end()
+    if explicit is None:
+        return content_type, None
+    octets = explicit.explicit()
+    if octets.tag & ~der.CONSTRUCTED != der.OCTET_STRING:
+        raise DerError("eContent")
+    return content_type, octets.chunks()
+
+
+def _compressed(element: Element) -> Compressed:
+    fields = _Fields(element)
+    fields.take().integer()
+    algorithm = read_algorithm(fields.take())
+    content_type, content = _encapsulated(fields.take())
+    fields.end()
+    if content is None:
+        raise DerError("no compressed content")
+    return Compressed(algorithm, content_type, content)
 
 
 def _signer(element: Element) -> SignerInfo:
@@ -302,7 +341,9 @@ def _signer(element: Element) -> SignerInfo:
         signer=signer,
         digest=read_algorithm(digest),
         signed_bytes=_retagged(attributes) if attributes is not None else b"",
-        attributes=tuple(_attribute(child) for child in attributes.children()) if attributes is not None else (),
+        attributes=tuple(_attribute(child) for child in attributes.children(MAX_ATTRIBUTES))
+        if attributes is not None
+        else (),
         algorithm=read_algorithm(algorithm),
         signature=signature,
         algorithm_bytes=(bytes(digest.encoded), bytes(algorithm.encoded)),
@@ -310,7 +351,7 @@ def _signer(element: Element) -> SignerInfo:
 
 
 def _attribute(element: Element) -> Attribute:
-    fields = element.sequence()
+    fields = element.sequence(2)
     if len(fields) != 2:
         raise DerError("Attribute")
-    return Attribute(fields[0].oid(), fields[1].set())
+    return Attribute(fields[0].oid(), fields[1].set(MAX_VALUES))

@@ -13,6 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -88,7 +89,7 @@ def sign_dkim(message: bytes, key: DkimKey, at: datetime | None = None) -> bytes
         (
             f"v=1; a=rsa-sha256; c=relaxed/relaxed; d={key.domain};",
             f"s={key.selector}; t={int((at or datetime.now(UTC)).timestamp())};",
-            _folded_names(names),
+            _folded_names(tuple(names)),
             f"bh={b64encode(_body_hash(entity.body, relaxed=True)[0]).decode('ascii')};",
             "b=",
         )
@@ -102,7 +103,8 @@ def sign_dkim(message: bytes, key: DkimKey, at: datetime | None = None) -> bytes
     return unsigned.raw.removesuffix(b"\r\n") + b"\r\n ".join(lines) + b"\r\n"
 
 
-def _folded_names(names: list[str]) -> str:
+@lru_cache(maxsize=256)
+def _folded_names(names: tuple[str, ...]) -> str:
     """`h=` in lines of at most 76 characters."""
     text = line = "h="
     for index, name in enumerate(names):
@@ -133,8 +135,10 @@ def _body_hash(body: memoryview, *, relaxed: bool) -> tuple[bytes, int]:
     """SHA-256 and length in octets of the canonical body (§3.4.3, §3.4.4)."""
     data: bytes | memoryview = body
     if relaxed:
-        data = _one_space(bytes(body)).replace(b" \r\n", b"\r\n")
-        data = data.removesuffix(b" ")  # a last line without CRLF
+        data = bytes(body)
+        if b" " in data or b"\t" in data:  # base64 has neither
+            data = _one_space(data).replace(b" \r\n", b"\r\n")
+            data = data.removesuffix(b" ")  # a last line without CRLF
     end = len(data)
     while end >= 2 and data[end - 2 : end] == b"\r\n":
         end -= 2

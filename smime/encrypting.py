@@ -1,108 +1,187 @@
 """Encrypted content written: AuthEnvelopedData (RFC 5083, RFC 5084), EnvelopedData for who needs it (RFC 5652 §6).
 
 The content key reaches RSA recipients by key transport, recipients on an elliptic curve by ephemeral-static ECDH
-(RFC 5753 §3.1).
+(RFC 5753 §3.1, RFC 8418 for X25519); any mix of them shares one message and one content key.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from smime import oids
-from smime.agreement import wrapping_key
+from smime.agreement import bound_content_key, wrapping_key
+from smime.capabilities import OAEP_SHA256_PARAMETERS
 from smime.identity import identity
-from smime.suites import ContentCipher, KeyTransportScheme, Suite
+from smime.strength import acceptable
+from smime.suites import KeyTransportScheme, RecipientNaming, Suite
 from trust import der
 from trust.der import context
 
-MIN_RSA_BITS = 2048
-CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _BLOCK = 16
 _NONCE = 12
 _TAG = 16
+_CERTIFICATES_REMEMBERED = 4096
 
-_SHA256_ALGORITHM = der.sequence(der.oid(oids.SHA256), der.null())
-_OAEP_SHA256 = der.sequence(
-    der.oid(oids.RSAES_OAEP),
-    der.sequence(
-        der.tlv(context(0), _SHA256_ALGORITHM),
-        der.tlv(context(1), der.sequence(der.oid(oids.MGF1), _SHA256_ALGORITHM)),
-    ),
-)
+_OAEP_SHA256 = der.sequence(der.oid(oids.RSAES_OAEP), OAEP_SHA256_PARAMETERS)
 _PKCS1V15 = der.sequence(der.oid(oids.RSA_ENCRYPTION), der.null())
-_AES256_WRAP = der.sequence(der.oid(oids.AES256_WRAP))
+_OAEP_PADDING = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+_PKCS1V15_PADDING = padding.PKCS1v15()
+_WRAPS = {16: der.sequence(der.oid(oids.AES128_WRAP)), 32: der.sequence(der.oid(oids.AES256_WRAP))}
+_ZERO = der.integer(0)
+_TWO = der.integer(2)
+_THREE = der.integer(3)
+
+AgreementKey = ec.EllipticCurvePublicKey | x25519.X25519PublicKey
+
+
+class UnfitCertificateError(ValueError):
+    """A certificate cannot be encrypted to: its key is of a kind or size that Relais does not write to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """How one kind of curve agrees on a key (RFC 5753 §8: the hash as strong as the curve)."""
+
+    oid: str
+    digest: hashes.HashAlgorithm
+    least_wrap_octets: int
+    """Of the key-encryption key, which is never shorter than the content key either."""
+    hkdf: bool = False
+
+
+_CURVES: dict[type[ec.EllipticCurve], _Scheme] = {
+    ec.SECP256R1: _Scheme(oids.ECDH_SHA256_KDF, hashes.SHA256(), 16),
+    ec.BrainpoolP256R1: _Scheme(oids.ECDH_SHA256_KDF, hashes.SHA256(), 16),
+    ec.SECP384R1: _Scheme(oids.ECDH_SHA384_KDF, hashes.SHA384(), 32),
+    ec.BrainpoolP384R1: _Scheme(oids.ECDH_SHA384_KDF, hashes.SHA384(), 32),
+    ec.SECP521R1: _Scheme(oids.ECDH_SHA512_KDF, hashes.SHA512(), 32),
+    ec.BrainpoolP512R1: _Scheme(oids.ECDH_SHA512_KDF, hashes.SHA512(), 32),
+}
+_X25519 = _Scheme(oids.ECDH_HKDF_SHA256, hashes.SHA256(), 16, hkdf=True)
 
 
 def encrypt_content(content: bytes, certificates: Sequence[x509.Certificate], suite: Suite) -> bytearray:
     """DER of a ContentInfo that the holders of `certificates` can open; a fresh key and nonce each time.
 
-    Raises ValueError without a certificate, or for one whose key is neither RSA of at least 2048 bits nor on a NIST
-    curve.
+    Raises ValueError without a certificate, and `UnfitCertificateError` for one that `can_encrypt_to` refuses.
     """
     if not certificates:
         raise ValueError("no certificate to encrypt to")
     key = os.urandom(suite.content.key_octets)
     different = dict.fromkeys(certificates)
-    recipients = der.set_of(_recipient(certificate, key, suite.key_transport) for certificate in different)
+    recipients = [_recipient(certificate)(key, suite) for certificate in different]
+    infos = der.set_of(encoded for _, encoded in recipients)
     if suite.content.authenticated:
-        return _auth_enveloped(content, key, recipients, suite.content)
-    agreed = any(isinstance(certificate.public_key(), ec.EllipticCurvePublicKey) for certificate in different)
-    version = 2 if agreed else 0  # RFC 5652 §6.1
-    return _enveloped(content, key, version, recipients, suite.content)
+        return _auth_enveloped(content, key, infos, suite)
+    version = 2 if any(version for version, _ in recipients) else 0  # RFC 5652 §6.1
+    return _enveloped(content, key, version, infos, suite)
 
 
 def can_encrypt_to(certificate: x509.Certificate) -> bool:
-    """Whether the certificate's key is of a kind written here: RSA of at least 2048 bits, or on a NIST curve."""
+    """Whether the certificate's key is of a kind written to here.
+
+    RSA from 2048 to 16384 bits, P-256, P-384, P-521, brainpoolP256r1, P384r1, P512r1, or X25519.
+    """
     try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+        _recipient(certificate)
+    except ValueError:
         return False
-    if isinstance(key, rsa.RSAPublicKey):
-        return key.key_size >= MIN_RSA_BITS
-    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVES)
+    return True
 
 
-def _recipient(certificate: x509.Certificate, key: bytes, scheme: KeyTransportScheme) -> bytes:
-    public_key = certificate.public_key()
-    if isinstance(public_key, ec.EllipticCurvePublicKey) and isinstance(public_key.curve, CURVES):
-        return _agreed(certificate, public_key, key)
-    if not isinstance(public_key, rsa.RSAPublicKey) or public_key.key_size < MIN_RSA_BITS:
-        raise ValueError("encryption needs an RSA key of at least 2048 bits or a key on a NIST curve")
-    if scheme is KeyTransportScheme.RSA_OAEP_SHA256:
-        algorithm = _OAEP_SHA256
-        encrypted = public_key.encrypt(key, padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
-    else:
-        algorithm = _PKCS1V15
-        encrypted = public_key.encrypt(key, padding.PKCS1v15())
-    name = identity(certificate).issuer_and_serial
-    return der.sequence(der.integer(0), name, algorithm, der.octet_string(encrypted))
+Recipient = Callable[[bytes, Suite], tuple[int, bytes]]
+"""Makes the RecipientInfo for a content key: its version and its DER."""
 
 
-def _agreed(certificate: x509.Certificate, public_key: ec.EllipticCurvePublicKey, key: bytes) -> bytes:
-    """KeyAgreeRecipientInfo for one recipient, with an ephemeral key of its own (RFC 5753 §3.1.1)."""
+@lru_cache(maxsize=_CERTIFICATES_REMEMBERED)
+def _recipient(certificate: x509.Certificate) -> Recipient:
+    """What need not be done anew for each message. Raises UnfitCertificateError."""
+    try:
+        public_key = certificate.public_key()
+        own = identity(certificate)
+        numbered, key_id = own.issuer_and_serial, own.key_id
+    except (ValueError, UnsupportedAlgorithm) as problem:
+        raise UnfitCertificateError("the certificate cannot be read") from problem
+    if isinstance(public_key, rsa.RSAPublicKey) and acceptable(public_key):
+        return _transport(public_key, numbered, key_id)
+    if isinstance(public_key, x25519.X25519PublicKey):
+        return _agreement(public_key, _X25519, numbered, key_id)
+    if isinstance(public_key, ec.EllipticCurvePublicKey) and type(public_key.curve) in _CURVES:
+        return _agreement(public_key, _CURVES[type(public_key.curve)], numbered, key_id)
+    raise UnfitCertificateError("encryption needs an RSA key of 2048 to 16384 bits or an accepted curve")
+
+
+def _transport(public_key: rsa.RSAPublicKey, numbered: bytes, key_id: bytes) -> Recipient:
+    """KeyTransRecipientInfo (RFC 5652 §6.2.1)."""
+    by_number = 0, _ZERO + numbered
+    by_key_id = (2, _TWO + der.tlv(context(0, constructed=False), key_id)) if key_id else by_number
+
+    def recipient(key: bytes, suite: Suite) -> tuple[int, bytes]:
+        if suite.key_transport is KeyTransportScheme.RSA_OAEP_SHA256:
+            algorithm, encrypted = _OAEP_SHA256, public_key.encrypt(key, _OAEP_PADDING)
+        else:
+            algorithm, encrypted = _PKCS1V15, public_key.encrypt(key, _PKCS1V15_PADDING)
+        version, name = by_number if suite.naming is RecipientNaming.ISSUER_AND_SERIAL else by_key_id
+        return version, der.sequence(name, algorithm, der.octet_string(encrypted))
+
+    return recipient
+
+
+def _agreement(public_key: AgreementKey, scheme: _Scheme, numbered: bytes, key_id: bytes) -> Recipient:
+    """KeyAgreeRecipientInfo for one recipient, with an ephemeral key of its own (RFC 5753 §3.1.1, RFC 8418 §2.1)."""
+    by_key_id = der.tlv(context(0), der.octet_string(key_id)) if key_id else numbered
+    oid = der.oid(scheme.oid)
+    curve = der.sequence(der.oid(oids.X25519 if scheme.hkdf else oids.EC_PUBLIC_KEY))
+
+    def recipient(key: bytes, suite: Suite) -> tuple[int, bytes]:
+        octets = max(len(key), scheme.least_wrap_octets)
+        wrap = _WRAPS[octets]
+        try:
+            secret, point = _shared(public_key)
+        except ValueError as problem:
+            raise UnfitCertificateError("no secret can be agreed on with the certificate's key") from problem
+        wrapping = wrapping_key(secret, scheme.digest, octets, wrap, None, hkdf=scheme.hkdf)
+        name = numbered if suite.naming is RecipientNaming.ISSUER_AND_SERIAL else by_key_id
+        encrypted = der.sequence(name, der.octet_string(aes_key_wrap(wrapping, key)))
+        originator = der.tlv(context(1), curve, der.tlv(der.BIT_STRING, b"\0", point))
+        return 3, der.tlv(
+            context(1),
+            _THREE,
+            der.tlv(context(0), originator),
+            der.sequence(oid, wrap),
+            der.sequence(encrypted),
+        )
+
+    return recipient
+
+
+def _shared(public_key: AgreementKey) -> tuple[bytes, bytes]:
+    """The secret shared with a fresh ephemeral key, and that key's public half. Raises ValueError."""
+    if isinstance(public_key, x25519.X25519PublicKey):
+        own = x25519.X25519PrivateKey.generate()
+        return own.exchange(public_key), own.public_key().public_bytes_raw()
     ephemeral = ec.generate_private_key(public_key.curve)
     point = ephemeral.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    secret = ephemeral.exchange(ec.ECDH(), public_key)
-    wrapping = wrapping_key(secret, hashes.SHA256(), 32, _AES256_WRAP, None)
-    encrypted = der.sequence(identity(certificate).issuer_and_serial, der.octet_string(aes_key_wrap(wrapping, key)))
-    originator = der.tlv(context(1), der.sequence(der.oid(oids.EC_PUBLIC_KEY)), der.tlv(der.BIT_STRING, b"\0", point))
-    return der.tlv(
-        context(1),
-        der.integer(3),
-        der.tlv(context(0), originator),
-        der.sequence(der.oid(oids.ECDH_SHA256_KDF), _AES256_WRAP),
-        der.sequence(encrypted),
-    )
+    return ephemeral.exchange(ec.ECDH(), public_key), point
+
+
+def _bound(key: bytes, algorithm: bytes, suite: Suite) -> tuple[bytes, bytes]:
+    """The key that encrypts the content, and the algorithm as it is written (RFC 9709 §2, §3)."""
+    if not suite.cek_hkdf:
+        return key, algorithm
+    return bound_content_key(key, algorithm), der.sequence(der.oid(oids.CEK_HKDF_SHA256), algorithm)
 
 
 def _frame(content_type: str, version: int, recipients: bytes, algorithm: bytes, size: int, suffix: int) -> bytes:
@@ -117,11 +196,11 @@ def _frame(content_type: str, version: int, recipients: bytes, algorithm: bytes,
     return enclose(der.SEQUENCE, der.oid(content_type) + enclose(context(0), data, size + suffix), size + suffix)
 
 
-def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, cipher: ContentCipher) -> bytearray:
+def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, suite: Suite) -> bytearray:
     """The ciphertext is made in its place; OpenSSL mistakes authAttrs, so none are ever written."""
     nonce = os.urandom(_NONCE)
     parameters = der.sequence(der.octet_string(nonce), der.integer(_TAG))
-    algorithm = der.sequence(der.oid(cipher.oid), parameters)
+    key, algorithm = _bound(key, der.sequence(der.oid(suite.content.oid), parameters), suite)
     mac_header = der.header(der.OCTET_STRING, _TAG)
     size = len(content)
     frame = _frame(oids.AUTH_ENVELOPED_DATA, 0, recipients, algorithm, size, len(mac_header) + _TAG)
@@ -133,9 +212,9 @@ def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, cipher: Conte
     return message
 
 
-def _enveloped(content: bytes, key: bytes, version: int, recipients: bytes, cipher: ContentCipher) -> bytearray:
+def _enveloped(content: bytes, key: bytes, version: int, recipients: bytes, suite: Suite) -> bytearray:
     iv = os.urandom(_BLOCK)
-    algorithm = der.sequence(der.oid(cipher.oid), der.octet_string(iv))
+    key, algorithm = _bound(key, der.sequence(der.oid(suite.content.oid), der.octet_string(iv)), suite)
     padded = len(content) + _BLOCK - len(content) % _BLOCK
     frame = _frame(oids.ENVELOPED_DATA, version, recipients, algorithm, padded, 0)
     message = bytearray(len(frame) + padded + _BLOCK)

@@ -7,7 +7,9 @@ Entities are positions in the message, header fields keep their raw bytes, multi
 from __future__ import annotations
 
 import binascii
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import pybase64
@@ -15,10 +17,21 @@ import pybase64
 MAX_HEADER_OCTETS = 1 << 20
 MAX_FIELDS = 1000
 MAX_PARTS = 1000
+MAX_PARAMETER_OCTETS = 1 << 16
+"""Of a Content-Type or Content-Disposition value as a whole."""
+MAX_WORDS = 1000
+"""Tokens, separators, blanks and comments in such a value."""
+MAX_SECTIONS = 100
+"""Continuations of one parameter (RFC 2231 §3)."""
 
 Buffer = bytes | bytearray | memoryview
 
-_TOKEN_END = frozenset('()<>@,;:\\"/[]?= \t\r\n')
+_BLANK = " \t\r\n"
+_TOKEN_END = re.compile(r'[()<>@,;:\\"/\[\]?= \t\r\n]')
+_QUOTED_END = re.compile(r'["\\]')
+_COMMENT_MARK = re.compile(r"[()\\]")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NAME_OCTETS = bytes(range(33, 127))
 
 
 class MimeError(ValueError):
@@ -48,7 +61,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class ContentType:
-    """A Content-Type field understood (RFC 2045 §5.1), parameters decoded after RFC 2231."""
+    """A Content-Type field understood (RFC 2045 §5.1), parameters decoded after RFC 2231. Shared: not to be changed."""
 
     media_type: str
     """Lower case, `type/subtype`."""
@@ -126,13 +139,12 @@ def parse_entity(source: bytes | bytearray, start: int = 0, stop: int | None = N
     Raises MimeError when the header exceeds its limits or a line is no field.
     """
     stop = len(source) if stop is None else stop
-    head = bytes(source[start : min(stop, start + MAX_HEADER_OCTETS + 4)])
-    end, body = _header_end(head)
-    if end > MAX_HEADER_OCTETS:
+    end, body = _header_end(source, start, min(stop, start + MAX_HEADER_OCTETS + 4))
+    if end - start > MAX_HEADER_OCTETS:
         raise MimeError("header too large")
     fields: list[Field] = []
     lines: list[bytes] = []
-    for line in _lines(head[:end]):
+    for line in _lines(bytes(source[start:end])):
         if lines and line[:1] not in (b" ", b"\t"):
             fields.append(_field(lines))
             lines = []
@@ -141,14 +153,12 @@ def parse_entity(source: bytes | bytearray, start: int = 0, stop: int | None = N
         fields.append(_field(lines))
     if len(fields) > MAX_FIELDS:
         raise MimeError("too many header fields")
-    return Entity(tuple(fields), source, start, start + body, stop)
+    return Entity(tuple(fields), source, start, body, stop)
 
 
 def _refuse_controls(values: list[str]) -> None:
     """Readers cut fields at different control characters, or drop such fields whole."""
-    if any(
-        (ord(character) < 32 and character != "\t") or character == "\x7f" for value in values for character in value
-    ):
+    if any(_CONTROL.search(value) for value in values):
         raise MimeError("control character")
 
 
@@ -159,26 +169,25 @@ def _lines(header: bytes) -> list[bytes]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _header_end(head: bytes) -> tuple[int, int]:
+def _header_end(source: bytes | bytearray, start: int, limit: int) -> tuple[int, int]:
     """Where the header ends (its last line end included) and where the body begins."""
-    if head.startswith(b"\r\n"):
-        return 0, 2
-    if head.startswith(b"\n"):
-        return 0, 1
-    crlf, lf = head.find(b"\r\n\r\n"), head.find(b"\n\n")
-    if crlf >= 0 and (lf < 0 or crlf < lf):
-        return crlf + 2, crlf + 4
+    if source.startswith(b"\r\n", start, limit):
+        return start, start + 2
+    if source.startswith(b"\n", start, limit):
+        return start, start + 1
+    crlf = source.find(b"\r\n\r\n", start, limit)
+    lf = source.find(b"\n\n", start, limit if crlf < 0 else crlf)
     if lf >= 0:
         return lf + 1, lf + 2
-    return len(head), len(head)
+    return (crlf + 2, crlf + 4) if crlf >= 0 else (limit, limit)
 
 
 def _field(lines: list[bytes]) -> Field:
     name, colon, _ = lines[0].partition(b":")
     name = name.rstrip(b" \t")  # obsolete, still met (RFC 5322 §4.5)
-    if not colon or not name or not all(33 <= octet <= 126 for octet in name):
+    if not colon or not name or name.translate(None, _NAME_OCTETS):
         raise MimeError("a header line is no field")
-    return Field(name.decode("ascii").lower(), b"".join(lines))
+    return Field(name.decode("ascii").lower(), lines[0] if len(lines) == 1 else b"".join(lines))
 
 
 # --- Content-Type ----------------------------------------------------------------------------------------------------
@@ -188,8 +197,17 @@ def parse_content_type(value: str) -> ContentType:
     """Parse an unfolded Content-Type or Content-Disposition value; parameters that cannot be read are left out.
 
     So is a boundary that readers may read differently, and thus differ on what the parts are: given twice, after
-    RFC 2231, in pieces, with escapes, or beside comments. Raises MimeError when not even a type is there.
+    RFC 2231, in pieces, with escapes, or beside comments. Raises MimeError when not even a type is there, or when
+    there is more than anybody writes.
     """
+    return _known_type(value) if len(value) <= _MAX_KNOWN else _parse_type(value)
+
+
+_MAX_KNOWN = 200
+"""Characters of values that are remembered: most mail says the same few things."""
+
+
+def _parse_type(value: str) -> ContentType:
     words = _words(value)
     first, *rest = [_trimmed(group) for group in _split(words, ";")]
     media_type = "".join(first).lower()  # blanks inside stay in: what is not plainly a type is none that we know
@@ -215,6 +233,8 @@ def parse_content_type(value: str) -> ContentType:
     return ContentType(media_type, decoded)
 
 
+_known_type = lru_cache(maxsize=256)(_parse_type)
+
 _BLANKS = frozenset(" (")
 """How `_words` marks white space and comments."""
 
@@ -223,6 +243,8 @@ def _words(value: str) -> list[str]:
     """Tokens, special characters, quoted strings marked by a leading quote, and a mark for each blank or comment."""
     words: list[str] = []
     position, size = 0, len(value)
+    if size > MAX_PARAMETER_OCTETS:
+        raise MimeError("field too long")
     while position < size:
         character = value[position]
         if character == '"':
@@ -231,17 +253,18 @@ def _words(value: str) -> list[str]:
         elif character == "(":
             position = skip_comment(value, position)
             words.append("(")
-        elif character in " \t\r\n":
+        elif character in _BLANK:
             position += 1
-            words.append(" ")
-        elif character in _TOKEN_END:
-            words.append(character)
-            position += 1
+            if words[-1:] != [" "]:
+                words.append(" ")
+        elif end := _TOKEN_END.search(value, position):
+            words.append(value[position : max(end.start(), position + 1)])
+            position = max(end.start(), position + 1)
         else:
-            start = position
-            while position < size and value[position] not in _TOKEN_END:
-                position += 1
-            words.append(value[start:position])
+            words.append(value[position:])
+            position = size
+        if len(words) > MAX_WORDS:
+            raise MimeError("too many parameters")
     return words
 
 
@@ -263,16 +286,14 @@ def _trimmed(words: list[str]) -> list[str]:
 
 def quoted_text(value: str, start: int) -> tuple[str, int]:
     """The text of a quoted string that opens at `start`, and the position behind it (RFC 5322 §3.2.4)."""
-    characters: list[str] = []
+    pieces: list[str] = []
     position = start + 1
-    while position < len(value):
-        character = value[position]
-        if character == '"':
-            return "".join(characters), position + 1
-        if character == "\\" and position + 1 < len(value):
-            position += 1
-            character = value[position]
-        characters.append(character)
+    while mark := _QUOTED_END.search(value, position):
+        pieces.append(value[position : mark.start()])
+        position = mark.end()
+        if mark[0] == '"':
+            return "".join(pieces), position
+        pieces.append(value[position : position + 1])
         position += 1
     raise MimeError("unterminated quoted string")
 
@@ -280,10 +301,9 @@ def quoted_text(value: str, start: int) -> tuple[str, int]:
 def skip_comment(value: str, start: int) -> int:
     """The position behind a comment, which may hold others (RFC 5322 §3.2.2)."""
     depth, position = 0, start
-    while position < len(value):
-        character = value[position]
-        position += 2 if character == "\\" else 1
-        depth += (character == "(") - (character == ")")
+    while mark := _COMMENT_MARK.search(value, position):
+        position = mark.end() + (mark[0] == "\\")
+        depth += (mark[0] == "(") - (mark[0] == ")")
         if depth == 0:
             return position
     raise MimeError("unterminated comment")
@@ -319,6 +339,8 @@ def _continuations(parameters: dict[str, str], base: str) -> list[str]:
     """Names of the sections after the first, in order, until one is missing."""
     names: list[str] = []
     while True:
+        if len(names) == MAX_SECTIONS:
+            raise MimeError("too many continuations")
         section = f"{base}*{len(names) + 1}"
         if section not in parameters:
             section += "*"
@@ -330,16 +352,46 @@ def _continuations(parameters: dict[str, str], base: str) -> list[str]:
 # --- Multipart -------------------------------------------------------------------------------------------------------
 
 
-def split_multipart(entity: Entity, boundary: str) -> list[tuple[int, int]]:
+class Budget:
+    """What may still be spent on taking a message's multiparts apart: without it, parts inside parts whose boundaries
+    begin alike would be looked at again and again."""
+
+    __slots__ = ("_whole", "misses", "parts")
+
+    def __init__(self, parts: int = MAX_PARTS, misses: int = 300_000) -> None:
+        self.parts = parts
+        self.misses = misses
+        """Delimiters that turn out to be none: longer ones, or inside a line."""
+        self._whole = self
+
+    def few(self, parts: int) -> Budget:
+        """For looking at one multipart that must not have more parts than that; of misses there are no more."""
+        budget = Budget(parts)
+        budget._whole = self._whole
+        return budget
+
+    def spend_part(self) -> None:
+        self.parts -= 1
+        if self.parts < 0:
+            raise MimeError("too many parts")
+
+    def spend_miss(self) -> None:
+        self._whole.misses -= 1
+        if self._whole.misses < 0:
+            raise MimeError("too many delimiters of another kind")
+
+
+def split_multipart(entity: Entity, boundary: str, budget: Budget | None = None) -> list[tuple[int, int]]:
     """Where the body parts between the delimiters begin and end in `entity.source` (RFC 2046 §5.1.1).
 
     The CRLF before a delimiter belongs to the delimiter. Preamble and epilogue are dropped. Raises MimeError when the
-    boundary is not one, when the closing delimiter is missing or when there are more than 1,000 parts; and when a
+    boundary is not one, when the closing delimiter is missing or when `budget` (1,000 parts) is spent; and when a
     lenient reader would split elsewhere: at a delimiter on a line with a bare CR or LF, with endless padding, or, in
     preamble and epilogue, with more text behind.
     """
     if not 0 < len(boundary) <= 70 or not boundary.isascii():
         raise MimeError("boundary")
+    budget = budget or Budget()
     source, stop = entity.source, entity.stop
     delimiter = b"--" + boundary.encode("ascii")
     parts: list[tuple[int, int]] = []
@@ -351,6 +403,7 @@ def split_multipart(entity: Entity, boundary: str) -> list[tuple[int, int]]:
         if found > entity.body_start and source[found - 2 : found] != b"\r\n":
             if source[found - 1] in b"\r\n":
                 raise MimeError("ambiguous delimiter")
+            budget.spend_miss()
             continue
         # 80 octets are enough to see a closing mark and padding
         rest, line_end, _ = bytes(source[position : min(position + 80, stop)]).partition(b"\r\n")
@@ -359,11 +412,11 @@ def split_multipart(entity: Entity, boundary: str) -> list[tuple[int, int]]:
         if padding or closed or not (line_end or position + len(rest) == stop):
             if part_start < 0 or closed or padding[:1] in (b"", b"\r", b"\n"):
                 raise MimeError("ambiguous delimiter")
-            continue  # a longer boundary that begins like ours
+            budget.spend_miss()  # a longer boundary that begins like ours
+            continue
         if part_start >= 0:
             parts.append((part_start, max(found - 2, part_start)))
-            if len(parts) > MAX_PARTS:
-                raise MimeError("too many parts")
+            budget.spend_part()
         closed = closing
         position += len(rest)  # the CRLF that ends this line may also begin the next delimiter: an empty part
         part_start = position + 2

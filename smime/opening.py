@@ -6,18 +6,37 @@ with parts that came beside it (EFAIL): only a message that is encrypted as a wh
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 
-from smime import canonical, oids
-from smime.addresses import AddressError, from_addresses, matches, normalised
-from smime.cms_read import Enveloped, Signed, read_cms
+from smime import canonical, header_protection
+from smime.addresses import AddressError, from_addresses, imitated, matches, normalised
+from smime.cms_read import Compressed, Enveloped, Signed, read_cms
+from smime.compressed import decompress
 from smime.decrypting import CannotOpenError, decrypt_content
-from smime.mime import ContentType, Entity, Field, MimeError, parse_content_type, parse_entity, split_multipart
-from smime.verdict import DecryptionResult, Finding, MessageVerdict, SignatureResult, SignerVerdict, worst
+from smime.header_protection import Claim
+from smime.layers import Layer, LayerError, clear_signed, layer_of, sole_child
+from smime.mime import Budget, Buffer, ContentType, Entity, MimeError, parse_entity
+from smime.octets import has_controls, has_illegal_octets, has_illegal_text
+from smime.parts import Parts, examine
+from smime.policy import DEFAULT_POLICY, ReadPolicy
+from smime.tnef import TnefError, smime_attachment
+from smime.verdict import (
+    DecryptionResult,
+    Finding,
+    HeaderProtection,
+    HeaderProtectionScheme,
+    LayerKind,
+    LayerVerdict,
+    MessageVerdict,
+    SignatureResult,
+    SignerVerdict,
+    worst,
+)
 from smime.verifying import Expectation, verify_signed
 from trust.certificates import CertificateValidator
 from trust.der import DerError
@@ -25,17 +44,16 @@ from trust.keys import Decryptor
 
 MAX_LAYERS = 8
 
-_CMS_TYPES = ("application/pkcs7-mime", "application/x-pkcs7-mime")
-_SIGNATURE_TYPES = ("application/pkcs7-signature", "application/x-pkcs7-signature")
-
 
 @dataclass(frozen=True, slots=True)
 class Opened:
     """What came out of a message."""
 
     entity: bytes
-    """The message to hand on. Was it encrypted: the outer header with its Content-* fields replaced by those of the
-    decrypted entity, and that entity's body untouched. Else, and when decryption failed: the message unchanged."""
+    """The message to hand on. Was it encrypted or compressed: the outer header with its Content-* fields replaced by
+    those of the entity inside, and that entity's body untouched. Where the sender protected the header and From is the
+    same inside and outside, his fields stand in the place of the outer ones. Else, and when decryption failed: the
+    message unchanged."""
     content: memoryview
     """The innermost MIME entity, header included, with every layer that could be peeled gone: what people read."""
     verdict: MessageVerdict
@@ -45,17 +63,18 @@ def open_message(
     message: bytes,
     decryptors: Sequence[Decryptor],
     validator: CertificateValidator,
-    at: datetime,
+    at: datetime | None = None,
     outer_from: Sequence[str] | None = None,
     published_addresses: Callable[[x509.Certificate], Sequence[str]] = lambda certificate: (),
+    policy: ReadPolicy = DEFAULT_POLICY,
 ) -> Opened:
-    """Open a message (RFC 5322, CRLF lines) as received at `at` (aware). Never raises on bad input.
+    """Open a message (RFC 5322) as received at `at` (aware, now if absent). Never raises on bad input.
 
     Layers are peeled from outside in, eight at most. `outer_from`: the addresses signers must stand for, when they are
     not those of the message's own From fields. `published_addresses`: addresses a certificate is bound to elsewhere, in
-    the directory, for organisations' certificates that name none.
+    the directory, for organisations' certificates that name none. `policy`: what may be read beyond the standards.
     """
-    opening = _Opening(message, decryptors, validator, at, published_addresses)
+    opening = _Opening(message, decryptors, validator, at or datetime.now(UTC), published_addresses, policy)
     try:
         outer = parse_entity(message)
     except MimeError as problem:
@@ -76,28 +95,46 @@ class _Opening:
         validator: CertificateValidator,
         at: datetime,
         published_addresses: Callable[[x509.Certificate], Sequence[str]],
+        policy: ReadPolicy,
     ) -> None:
         self._message = message
         self._decryptors = decryptors
         self._validator = validator
         self._at = at
         self._published = published_addresses
+        self._policy = policy
+        self._budget = Budget()
         self._from: tuple[str, ...] = ()
         self._sender: tuple[str, ...] = ()
+        self._from_differs = False
         self._obsolete = False
         self._decryption = DecryptionResult.NOT_ENCRYPTED
         self._algorithm = ""
         self._authenticated = False
-        self._decrypted: Entity | None = None
+        self._emitted: Entity | None = None
+        """What takes the place of the message's body; whatever is inside it is handed on as it is."""
+        self._sealed = False
+        """Whether a signature covers what comes next, and would be lost if that took the body's place."""
         self._innermost: memoryview = memoryview(message)
+        self._claim = Claim(HeaderProtectionScheme.NONE)
+        self._parts = Parts()
         self._signature = SignatureResult.NOT_SIGNED
         self._signers: tuple[SignerVerdict, ...] = ()
         self._findings: list[Finding] = []
+        self._layers: list[LayerVerdict] = []
+        self._layer_findings: list[Finding] = []
 
     def note(self, code: str, detail: str = "") -> None:
         finding = Finding(code, detail)
+        self._layer_findings.append(finding)
         if finding not in self._findings:
             self._findings.append(finding)
+
+    def _layer(self, verdict: LayerVerdict) -> None:
+        """One layer done; what was noted since the one before belongs to it."""
+        findings = tuple(dict.fromkeys(self._layer_findings))
+        self._layer_findings = []
+        self._layers.append(dataclasses.replace(verdict, findings=findings))
 
     def compare_with(self, outer: Entity, given: Sequence[str] | None) -> None:
         """Which addresses signers must stand for."""
@@ -111,11 +148,13 @@ class _Opening:
             self.note("sender-unreadable")
         if len(outer.values("from")) > 1:
             self.note("several-from-fields")
+        if imitated(outer, self._from):
+            self.note("address-in-display-name")
+        self._layer_findings = []
 
     def peel(self, outer: Entity) -> None:
         entity: Entity | None = outer
         self._obsolete = any(field.is_obsolete for field in outer.fields)
-        layers = 0
         while entity is not None:
             self._innermost = entity.whole
             try:
@@ -123,82 +162,189 @@ class _Opening:
             except MimeError as problem:
                 self.note("malformed-content-type", str(problem))
                 return
-            kind = _layer(entity, content_type)
-            if kind is None:
+            layer = layer_of(entity, content_type)
+            if layer is None and (child := sole_child(entity, content_type, self._budget)) is not None:
+                entity = child
+                continue
+            if layer is None and not (content_type.media_type == "message/rfc822" and self._is_protected()):
+                self._arrived(entity, content_type)
                 return
-            layers += 1
-            if layers > MAX_LAYERS:
+            if len(self._layers) == MAX_LAYERS:
                 self.note("too-many-layers")
                 self._signature, self._signers = SignatureResult.INVALID, ()
-                self._fail_if_encrypted()
+                if self._decryption is DecryptionResult.DECRYPTED:
+                    self._cannot_open()
                 return
-            entity = self._clear_signed(entity, content_type) if kind == "signed" else self._cms(entity)
+            entity = self._inside(entity, content_type, layer)
 
-    def _fail_if_encrypted(self) -> None:
-        if self._decryption is DecryptionResult.DECRYPTED:
-            self._cannot_open()
+    def _inside(self, entity: Entity, content_type: ContentType, layer: Layer | None) -> Entity | None:
+        """What one layer protects; None where that cannot be known or is nothing."""
+        if layer is None:
+            return self._wrapped(entity)
+        if layer is Layer.CLEAR_SIGNED:
+            return self._clear_signed(entity, content_type)
+        if layer is Layer.TNEF:
+            return self._tnef(entity, content_type)
+        return self._cms(entity, content_type, layer)
 
-    def _cms(self, entity: Entity) -> Entity | None:
-        """An application/pkcs7-mime entity: the CMS inside says what it is, `smime-type` need not."""
+    def _is_protected(self) -> bool:
+        return self._decryption is DecryptionResult.DECRYPTED or self._signature is not SignatureResult.NOT_SIGNED
+
+    def _arrived(self, entity: Entity, content_type: ContentType) -> None:
+        """At what people read."""
+        if self._is_protected():
+            claimed = header_protection.claim(entity, content_type)
+            if claimed.older:
+                self.note("older-header-protection")
+            if claimed.scheme is not HeaderProtectionScheme.NONE:
+                self._claim = claimed
+                self._inner_from(entity)
+        if self._signature is SignatureResult.NOT_SIGNED:
+            self._parts = examine(entity, content_type, self._judge, self._from, self._budget)
+            for finding in self._parts.findings:
+                self.note(finding.code, finding.detail)
+
+    # --- Layers ------------------------------------------------------------------------------------------------------
+
+    def _wrapped(self, entity: Entity) -> Entity | None:
+        """A whole message as the payload (RFC 8551 §3.1): its From is the one that counts."""
+        try:
+            if entity.transfer_encoding() not in ("7bit", "8bit", "binary"):
+                raise MimeError("encoded message")
+            inner = parse_entity(entity.source, entity.body_start, entity.stop)
+        except MimeError as problem:
+            self.note("malformed-header", str(problem))
+            self._layer(LayerVerdict(LayerKind.MESSAGE))
+            return None
+        self._obsolete = self._obsolete or any(field.is_obsolete for field in inner.fields)
+        self._claim = header_protection.wrapped(inner)
+        self._inner_from(inner)
+        if not self._sealed and not self._from_differs:
+            self._emitted = inner
+        self._layer(LayerVerdict(LayerKind.MESSAGE))
+        return inner
+
+    def _inner_from(self, inner: Entity) -> None:
+        """From as it stands inside governs; one outside that differs may be anybody's."""
+        try:
+            found = from_addresses(inner)
+        except AddressError:
+            found = ()
+            self.note("from-unreadable")
+        if not found or set(found) != set(self._from):
+            self.note("from-differs-inside")
+            self._from_differs = True
+        self._from = found
+
+    def _tnef(self, entity: Entity, content_type: ContentType) -> Entity | None:
+        """Exchange's wrapping: what is signed or encrypted is the one file in it."""
+        try:
+            inner = smime_attachment(entity.decoded())
+        except (MimeError, TnefError):
+            self.note("malformed-tnef")
+            return None
+        if inner is None:
+            self._arrived(entity, content_type)
+            return None
+        if not self._sealed and inner.content_type().media_type == "multipart/signed":
+            self._emitted = inner
+        self._layer(LayerVerdict(LayerKind.TNEF))
+        return inner
+
+    def _cms(self, entity: Entity, content_type: ContentType, layer: Layer) -> Entity | None:
+        """CMS says itself what it is, `smime-type` need not."""
         try:
             cms = read_cms(entity.decoded())
         except (MimeError, DerError):
-            self._malformed(entity)
+            claimed = content_type.parameters.get("smime-type", "").lower()
+            if layer is Layer.SIGNATURE or claimed == "signed-data":
+                self._sign_failed(LayerKind.OPAQUE_SIGNED, "malformed-signature")
+            elif claimed in ("certs-only", "compressed-data"):
+                self.note(f"malformed-{claimed}")
+            else:
+                self._cannot_open()
+            return None
+        if isinstance(cms, Signed):
+            return self._opaque(cms)
+        if layer is Layer.SIGNATURE:
+            self._sign_failed(LayerKind.OPAQUE_SIGNED, "malformed-signature", "not SignedData")
             return None
         if isinstance(cms, Enveloped):
             return self._enveloped(cms)
-        if isinstance(cms, Signed):
-            return self._opaque(cms)
-        self.note(
-            "compressed-data" if cms.content_type == oids.COMPRESSED_DATA else "unknown-content", cms.content_type
-        )
+        if isinstance(cms, Compressed):
+            return self._compressed(cms)
+        self.note("unknown-content", cms.content_type)
         return None
 
-    def _malformed(self, entity: Entity) -> None:
-        """Not CMS at all: it claims to be a signature or an encrypted message, and is treated as a bad one."""
-        claimed = entity.content_type().parameters.get("smime-type", "").lower()
-        if claimed == "signed-data":
-            self._sign_failed("malformed-signature")
-        elif claimed != "certs-only":
-            self._cannot_open()
-
-    def _cannot_open(self) -> None:
+    def _cannot_open(self, kind: LayerKind = LayerKind.ENCRYPTED) -> None:
         self._decryption = DecryptionResult.FAILED
-        self._decrypted = None
+        self._emitted = None
         self._algorithm, self._authenticated = "", False
+        self._claim = Claim(HeaderProtectionScheme.NONE)
         self.note("cannot-open")
+        self._layer(LayerVerdict(kind, DecryptionResult.FAILED))
 
     def _enveloped(self, cms: Enveloped) -> Entity | None:
+        kind = LayerKind.AUTH_ENCRYPTED if cms.authenticated else LayerKind.ENCRYPTED
         try:
-            decrypted = decrypt_content(cms, self._decryptors)
+            decrypted = decrypt_content(cms, self._decryptors, self._policy)
             inner = parse_entity(decrypted.content)
         except (CannotOpenError, MimeError):
             # what is no MIME entity is most likely the work of a wrong key: it goes the same way, with the same words
-            self._cannot_open()
+            self._cannot_open(kind)
             return None
         first_layer = self._decryption is DecryptionResult.NOT_ENCRYPTED
         self._decryption = DecryptionResult.DECRYPTED
         self._algorithm = decrypted.algorithm
         self._authenticated = decrypted.authenticated and (first_layer or self._authenticated)
-        self._decrypted = inner
+        self._emitted, self._sealed = inner, False
+        for finding in decrypted.findings:
+            self.note(finding.code, finding.detail)
         if self._signature is not SignatureResult.NOT_SIGNED:
             self.note("signed-outside-encryption")  # its signer need not have known what is inside
         if not decrypted.authenticated:
             self.note("unauthenticated-encryption", decrypted.algorithm)
-        if any(_has_illegal_octets(field) for field in inner.fields):
+        if any(has_illegal_octets(field) for field in inner.fields):
             self.note("illegal-header-characters")
+        if not decrypted.authenticated and has_illegal_text(inner):
+            self.note("illegal-body-characters")
+        self._layer(
+            LayerVerdict(
+                kind,
+                DecryptionResult.DECRYPTED,
+                content_algorithm=decrypted.algorithm,
+                authenticated=decrypted.authenticated,
+            )
+        )
+        return inner
+
+    def _compressed(self, cms: Compressed) -> Entity | None:
+        content = decompress(cms, self._policy)
+        if sum(layer.kind is LayerKind.COMPRESSED for layer in self._layers):
+            content = Finding("compressed-twice")
+        inner: Entity | None = None
+        if isinstance(content, Finding):
+            self.note(content.code, content.detail)
+        else:
+            try:
+                inner = parse_entity(content)
+            except MimeError:
+                self.note("compressed-content-is-no-entity")
+        if inner is not None and not self._sealed:
+            self._emitted = inner
+        self._layer(LayerVerdict(LayerKind.COMPRESSED))
         return inner
 
     def _opaque(self, cms: Signed) -> Entity | None:
-        if not cms.signers:
-            self.note("no-signers")
-            if cms.content is None:
-                return None  # certs-only (RFC 8551 §3.8)
-        elif cms.content is None:
-            self._sign_failed("no-content")
+        if cms.content is None:
+            if cms.signers:
+                self._sign_failed(LayerKind.OPAQUE_SIGNED, "no-content")
+            else:  # RFC 8551 §3.8
+                self.note("no-signers")
+                self._layer(LayerVerdict(LayerKind.CERTIFICATES))
             return None
-        content = b"".join(cms.content or ())
-        self._signed(cms, content)
+        content = bytes(cms.content)
+        self._signed(LayerKind.OPAQUE_SIGNED, cms, (content,))
         try:
             return parse_entity(content)
         except MimeError:
@@ -206,61 +352,84 @@ class _Opening:
             return None
 
     def _clear_signed(self, entity: Entity, content_type: ContentType) -> Entity | None:
-        """multipart/signed: two parts, the second a detached signature over the first (RFC 1847 §2.1)."""
         try:
-            if entity.transfer_encoding() not in ("7bit", "8bit", "binary"):  # RFC 2045 §6.4
-                raise MimeError("encoded multipart")
-            if self._obsolete or any(field.is_obsolete for field in entity.fields):
-                raise MimeError("white space before a colon")
-            parts = split_multipart(entity, content_type.parameters.get("boundary", ""))
-            if len(parts) != 2:
-                raise MimeError("not two parts")
-            (start, stop), signature_range = parts
-            signature = parse_entity(entity.source, *signature_range)
-            if signature.content_type().media_type not in _SIGNATURE_TYPES:
-                raise MimeError("type of the second part")
-            cms = read_cms(signature.decoded())
-        except (MimeError, DerError) as problem:
-            self._sign_failed("malformed-signature", str(problem))
+            if self._obsolete:
+                raise LayerError("malformed-signature", "white space before a colon")
+            found = clear_signed(entity, content_type, self._budget)
+        except LayerError as problem:
+            self._sign_failed(LayerKind.CLEAR_SIGNED, problem.code, problem.detail)
             return None
-        if not isinstance(cms, Signed):
-            self._sign_failed("malformed-signature", "not SignedData")
-            return None
-        if cms.content is not None:
-            # two contents under one signature: readers would differ on which one was signed
-            self._sign_failed("content-in-detached-signature")
-            return None
-        if not cms.signers:
-            self.note("no-signers")
-        self._signed(cms, memoryview(entity.source)[start:stop])
+        self._signed(LayerKind.CLEAR_SIGNED, found.signed, found.contents)
         try:
-            return parse_entity(entity.source, start, stop)
+            return found.entity()
         except MimeError as problem:
             self.note("malformed-header", str(problem))
             return None
 
-    def _sign_failed(self, code: str, detail: str = "") -> None:
+    # --- Signatures --------------------------------------------------------------------------------------------------
+
+    def _sign_failed(self, kind: LayerKind, code: str, detail: str = "") -> None:
         self._outer_signature()
         self._signature, self._signers = SignatureResult.INVALID, ()
         self.note(code, detail)
+        self._layer(LayerVerdict(kind, signature=SignatureResult.INVALID))
 
     def _outer_signature(self) -> None:
-        """An outer layer's result gives way to that of the layer inside it, but is not forgotten."""
+        """An outer layer's result gives way to that of the layer inside it, but is not forgotten.
+
+        A header found outside a signature must not be taken for signed: whoever put another's signed mail into a
+        message of his own wrote it.
+        """
+        if self._claim.scheme is not HeaderProtectionScheme.NONE and self._signature is not SignatureResult.VALID:
+            self._claim = Claim(HeaderProtectionScheme.NONE)
+            self.note("header-protection-void")
         if self._signature is not SignatureResult.NOT_SIGNED:
             self.note("outer-signature", self._signature.value)
 
-    def _signed(self, cms: Signed, content: bytes | memoryview) -> None:
-        expected = Expectation(self._validator, self._at, self._from, self._published)
-        signers = verify_signed(cms, [content], expected)
+    def _signed(self, kind: LayerKind, cms: Signed, contents: Sequence[Buffer]) -> None:
+        signers = self._judge(cms, contents, self._from)
         if not signers:
+            self.note("no-signers")
+            self._layer(LayerVerdict(kind))
             return
         self._outer_signature()
+        self._sealed = True
         self._signers, self._signature = signers, worst(signers)
         for signer in signers:
             if signer.result is SignatureResult.MISMATCH and any(matches(a, signer.addresses) for a in self._sender):
                 self.note("signer-is-sender")  # RFC 8550 §3 lets readers compare Sender too: reported, not accepted
+        self._layer(LayerVerdict(kind, signature=self._signature, signers=signers))
+
+    def _judge(
+        self, cms: Signed, contents: Sequence[Buffer], from_addresses: tuple[str, ...]
+    ) -> tuple[SignerVerdict, ...]:
+        """The signers' verdicts over the first of `contents` that they signed; all are forms of the same lines."""
+        expected = Expectation(self._validator, self._at, from_addresses, self._published, self._policy)
+        signers = verify_signed(cms, [contents[0]], expected)
+        for content in contents[1:]:
+            if worst(signers) is SignatureResult.INVALID:
+                others = verify_signed(cms, [content], expected)
+                signers = others if worst(others) is not SignatureResult.INVALID else signers
+        return signers
+
+    # --- The end -----------------------------------------------------------------------------------------------------
 
     def opened(self, outer: Entity | None) -> Opened:
+        if self._from_differs:
+            self._refuse_borrowed_names()
+        protection = HeaderProtection(self._claim.scheme)
+        header: list[bytes] | None = None
+        if outer is not None and self._claim.scheme is not HeaderProtectionScheme.NONE:
+            if self._header_holds():
+                encrypted = self._decryption is DecryptionResult.DECRYPTED
+                protection = header_protection.compare(self._claim, outer.fields, encrypted)
+                if protection.altered or protection.confidential:
+                    header = header_protection.shown_header(outer.fields, self._claim)
+            else:
+                self.note("header-protection-void")
+        message = self._message
+        if outer is not None and (self._emitted is not None or header is not None):
+            message = _handed_on(outer, header, self._emitted)
         verdict = MessageVerdict(
             decryption=self._decryption,
             content_algorithm=self._algorithm,
@@ -269,55 +438,62 @@ class _Opening:
             signers=self._signers,
             from_addresses=self._from,
             findings=tuple(self._findings),
+            layers=tuple(self._layers),
+            header_protection=protection,
+            covered=self._parts.covered,
+            uncovered=self._parts.uncovered,
+            sender_addresses=self._sender,
         )
-        message = self._message
-        if outer is not None and self._decrypted is not None:
-            message = _handed_on(outer, self._decrypted)
         return Opened(message, self._innermost, verdict)
 
+    def _header_holds(self) -> bool:
+        """Whether the fields inside are the sender's: signed by who From says, or at least authenticated as one with
+        the body, when there is no signature that says otherwise."""
+        if self._from_differs:
+            return False
+        if self._signature is SignatureResult.VALID:
+            return True
+        return self._authenticated and self._signature in (SignatureResult.NOT_SIGNED, SignatureResult.UNTRUSTED)
 
-def _layer(entity: Entity, content_type: ContentType) -> str | None:
-    """`signed` for multipart/signed of S/MIME, `cms` for pkcs7-mime, None for what is no S/MIME layer."""
-    if content_type.media_type == "multipart/signed":
-        protocol = content_type.parameters.get("protocol", _SIGNATURE_TYPES[0]).lower()
-        return "signed" if protocol in _SIGNATURE_TYPES else None
-    if content_type.media_type in _CMS_TYPES:
-        return "cms"
-    if content_type.media_type == "application/octet-stream":
-        # senders whose system does not know the type; RFC 8551 §3.9 has readers go by the file name
-        names = [content_type.parameters.get("name", "")]
-        for value in entity.values("content-disposition"):
-            try:
-                names.append(parse_content_type(value).parameters.get("filename", ""))
-            except MimeError:
-                continue
-        if any(name.lower().endswith(".p7m") for name in names):
-            return "cms"
-    return None
-
-
-def _has_illegal_octets(field: Field) -> bool:
-    """Octets that well-made header fields do not have; CBC gadgets leave such behind."""
-    return not field.raw.isascii() or _has_controls(field)
+    def _refuse_borrowed_names(self) -> None:
+        """A genuine message of one sender under the From of another is valid for neither."""
+        self._signers = _mismatched(self._signers)
+        if self._signature is SignatureResult.VALID:
+            self._signature = SignatureResult.MISMATCH
+        for index, layer in enumerate(self._layers):
+            if layer.signature is SignatureResult.VALID:
+                self._layers[index] = dataclasses.replace(
+                    layer, signature=SignatureResult.MISMATCH, signers=_mismatched(layer.signers)
+                )
 
 
-def _has_controls(field: Field) -> bool:
-    text = field.raw.replace(b"\r\n", b"\n")
-    return any(octet < 32 and octet not in (9, 10) for octet in text) or 127 in text
+def _mismatched(signers: tuple[SignerVerdict, ...]) -> tuple[SignerVerdict, ...]:
+    return tuple(
+        dataclasses.replace(
+            signer,
+            result=SignatureResult.MISMATCH,
+            findings=(*signer.findings, Finding("from-differs-inside")),
+        )
+        if signer.result is SignatureResult.VALID
+        else signer
+        for signer in signers
+    )
 
 
-def _handed_on(outer: Entity, inner: Entity) -> bytes:
-    """The outer message with the decrypted entity in the place of the encrypted one.
+def _handed_on(outer: Entity, header: list[bytes] | None, inner: Entity | None) -> bytes:
+    """The outer message with the entity that was inside in the place of its body.
 
     Only Content-* fields of the inside are taken; those with control characters are left out, so that the result is
     well-formed MIME whatever an attacker made of the ciphertext.
     """
-    pieces: list[bytes | memoryview] = [field.raw for field in outer.fields if not field.name.startswith("content-")]
+    body = inner if inner is not None else outer
+    pieces: list[bytes | memoryview] = []
+    pieces += header if header is not None else [f.raw for f in outer.fields if not f.name.startswith("content-")]
     if not outer.values("mime-version"):
         pieces.append(b"MIME-Version: 1.0\r\n")
     pieces += [
         canonical.crlf(field.raw)
-        for field in inner.fields
-        if field.name.startswith("content-") and not _has_controls(field)
+        for field in body.fields
+        if field.name.startswith("content-") and not has_controls(field)
     ]
-    return b"".join([*pieces, b"\r\n", inner.body])
+    return b"".join([*pieces, b"\r\n", body.body])

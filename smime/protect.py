@@ -6,35 +6,34 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
-import pybase64
 from cryptography import x509
 
 from smime import canonical
 from smime.encrypting import encrypt_content
-from smime.signing import sign_content
+from smime.signing import micalg, sign_content
 from smime.suites import DEFAULT_SUITE, Suite
 from trust.keys import Signer
 
-MAX_LAYERS = 8
 
-_CMS_TYPES = ("application/pkcs7-mime", "application/x-pkcs7-mime")
-_SIGNATURE_TYPES = ("application/pkcs7-signature", "application/x-pkcs7-signature")
+def sign(entity: bytes, signer: Signer, at: datetime | None = None, suite: Suite = DEFAULT_SUITE) -> bytes:
+    """A signed entity around `entity`, signed as of `at` or now: `multipart/signed` (RFC 8551 §3.5.3).
 
-
-def sign(entity: bytes, signer: Signer, at: datetime | None = None) -> bytes:
-    """A `multipart/signed` entity around `entity` (RFC 8551 §3.5.3), signed as of `at` or now.
-
-    `entity` is a MIME entity: Content-* fields, empty line, body. It is signed byte for byte when it is 7-bit text in
-    CRLF lines, else re-encoded before (`smime.canonical`). Raises ValueError when it cannot be, or when the key is not
-    fit to sign with. RSASSA-PKCS1-v1_5 or ECDSA by the kind of key, SHA-256.
+    With `suite.opaque`, `application/pkcs7-mime` with the content inside instead (§3.5.2), which no relay can harm and
+    no reader without S/MIME can read. `entity` is a MIME entity: Content-* fields, empty line, body. It is signed byte
+    for byte when it will survive the road as it is, else re-encoded before (`smime.canonical`). The digest is as strong
+    as the key, RSA signs as `suite.rsa_signature` says. Raises ValueError when the entity cannot be made fit,
+    `UnfitSignerError` (a ValueError) when the key is not, and `SignerFailedError` when the key's owner fails.
     """
-    entity = canonical.seven_bit(entity)
-    while (boundary := secrets.token_hex(20).encode("ascii")) in entity:
-        continue
+    if suite.opaque:
+        signed = sign_content(canonical.crlf_lines(entity), signer, at, suite, attached=True)
+        return _pkcs7_mime(b"signed-data", signed)
+    entity = canonical.robust(entity)
+    boundary = secrets.token_hex(20).encode("ascii")  # made after the content, too long for it to be in there by chance
     return b"".join(
         (
-            b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; micalg=sha-256;\r\n',
-            b' boundary="',
+            b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; micalg=',
+            micalg(signer, suite).encode("ascii"),
+            b';\r\n boundary="',
             boundary,
             b'"\r\n\r\n--',
             boundary,
@@ -45,7 +44,7 @@ def sign(entity: bytes, signer: Signer, at: datetime | None = None) -> bytes:
             b'\r\nContent-Type: application/pkcs7-signature; name="smime.p7s"\r\n'
             b"Content-Transfer-Encoding: base64\r\n"
             b'Content-Disposition: attachment; filename="smime.p7s"\r\n\r\n',
-            _base64(sign_content(entity, signer, at)),
+            *canonical.base64_pieces(sign_content(entity, signer, at, suite)),
             b"\r\n--",
             boundary,
             b"--\r\n",
@@ -56,11 +55,34 @@ def sign(entity: bytes, signer: Signer, at: datetime | None = None) -> bytes:
 def encrypt(entity: bytes, certificates: Sequence[x509.Certificate], suite: Suite = DEFAULT_SUITE) -> bytes:
     """An `application/pkcs7-mime` entity that the holders of `certificates` can open (RFC 8551 §3.3, §3.4).
 
-    AuthEnvelopedData with AES-GCM, 12-octet nonce and 16-octet tag (RFC 5084), unless `suite` says CBC. Raises
-    ValueError without certificates or for a key that is neither RSA of at least 2048 bits nor on a NIST curve. Whether
+    AuthEnvelopedData with AES-GCM, 12-octet nonce and 16-octet tag (RFC 5084), unless `suite` says CBC; one fresh
+    content key for all. All recipients see each other's issuer and serial number: see `encrypt_copies` for Bcc. Raises
+    ValueError without certificates, `UnfitCertificateError` (a ValueError) for a key that cannot be written to. Whether
     the certificates are valid is for the caller to know.
     """
     kind = b"authEnveloped-data" if suite.content.authenticated else b"enveloped-data"
+    return _pkcs7_mime(kind, encrypt_content(entity, certificates, suite))
+
+
+def encrypt_copies(
+    entity: bytes,
+    visible: Sequence[x509.Certificate],
+    hidden: Sequence[Sequence[x509.Certificate]],
+    suite: Suite = DEFAULT_SUITE,
+) -> list[bytes]:
+    """One copy for all `visible` recipients, then one for each of the `hidden` ones, in order.
+
+    A copy names its recipients' certificates, so a blind carbon copy has one of its own for each Bcc recipient (all his
+    certificates are one group), with a content key of its own: nobody who opens one copy can open, or learns of,
+    another (RFC 8551 §3.3). Without visible recipients there are only the hidden copies. Raises as `encrypt` does.
+    """
+    groups = [visible, *hidden] if visible else list(hidden)
+    if not groups:
+        raise ValueError("no certificate to encrypt to")
+    return [encrypt(entity, group, suite) for group in groups]
+
+
+def _pkcs7_mime(kind: bytes, cms: bytes | bytearray) -> bytes:
     return b"".join(
         (
             b"Content-Type: application/pkcs7-mime; smime-type=",
@@ -68,10 +90,6 @@ def encrypt(entity: bytes, certificates: Sequence[x509.Certificate], suite: Suit
             b'; name="smime.p7m"\r\n'
             b"Content-Transfer-Encoding: base64\r\n"
             b'Content-Disposition: attachment; filename="smime.p7m"\r\n\r\n',
-            _base64(encrypt_content(entity, certificates, suite)),
+            *canonical.base64_pieces(cms),
         )
     )
-
-
-def _base64(data: bytes | bytearray) -> bytes:
-    return pybase64.encodebytes(data).replace(b"\n", b"\r\n")

@@ -49,4 +49,30 @@ NO_SIGNING_KEY = Refusal(
 )
 """Signing is mandatory and the sender has no key that may sign."""
 
-CATALOGUE = (CANNOT_OPEN, NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY)
+SIGNER_UNAVAILABLE = Refusal(
+    code="smime.signer-unavailable",
+    smtp=451,
+    enhanced="4.7.5",
+    hl7=HL7Code.AR,
+    condition="207",
+    application="451",
+    text="The sender's signing key does not answer at the moment; nothing needs to be done, it is tried again.",
+    text_fr="La clé de signature de l'expéditeur ne répond pas pour le moment ; rien à faire, un nouvel essai suivra.",
+)
+"""The key is in a card or an HSM that fails: the message waits, it never leaves unsigned."""
+
+DECRYPTION_PAUSED = Refusal(
+    code="smime.decryption-paused",
+    smtp=451,
+    enhanced="4.7.1",
+    hl7=HL7Code.AR,
+    condition="207",
+    application="451",
+    text="Too many of this sender's messages could not be opened; this one waits. "
+    "Check which certificates the sender encrypts to.",
+    text_fr="Trop de messages de cet expéditeur n'ont pas pu être ouverts ; celui-ci attend. "
+    "Vérifiez vers quels certificats l'expéditeur chiffre.",
+)
+"""Attacks on decryption live on many answers (RFC 3218): after a number of failures a sender gets them slowly."""
+
+CATALOGUE = (CANNOT_OPEN, NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, SIGNER_UNAVAILABLE, DECRYPTION_PAUSED)

@@ -1,80 +1,220 @@
-"""SignedData written (RFC 5652 §5, RFC 8551 §2.5): signed attributes, CAdES-BES, capabilities."""
+"""SignedData written (RFC 5652 §5, RFC 8551 §2.5): signed attributes, CAdES-BES, capabilities.
+
+What depends on the signer's certificate alone is put together once; for each message remain its digest, the time and
+the signature itself, which is all a `Signer` is asked for, wherever its key lives.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from smime import oids
+from smime.capabilities import OWN_CAPABILITIES, write_capabilities
 from smime.identity import identity
 from smime.strength import acceptable
+from smime.suites import DEFAULT_SUITE, RsaSignatureScheme, Suite
 from trust import der
 from trust.der import context
 from trust.keys import Signer
 
-_SHA256 = der.sequence(der.oid(oids.SHA256))
-_RSA_SIGNATURE = der.sequence(der.oid(oids.SHA256_WITH_RSA), der.null())
-_ECDSA_SIGNATURE = der.sequence(der.oid(oids.ECDSA_WITH_SHA256))
+_SIGNERS_REMEMBERED = 1024
 
 
-def _attribute_bytes(attribute: str, value: bytes) -> bytes:
-    return der.sequence(der.oid(attribute), der.tlv(der.SET, value))
+class UnfitSignerError(ValueError):
+    """The signer's certificate has a key of a kind or size that Relais does not sign with."""
 
 
-_CONTENT_TYPE = _attribute_bytes(oids.CONTENT_TYPE, der.oid(oids.DATA))
-_CAPABILITIES = _attribute_bytes(
-    oids.SMIME_CAPABILITIES,
-    der.sequence(*(der.sequence(der.oid(name)) for name in (oids.AES256_GCM, oids.AES128_GCM, oids.AES256_CBC))),
-)
+class SignerFailedError(Exception):
+    """The key's owner (a card, an HSM, the vault) did not sign: nothing is wrong with the message, try again later.
 
-
-@lru_cache(maxsize=1024)
-def _signing_certificate(certificate: x509.Certificate) -> bytes:
-    """signingCertificateV2 (RFC 5035 §3): SHA-256 is the default and therefore not written."""
-    reference = der.sequence(der.octet_string(identity(certificate).sha256))
-    return _attribute_bytes(oids.SIGNING_CERTIFICATE_V2, der.sequence(der.sequence(reference)))
-
-
-def sign_content(content: bytes, signer: Signer, at: datetime | None = None) -> bytes:
-    """DER of a ContentInfo with a detached signature over `content`, signing time `at` or now.
-
-    Raises ValueError when the key is neither RSA of at least 2048 bits nor on an accepted curve.
+    The text says no more than the class of the failure; the cause is chained.
     """
-    certificate = signer.certificate
-    public_key = certificate.public_key()
-    if not acceptable(public_key) or isinstance(public_key, ed25519.Ed25519PublicKey):
-        raise ValueError("signing needs an RSA key of at least 2048 bits or an EC key on an accepted curve")
-    algorithm = _RSA_SIGNATURE if isinstance(public_key, rsa.RSAPublicKey) else _ECDSA_SIGNATURE
+
+
+def _attribute(oid: str, value: bytes) -> bytes:
+    return der.sequence(der.oid(oid), der.tlv(der.SET, value))
+
+
+_CONTENT_TYPE = _attribute(oids.CONTENT_TYPE, der.oid(oids.DATA))
+_CAPABILITIES = _attribute(oids.SMIME_CAPABILITIES, write_capabilities(OWN_CAPABILITIES))
+_DATA = der.oid(oids.DATA)
+_SIGNED_DATA = der.oid(oids.SIGNED_DATA)
+_ONE = der.integer(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Digest:
+    name: str
+    """As hashlib has it."""
+    micalg: str
+    """RFC 8551 §3.5.3.2."""
+    oid: str
+    algorithm: hashes.HashAlgorithm
+    ecdsa: str
+    """OID of the signature with it."""
+    attribute_start: bytes
+    """The messageDigest attribute up to the digest, which is its end."""
+
+
+def _digest(bits: int, oid: str, algorithm: hashes.HashAlgorithm, ecdsa: str) -> _Digest:
+    start = _attribute(oids.MESSAGE_DIGEST, der.octet_string(bytes(bits // 8)))[: -bits // 8]
+    return _Digest(f"sha{bits}", f"sha-{bits}", oid, algorithm, ecdsa, start)
+
+
+_SHA256 = _digest(256, oids.SHA256, hashes.SHA256(), oids.ECDSA_WITH_SHA256)
+_SHA384 = _digest(384, oids.SHA384, hashes.SHA384(), oids.ECDSA_WITH_SHA384)
+_SHA512 = _digest(512, oids.SHA512, hashes.SHA512(), oids.ECDSA_WITH_SHA512)
+
+
+@lru_cache(maxsize=16)
+def _signing_time(moment: datetime) -> bytes:
+    return _attribute(oids.SIGNING_TIME, der.time(moment))
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """How one certificate signs, with everything that is the same in each of its signatures."""
+
+    digest: _Digest
+    pss: bool
+    signature_octets: int
+    """0 when the length of a signature varies."""
+    attributes: tuple[bytes, ...]
+    before_attributes: bytes
+    """SignerInfo up to the signed attributes."""
+    signature_algorithm: bytes
+    digests: bytes
+    """Version and digestAlgorithms of SignedData."""
+    certificates: bytes
+
+
+def micalg(signer: Signer, suite: Suite = DEFAULT_SUITE) -> str:
+    """The digest that `signer` uses, as `multipart/signed` names it. Raises `UnfitSignerError`."""
+    return _profile_of(signer, suite).digest.micalg
+
+
+def sign_content(
+    content: bytes,
+    signer: Signer,
+    at: datetime | None = None,
+    suite: Suite = DEFAULT_SUITE,
+    *,
+    attached: bool = False,
+) -> bytes:
+    """DER of a ContentInfo with a signature over `content`, signing time `at` or now; `content` inside if `attached`.
+
+    The hash is as strong as the key (RFC 5754; RFC 8419 §3 for Ed25519). Raises `UnfitSignerError` when the key is
+    neither RSA of at least 2048 bits nor on an accepted curve, `SignerFailedError` when the signer cannot sign.
+    """
+    profile = _profile_of(signer, suite)
+    digest = hashlib.new(profile.digest.name, content).digest()
     attributes = der.set_of(
         (
-            _CONTENT_TYPE,
-            _attribute_bytes(oids.SIGNING_TIME, der.time(at or datetime.now(UTC))),
-            _attribute_bytes(oids.MESSAGE_DIGEST, der.octet_string(hashlib.sha256(content).digest())),
-            _signing_certificate(certificate),
-            _CAPABILITIES,
+            *profile.attributes,
+            _signing_time((at or datetime.now(UTC)).replace(microsecond=0)),
+            profile.digest.attribute_start + digest,
         )
     )
-    signature = signer.sign(attributes, hashes.SHA256())
-    own = identity(certificate)
     info = der.sequence(
-        der.integer(1),
-        own.issuer_and_serial,
-        _SHA256,
-        bytes((context(0),)) + attributes[1:],  # signed as SET OF, sent as [0] (RFC 5652 §5.4)
-        algorithm,
-        der.octet_string(signature),
+        profile.before_attributes,
+        b"\xa0" + attributes[1:],  # signed as SET OF, sent as [0] (RFC 5652 §5.4)
+        profile.signature_algorithm,
+        der.octet_string(_signature(signer, attributes, profile)),
     )
-    certificates = dict.fromkeys((own.encoded, *(identity(link).encoded for link in signer.chain)))
-    signed_data = der.sequence(
-        der.integer(1),
-        der.tlv(der.SET, _SHA256),
-        der.sequence(der.oid(oids.DATA)),
-        der.tlv(context(0), *sorted(certificates)),
-        der.tlv(der.SET, info),
+    after = profile.certificates + der.tlv(der.SET, info)
+    if not attached:
+        signed_data = der.sequence(profile.digests, der.sequence(_DATA), after)
+        return der.sequence(_SIGNED_DATA, der.tlv(context(0), signed_data))
+    size = len(content)
+    head = b""
+    for tag, known, following in (
+        (der.OCTET_STRING, b"", 0),
+        (context(0), b"", 0),
+        (der.SEQUENCE, _DATA, 0),
+        (der.SEQUENCE, profile.digests, len(after)),
+        (context(0), b"", len(after)),
+        (der.SEQUENCE, _SIGNED_DATA, len(after)),
+    ):
+        head = der.header(tag, len(known) + len(head) + size + following) + known + head
+    return b"".join((head, content, after))
+
+
+def _signature(signer: Signer, attributes: bytes, profile: _Profile) -> bytes:
+    sign = signer.sign_pss if profile.pss else signer.sign
+    try:
+        signature = sign(attributes, profile.digest.algorithm)
+    except Exception as problem:  # an HSM's library raises what it likes
+        raise SignerFailedError(f"the signer failed: {type(problem).__name__}") from problem
+    if not signature or (profile.signature_octets and len(signature) != profile.signature_octets):
+        raise SignerFailedError("the signer returned no signature of its key's size")
+    return signature
+
+
+def _profile_of(signer: Signer, suite: Suite) -> _Profile:
+    return _profile(signer.certificate, tuple(signer.chain), suite.rsa_signature)
+
+
+@lru_cache(maxsize=_SIGNERS_REMEMBERED)
+def _profile(
+    certificate: x509.Certificate, chain: tuple[x509.Certificate, ...], scheme: RsaSignatureScheme
+) -> _Profile:
+    """Raises UnfitSignerError."""
+    try:
+        key = certificate.public_key()
+        own = identity(certificate)
+        encoded = dict.fromkeys((own.encoded, *(identity(link).encoded for link in chain)))
+    except (ValueError, UnsupportedAlgorithm) as problem:
+        raise UnfitSignerError("the signer's certificate cannot be read") from problem
+    if not acceptable(key):
+        raise UnfitSignerError("signing needs an RSA key of at least 2048 bits, Ed25519, or an accepted curve")
+    digest, algorithm, signature_octets = _SHA256, der.sequence(der.oid(oids.SHA256_WITH_RSA), der.null()), 0
+    pss = False
+    if isinstance(key, rsa.RSAPublicKey):
+        signature_octets = (key.key_size + 7) // 8
+        if scheme is RsaSignatureScheme.PSS:
+            pss, algorithm = True, _pss(digest)
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        digest = _SHA256 if key.key_size <= 256 else _SHA384 if key.key_size <= 384 else _SHA512
+        algorithm = der.sequence(der.oid(digest.ecdsa))
+    elif isinstance(key, ed25519.Ed25519PublicKey):
+        digest, algorithm, signature_octets = _SHA512, der.sequence(der.oid(oids.ED25519)), 64
+    digest_algorithm = der.sequence(der.oid(digest.oid))
+    # ESSCertIDv2 (RFC 5035 §4): SHA-256 is the default and therefore not written
+    reference = der.sequence(der.octet_string(own.sha256))
+    return _Profile(
+        digest=digest,
+        pss=pss,
+        signature_octets=signature_octets,
+        attributes=(
+            _CONTENT_TYPE,
+            _CAPABILITIES,
+            _attribute(oids.SIGNING_CERTIFICATE_V2, der.sequence(der.sequence(reference))),
+            # RFC 6211 §2: digest algorithm, then the signature algorithm as [1]
+            _attribute(oids.ALGORITHM_PROTECTION, der.sequence(digest_algorithm, bytes((context(1),)) + algorithm[1:])),
+        ),
+        before_attributes=_ONE + own.issuer_and_serial + digest_algorithm,
+        signature_algorithm=algorithm,
+        digests=_ONE + der.tlv(der.SET, digest_algorithm),
+        certificates=der.tlv(context(0), *sorted(encoded)),
     )
-    return der.sequence(der.oid(oids.SIGNED_DATA), der.tlv(context(0), signed_data))
+
+
+def _pss(digest: _Digest) -> bytes:
+    """RSASSA-PSS with one hash throughout and a salt as long as it (RFC 4056 §3, RFC 8551 §2.2)."""
+    hashed = der.sequence(der.oid(digest.oid), der.null())
+    return der.sequence(
+        der.oid(oids.RSASSA_PSS),
+        der.sequence(
+            der.tlv(context(0), hashed),
+            der.tlv(context(1), der.sequence(der.oid(oids.MGF1), hashed)),
+            der.tlv(context(2), der.integer(digest.algorithm.digest_size)),
+        ),
+    )

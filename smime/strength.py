@@ -20,8 +20,13 @@ MAX_RSA_EXPONENT = 1 << 64
 def acceptable(key: object) -> bool:
     """Kinds and sizes of keys whose signatures mean something, and cannot be made expensive to verify."""
     if isinstance(key, rsa.RSAPublicKey):
-        exponent = key.public_numbers().e
-        return MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS and 3 <= exponent < MAX_RSA_EXPONENT and exponent % 2 == 1
+        numbers = key.public_numbers()
+        return (
+            MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS
+            and numbers.n % 2 == 1
+            and 3 <= numbers.e < MAX_RSA_EXPONENT
+            and numbers.e % 2 == 1
+        )
     if isinstance(key, ec.EllipticCurvePublicKey):
         return isinstance(key.curve, CURVES)
     return isinstance(key, ed25519.Ed25519PublicKey)

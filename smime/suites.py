@@ -77,3 +77,19 @@ class Suite:
 
 
 DEFAULT_SUITE = Suite()
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What nobody is written to below, whatever a partner's suite or a correspondent's capabilities say.
+
+    There is no floor that allows sending in the clear.
+    """
+
+    content: ContentCipher = ContentCipher.AES128_CBC
+    key_transport: KeyTransportScheme = KeyTransportScheme.RSA_PKCS1V15
+    cek_hkdf: bool = False
+
+
+NO_FLOOR = Floor()
+"""Whatever Relais writes at all."""

@@ -144,6 +144,8 @@ class MessageVerdict:
     """Signed parts of a message that is not signed as a whole."""
     uncovered: tuple[str, ...] = ()
     """Section numbers of the leaf parts beside them that nobody signed."""
+    sender_addresses: tuple[str, ...] = ()
+    """Of the Sender field: signers are not compared with them (RFC 8550 §3 lets readers do so), people may be told."""
 
 
 _WORST_FIRST = (

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdentifier, SignatureAlgorithmOID
 
 from trust import der
@@ -64,10 +64,17 @@ _ECDSA: dict[ObjectIdentifier, type[_Hash]] = {
     SignatureAlgorithmOID.ECDSA_WITH_SHA384: hashes.SHA384,
     SignatureAlgorithmOID.ECDSA_WITH_SHA512: hashes.SHA512,
 }
-_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_CURVES = (
+    ec.SECP256R1,
+    ec.SECP384R1,
+    ec.SECP521R1,
+    ec.BrainpoolP256R1,
+    ec.BrainpoolP384R1,
+    ec.BrainpoolP512R1,
+)
 _ANY_EXTENDED = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | x25519.X25519PublicKey
 _E = TypeVar("_E", bound=x509.ExtensionType)
 
 
@@ -156,7 +163,8 @@ def _extension(extensions: x509.Extensions, kind: type[_E]) -> _E | None:
 
 
 def _accepted_key(certificate: x509.Certificate) -> PublicKey | None:
-    """RSA of 2048 to 8192 bits (and an exponent that keeps verification under a millisecond), NIST curves, Ed25519."""
+    """RSA of 2048 to 8192 bits (and an exponent that keeps verification under a millisecond), NIST and Brainpool
+    curves, Ed25519, and X25519, which signs nothing and is for encryption only (RFC 8410)."""
     try:
         key = certificate.public_key()
     except Exception:  # explicit curve parameters, unknown algorithms, malformed numbers: each has its own error class
@@ -166,7 +174,7 @@ def _accepted_key(certificate: x509.Certificate) -> PublicKey | None:
         return key if 2048 <= key.key_size <= 8192 and 3 <= exponent < 1 << 32 and exponent % 2 else None
     if isinstance(key, ec.EllipticCurvePublicKey):
         return key if isinstance(key.curve, _CURVES) else None
-    return key if isinstance(key, ed25519.Ed25519PublicKey) else None
+    return key if isinstance(key, ed25519.Ed25519PublicKey | x25519.X25519PublicKey) else None
 
 
 def in_time(facts: Facts, at: datetime) -> bool:

@@ -26,7 +26,7 @@ from typing import TypeAlias
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, HashAlgorithm
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -42,7 +42,11 @@ from cryptography.hazmat.primitives.serialization import (
 from trust.keys import Decryptor, Signer
 from trust.store.durable import make_private_directory, sync_directory, write_durably
 
-PrivateKey: TypeAlias = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+PrivateKey: TypeAlias = (
+    rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey
+)
+"""RSA, NIST and brainpool curves for both uses; Ed25519 signs, X25519 is encrypted to."""
+_KINDS = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, x25519.X25519PrivateKey)
 
 _KEK_BYTES = 32
 _SEAL_VERSION = b"\x01"
@@ -90,7 +94,11 @@ class _HeldKey:
     def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
         if isinstance(self.key, rsa.RSAPrivateKey):
             return self.key.sign(data, padding.PKCS1v15(), algorithm)
-        return self.key.sign(data, ec.ECDSA(algorithm))
+        if isinstance(self.key, ec.EllipticCurvePrivateKey):
+            return self.key.sign(data, ec.ECDSA(algorithm))
+        if isinstance(self.key, ed25519.Ed25519PrivateKey):
+            return self.key.sign(data)
+        raise ValueError("a key on X25519 cannot sign")
 
     def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
         return self._rsa().sign(data, padding.PSS(padding.MGF1(algorithm), algorithm.digest_size), algorithm)
@@ -111,9 +119,11 @@ class _HeldKey:
             return secrets.token_bytes(32)
 
     def agree(self, peer_public_key: bytes) -> bytes:
-        if not isinstance(self.key, ec.EllipticCurvePrivateKey):
-            raise ValueError("key agreement failed")
         try:
+            if isinstance(self.key, x25519.X25519PrivateKey):
+                return self.key.exchange(x25519.X25519PublicKey.from_public_bytes(peer_public_key))
+            if not isinstance(self.key, ec.EllipticCurvePrivateKey):
+                raise ValueError
             # checks that the point is on the curve, else it would give the key away bit by bit
             peer = ec.EllipticCurvePublicKey.from_encoded_point(self.key.curve, peer_public_key)
             return self.key.exchange(ec.ECDH(), peer)
@@ -308,7 +318,7 @@ class KeyVault:
         record = self._record(file)
         key = load_der_private_key(record.private_key, None)
         certificate, *chain = (x509.load_der_x509_certificate(each) for each in record.certificates)
-        if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+        if not isinstance(key, _KINDS):
             raise VaultError("a key file holds a kind of key this version does not know")
         return _HeldKey(record.use, key, certificate, tuple(chain))
 
@@ -338,8 +348,10 @@ def _file_context(file: Path) -> bytes:
 
 
 def _check_fitness(use: KeyUse, key: PrivateKey, certificate: x509.Certificate) -> None:
-    if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
-        raise VaultError("only RSA and elliptic curve (ECDSA) keys can be kept")
+    if not isinstance(key, _KINDS):
+        raise VaultError("only RSA, elliptic curve, Ed25519 and X25519 keys can be kept")
+    if isinstance(key, x25519.X25519PrivateKey if use is KeyUse.SIGNING else ed25519.Ed25519PrivateKey):
+        raise VaultError(f"a key of this kind is not for {use.value}")
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
         raise VaultError("the private key does not belong to the certificate")

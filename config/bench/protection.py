@@ -23,7 +23,19 @@ from cryptography.x509.oid import NameOID
 
 from config.bench.child import BenchError
 
+_COMMON = ["openssl", "cms", "-binary", "-outform", "DER"]
 DESCRIPTION = "openssl cms -sign then openssl cms -encrypt, a process each (RSA-3072 SHA-256, AES-256-GCM, RSA-OAEP)"
+
+
+def sign_command(certificate: str, key: str) -> list[str]:
+    """Signs what it reads with SHA-256, detached, into DER; PEM files."""
+    return [*_COMMON, "-sign", "-md", "sha256", "-signer", certificate, "-inkey", key]
+
+
+def encrypt_command(certificate: str) -> list[str]:
+    """Encrypts what it reads with AES-256-GCM for an RSA recipient, OAEP with SHA-256, into DER; PEM file."""
+    oaep = ["-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"]
+    return [*_COMMON, "-encrypt", "-aes-256-gcm", "-recip", certificate, *oaep]
 
 
 class OpenSslCms:
@@ -33,11 +45,8 @@ class OpenSslCms:
         self._at_once = at_once
         self._certificate, self._key = place / "certificate.pem", place / "key.pem"
         _make_pair(self._certificate, self._key)
-        common = ["openssl", "cms", "-binary", "-outform", "DER"]
-        self._sign = [*common, "-sign", "-nodetach", "-md", "sha256"]
-        self._sign += ["-signer", str(self._certificate), "-inkey", str(self._key)]
-        self._encrypt = [*common, "-encrypt", "-aes-256-gcm", "-recip", str(self._certificate)]
-        self._encrypt += ["-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"]
+        self._sign = [*sign_command(str(self._certificate), str(self._key)), "-nodetach"]
+        self._encrypt = encrypt_command(str(self._certificate))
 
     def mails_per_second(self, count: int, size: int) -> float:
         """Protect `count` mails of `size` bytes. Raises `BenchError` when openssl cannot."""
@@ -49,17 +58,18 @@ class OpenSslCms:
         return count / (time.perf_counter() - began)
 
     def _protect(self, mail: bytes) -> bytes:
-        return self._run(self._encrypt, self._run(self._sign, mail))
+        return run(self._encrypt, run(self._sign, mail))
 
-    @staticmethod
-    def _run(command: list[str], content: bytes) -> bytes:
-        try:
-            done = subprocess.run(command, input=content, capture_output=True, check=True)
-        except FileNotFoundError as error:
-            raise BenchError("the reference needs the program openssl: install it") from error
-        except subprocess.CalledProcessError as error:
-            raise BenchError(f"openssl cms failed: {error.stderr.decode(errors='replace')[-300:]}") from error
-        return done.stdout
+
+def run(command: list[str], content: bytes) -> bytes:
+    """What `command` prints when it is given `content`. Raises `BenchError` when it is missing or fails."""
+    try:
+        done = subprocess.run(command, input=content, capture_output=True, check=True)
+    except FileNotFoundError as error:
+        raise BenchError("the reference needs the program openssl: install it") from error
+    except subprocess.CalledProcessError as error:
+        raise BenchError(f"openssl cms failed: {error.stderr.decode(errors='replace')[-300:]}") from error
+    return done.stdout
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 # Brings what Relais needs: Debian packages, the service user, a virtual environment from the lock file.
 # Idempotent and quick when nothing is missing. Where it may not install, it names exactly what is missing and exits 1.
 #
-# Usage: install.sh runtime|dev        Prints nothing when there is nothing to do.
+# Usage: install.sh runtime|dev|proof     Prints nothing when there is nothing to do.
 set -eu
 umask 022
 
@@ -12,9 +12,11 @@ cd "$project"
 
 runtime_packages="python3 python3-venv python3-dev gcc libc6-dev libldap2-dev libsasl2-dev ca-certificates
  slapd ldap-utils dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve dovecot-managesieved fonts-dejavu-core"
-dev_packages="openssl curl isync swaks procps gpgsm libnss3-tools"
+dev_packages="openssl curl isync swaks procps gpgsm gpg-agent libnss3-tools"
+proof_packages="default-jdk-headless libbcmail-java"
 packages=$runtime_packages
-[ "$kind" = dev ] && packages="$packages $dev_packages"
+[ "$kind" != runtime ] && packages="$packages $dev_packages"
+[ "$kind" = proof ] && packages="$packages $proof_packages"
 
 # --- Debian packages -------------------------------------------------------------------------------------------------
 missing=
@@ -99,8 +101,12 @@ fi
 # By its real path: what pip writes into the scripts must not lead through a link user relais cannot follow.
 venv=$(readlink -f .venv)
 lock=requirements.lock
-[ "$kind" = dev ] && lock=requirements-dev.lock
-stamp=$venv/.installed-$kind
+environment=runtime
+if [ "$kind" != runtime ]; then
+    lock=requirements-dev.lock
+    environment=dev
+fi
+stamp=$venv/.installed-$environment
 wanted=$(cat "$lock" pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "Building the virtual environment from $lock"

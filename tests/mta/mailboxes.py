@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from directory.records import MailboxKind, Recipient
+from directory.partners import PartnerBook
+from directory.records import MailboxKind, Partner, Recipient
 from directory.resolve import DirectoryUnavailableError
+from mta.agreements import Agreements
 from smime import DkimKey
 from trust.certificates import CertificateValidator
 from trust.issuing import DemonstrationAuthority, Issued
@@ -44,6 +46,19 @@ class Mailboxes:
         for address in addresses:
             for use, issued in self.keys[address].items():
                 vault.install(address, use, issued.key, issued.certificate, issued.chain)
+
+
+def agreements(
+    *partners: Partner, known: dict[str, tuple[str, ...]] | None = None, floor: str = "aes128-gcm"
+) -> Agreements:
+    """Of these partners, with correspondents whose capabilities are these."""
+    listed = known or {}
+
+    class Known:
+        def capabilities(self, address: str) -> tuple[str, ...] | None:
+            return listed.get(address)
+
+    return Agreements(PartnerBook(partners), Known(), floor)
 
 
 @dataclass

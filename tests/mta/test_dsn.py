@@ -42,7 +42,7 @@ from trust.store.database import Database
 from trust.vault import KeyVault
 
 from .conftest import MakeSpool, submission
-from .mailboxes import Directory, Mailboxes
+from .mailboxes import Directory, Mailboxes, agreements
 from .trust_space import Listed, TrustSpace
 
 ROOT = Path(__file__).parents[2]
@@ -328,7 +328,7 @@ async def a_gateway(root: Path, world: World, name: str, domain: str, *addresses
         smtp = SmtpTarget(gateway, lambda: world.listed, world.space.client(name), SmtpTargetOptions(host))
         stack.push_async_callback(smtp.close)
         stages = (
-            ProtectStage(vault, directory, world.mailboxes.validator, world.mailboxes.dkim.get, host),
+            ProtectStage(vault, directory, world.mailboxes.validator, world.mailboxes.dkim.get, host, agreements()),
             OpenStage(vault, world.mailboxes.validator, PartnerBook([]), host),
         )
         worker = Worker(spool, stages, {TargetKind.MAILBOX: gateway.shelf, TargetKind.SMTP: smtp})

@@ -34,7 +34,7 @@ from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault
 
-from .mailboxes import Directory, Mailboxes
+from .mailboxes import Directory, Mailboxes, agreements
 from .smtp_client import with_smtplib
 from .test_dovecot import Running, a_dovecot
 from .trust_space import Listed, TrustSpace
@@ -135,7 +135,9 @@ async def test_from_a_laboratory_to_a_doctors_mailbox(
             SmtpTargetOptions("gate.op1.example"),
         )
         stack.push_async_callback(outgoing.close)
-        protecting = ProtectStage(one.vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example")
+        protecting = ProtectStage(
+            one.vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example", agreements()
+        )
         await stack.enter_async_context(working(Worker(one.spool, [protecting], {TargetKind.SMTP: outgoing})))
         submission = SubmissionDoor(
             one.spool,

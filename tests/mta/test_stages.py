@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -13,14 +14,17 @@ import pytest
 
 from directory.partners import PartnerBook
 from directory.records import Partner
+from mta.agreements import Agreements
 from mta.message import Message, Origin, Phase
 from mta.opening import OpenStage
 from mta.protecting import ProtectStage
-from smime import encrypt, join_message, public_record, sign
+from smime import MessageVerdict, SignatureResult, encrypt, join_message, oids, open_message, public_record, sign
+from smime.failures import DecryptionFailures
+from smime.verdict import LayerKind
 from trust.refusals import Refused
 from trust.vault import KeyUse, KeyVault
 
-from .mailboxes import Directory, Mailboxes
+from .mailboxes import Directory, Mailboxes, agreements
 
 PLAIN = (
     b"From: =?utf-8?q?Labo_du_Nord?= <labo@op1.example>\r\n"
@@ -55,7 +59,7 @@ def directory(mailboxes: Mailboxes) -> Directory:
 @pytest.fixture
 def protecting(vault: KeyVault, mailboxes: Mailboxes, directory: Directory) -> ProtectStage:
     mailboxes.install(vault, "labo@op1.example")
-    return ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example")
+    return ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example", agreements())
 
 
 @pytest.fixture
@@ -153,7 +157,7 @@ async def test_only_certificates_that_hold_today(
         (signing.certificate, "rfc5280-4.2.1.3-key-usage"),
     ):
         directory.recipients[good.address] = replace(good, encryption_certificates=(certificate,))
-        stage = ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "g.example")
+        stage = ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "g.example", agreements())
         refused = await stage.apply(MESSAGE, Phase.PROTECT)
         assert isinstance(refused, Refused)
         assert refused.refusal.code == "smime.no-encryption-certificate"
@@ -168,6 +172,7 @@ async def test_only_certificates_that_hold_today(
         mailboxes.validator,
         mailboxes.dkim.get,
         "g.example",
+        agreements(),
         clock=lambda: datetime.now(UTC) + timedelta(days=400),
     )
     refused = await later.apply(MESSAGE, Phase.PROTECT)
@@ -286,3 +291,129 @@ class KeyHolder:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         return self._key.sign(data, ec.ECDSA(algorithm))
+
+
+# --- Agreements, and what correspondents say they can read ----------------------------------------------------------
+
+
+def stage_for(vault: KeyVault, directory: Directory, mailboxes: Mailboxes, agreed: Agreements) -> ProtectStage:
+    mailboxes.install(vault, "labo@op1.example")
+    return ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example", agreed)
+
+
+async def read_by(opening: OpenStage, stage: ProtectStage, vault: KeyVault, mailboxes: Mailboxes) -> MessageVerdict:
+    """What the recipient finds out about what the stage made of the message."""
+    sent = await protected(stage)
+    decryptors = vault.decryptors("dr.noir@op2.example")
+    return open_message(sent.content, decryptors, mailboxes.validator, datetime.now(UTC)).verdict
+
+
+GCM_AND_CBC = (oids.AES256_GCM, oids.AES256_CBC)
+
+
+@pytest.mark.parametrize(
+    ("partner", "known", "floor", "cipher"),
+    [
+        ({}, None, "aes128-gcm", "aes256-gcm"),
+        ({}, GCM_AND_CBC, "aes128-gcm", "aes256-gcm"),
+        ({}, (oids.AES256_CBC,), "aes128-gcm", "aes256-gcm"),  # never below the floor
+        ({}, (oids.AES256_CBC,), "aes128-cbc", "aes256-cbc"),
+        ({}, (oids.AES128_GCM,), "aes128-gcm", "aes128-gcm"),
+        ({}, (), "aes128-gcm", "aes256-gcm"),
+        ({"content_cipher": "aes256-cbc"}, GCM_AND_CBC, "aes128-gcm", "aes256-cbc"),  # agreed, so meant
+        ({"content_cipher": "aes128-gcm", "key_transport": "rsa-pkcs1v15"}, None, "aes128-gcm", "aes128-gcm"),
+    ],
+)
+async def test_the_cipher_follows_the_agreement_then_the_capabilities_never_below_the_floor(
+    vault: KeyVault,
+    directory: Directory,
+    mailboxes: Mailboxes,
+    opening: OpenStage,
+    partner: dict[str, str],
+    known: tuple[str, ...] | None,
+    floor: str,
+    cipher: str,
+) -> None:
+    listed = {} if known is None else {MESSAGE.recipient: known}
+    stage = stage_for(
+        vault, directory, mailboxes, agreements(Partner("op2.example", **partner), known=listed, floor=floor)
+    )
+    verdict = await read_by(opening, stage, vault, mailboxes)
+    assert verdict.content_algorithm == cipher
+    assert verdict.signature is SignatureResult.VALID
+
+
+async def test_a_partner_with_opaque_signatures_and_protected_headers(
+    vault: KeyVault, directory: Directory, mailboxes: Mailboxes, opening: OpenStage
+) -> None:
+    partner = Partner("op2.example", opaque_signature=True, header_protection=True)
+    stage = stage_for(vault, directory, mailboxes, agreements(partner))
+    sent = await protected(stage)
+    assert b"Subject: [...]\r\n" in sent.content
+    assert b"resultat" not in sent.content
+    mail, _ = await opened(opening, sent.content)
+    assert mail["Subject"] == "resultat"
+    assert "signature=valid" in mail["X-Relais-Verdict"]
+    assert (await read_by(opening, stage, vault, mailboxes)).layers[1].kind is LayerKind.OPAQUE_SIGNED
+
+
+async def test_inside_mssante_the_subject_stays_in_the_open(protecting: ProtectStage) -> None:
+    assert b"Subject: resultat\r\n" in (await protected(protecting)).content
+
+
+async def test_what_a_correspondent_can_read_is_learned_from_validly_signed_mail_only(
+    vault: KeyVault, mailboxes: Mailboxes, protecting: ProtectStage
+) -> None:
+    learned: dict[str, tuple[str, ...]] = {}
+
+    def remember(address: str, capabilities: Sequence[str], signed_at: datetime) -> None:
+        assert signed_at <= datetime.now(UTC)
+        learned[address] = tuple(capabilities)
+
+    mailboxes.install(vault, "dr.noir@op2.example")
+    opening = OpenStage(vault, mailboxes.validator, PartnerBook([]), "gate.op2.example", remember=remember)
+    sent = (await protected(protecting)).content
+    await opened(opening, sent.replace(b"From: =?utf-8?q?Labo_du_Nord?= <labo@", b"From: <forger@"))
+    assert not learned
+    await opened(opening, sent)
+    assert oids.AES256_GCM in learned["labo@op1.example"]
+
+
+async def test_pitfall_05_a_sender_whose_mail_does_not_open_is_made_to_wait(
+    vault: KeyVault, mailboxes: Mailboxes, directory: Directory
+) -> None:
+    mailboxes.install(vault, "dr.noir@op2.example")
+    tried: list[bytes] = []
+    opening = OpenStage(
+        vault, mailboxes.validator, PartnerBook([]), "gate.op2.example", failures=DecryptionFailures(3, 3600)
+    )
+    stranger = mailboxes.keys["dr.gris@op1.example"][KeyUse.ENCRYPTION].certificate
+    content = join_message(b"From: labo@op1.example\r\n", encrypt(b"Content-Type: text/plain\r\n\r\nx\r\n", [stranger]))
+    for _ in range(3):
+        refused = await opening.apply(received_by_two(content), Phase.OPEN)
+        assert isinstance(refused, Refused)
+        tried.append(refused.refusal.code.encode())
+    assert tried == [b"smime.cannot-open"] * 3
+    waits = await opening.apply(received_by_two(content), Phase.OPEN)
+    assert isinstance(waits, Refused)
+    assert (waits.refusal.code, waits.refusal.permanent) == ("smime.decryption-paused", False)
+    other = replace(received_by_two(content), sender="autre@op1.example")
+    refused = await opening.apply(other, Phase.OPEN)
+    assert isinstance(refused, Refused)
+    assert refused.refusal.code == "smime.cannot-open"
+
+
+async def test_a_signer_that_fails_makes_the_message_wait(
+    vault: KeyVault, directory: Directory, mailboxes: Mailboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_for(vault, directory, mailboxes, agreements())
+    signer = vault.signer("labo@op1.example", datetime.now(UTC))
+    assert signer is not None
+
+    def fail(*_: object) -> bytes:
+        raise OSError("card removed")
+
+    monkeypatch.setattr(type(signer), "sign", fail)
+    refused = await stage.apply(MESSAGE, Phase.PROTECT)
+    assert isinstance(refused, Refused)
+    assert (refused.refusal.code, refused.refusal.permanent) == ("smime.signer-unavailable", False)

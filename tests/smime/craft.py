@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from smime import oids
+from smime.canonical import base64_lines
 from smime.identity import identity
-from smime.protect import _base64
 from tests.smime.people import Person
 from trust import der
 from trust.der import context
@@ -82,9 +82,8 @@ def content_info(oid: str, content: bytes) -> bytes:
 
 def pkcs7_mime(cms: bytes, kind: str = "", media_type: str = "application/pkcs7-mime") -> bytes:
     smime_type = f"; smime-type={kind}" if kind else ""
-    return f"Content-Type: {media_type}{smime_type}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode() + _base64(
-        cms
-    )
+    head = f"Content-Type: {media_type}{smime_type}\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+    return head.encode() + base64_lines(cms)
 
 
 def multipart_signed(first: bytes, cms: bytes, *more: bytes, prefix: bytes = b"", suffix: bytes = b"") -> bytes:

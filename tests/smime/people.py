@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from trust.certificates import CertificateValidator
@@ -30,7 +30,14 @@ class Person:
     def sign(self, data: bytes, algorithm: hashes.HashAlgorithm) -> bytes:
         if isinstance(self.key, rsa.RSAPrivateKey):
             return self.key.sign(data, padding.PKCS1v15(), algorithm)
+        if isinstance(self.key, ed25519.Ed25519PrivateKey):
+            return self.key.sign(data)
         return self.key.sign(data, ec.ECDSA(algorithm))
+
+    def sign_pss(self, data: bytes, algorithm: hashes.HashAlgorithm) -> bytes:
+        if not isinstance(self.key, rsa.RSAPrivateKey):
+            raise ValueError("not RSA")
+        return self.key.sign(data, padding.PSS(padding.MGF1(algorithm), algorithm.digest_size), algorithm)
 
     def decrypt_oaep(
         self, encrypted: bytes, algorithm: hashes.HashAlgorithm, mgf: hashes.HashAlgorithm, label: bytes
@@ -45,6 +52,8 @@ class Person:
         return self.key.decrypt(encrypted, padding.PKCS1v15())
 
     def agree(self, peer_public_key: bytes) -> bytes:
+        if isinstance(self.key, x25519.X25519PrivateKey):
+            return self.key.exchange(x25519.X25519PublicKey.from_public_bytes(peer_public_key))
         if not isinstance(self.key, ec.EllipticCurvePrivateKey):
             raise ValueError("not on a curve")
         peer = ec.EllipticCurvePublicKey.from_encoded_point(self.key.curve, peer_public_key)
@@ -70,6 +79,11 @@ def new_key(kind: str, which: str = "") -> object:
     return {
         "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
         "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "p521": lambda: ec.generate_private_key(ec.SECP521R1()),
+        "brainpool256": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
+        "brainpool384": lambda: ec.generate_private_key(ec.BrainpoolP384R1()),
+        "brainpool512": lambda: ec.generate_private_key(ec.BrainpoolP512R1()),
+        "x25519": x25519.X25519PrivateKey.generate,
         "p192": lambda: ec.generate_private_key(ec.SECP192R1()),
         "ed25519": ed25519.Ed25519PrivateKey.generate,
     }[kind]()
@@ -123,7 +137,9 @@ def _certificate(
         False,
     )
     wanted = ["key_cert_sign", "crl_sign"] if ca else ["digital_signature"]
-    if isinstance(public_key, rsa.RSAPublicKey):
+    if isinstance(public_key, x25519.X25519PublicKey):
+        wanted = ["key_agreement"]
+    elif isinstance(public_key, rsa.RSAPublicKey):
         wanted.append("key_encipherment")
     elif isinstance(public_key, ec.EllipticCurvePublicKey):
         wanted.append("key_agreement")

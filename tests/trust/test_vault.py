@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, padding, rsa, x25519
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
@@ -21,7 +21,7 @@ EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def certificate(
-    key, since=-1, until=365, *, signing=True, encryption=True, agreement=False, usage=True
+    key, since=-1, until=365, *, signing=True, encryption=True, agreement=False, usage=True, signed_by=None
 ) -> x509.Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Fictif")])
     builder = (
@@ -39,7 +39,8 @@ def certificate(
         builder = builder.add_extension(
             x509.KeyUsage(digital_signature=signing, key_encipherment=encryption, **bits), critical=True
         )
-    return builder.sign(key, SHA256())
+    signer = signed_by or key
+    return builder.sign(signer, None if isinstance(signer, ed25519.Ed25519PrivateKey) else SHA256())
 
 
 @pytest.fixture
@@ -139,6 +140,39 @@ def test_signing(vault, tmp_path, algorithm) -> None:
         assert vault.decryptors(address) == ()
 
 
+def test_pss(vault) -> None:
+    vault.install(PATIENT, KeyUse.SIGNING, RSA_KEY, certificate(RSA_KEY), [])
+    signature = vault.signer(PATIENT).sign_pss(b"content", SHA384())
+    RSA_KEY.public_key().verify(signature, b"content", padding.PSS(padding.MGF1(SHA384()), 48), SHA384())
+    vault.install("ec@cabinet.example", KeyUse.SIGNING, EC_KEY, certificate(EC_KEY), [])
+    with pytest.raises(ValueError):
+        vault.signer("ec@cabinet.example").sign_pss(b"content", SHA256())
+
+
+def test_edwards_and_montgomery(vault, tmp_path) -> None:
+    edwards, montgomery = ed25519.Ed25519PrivateKey.generate(), x25519.X25519PrivateKey.generate()
+    vault.install(PATIENT, KeyUse.SIGNING, edwards, certificate(edwards), [])
+    edwards.public_key().verify(reopened(tmp_path).signer(PATIENT).sign(b"content", SHA512()), b"content")
+    bound = certificate(montgomery, signing=False, encryption=False, agreement=True, signed_by=RSA_KEY)
+    vault.install(PATIENT, KeyUse.ENCRYPTION, montgomery, bound, [])
+    (decryptor,) = reopened(tmp_path).decryptors(PATIENT)
+    peer = x25519.X25519PrivateKey.generate()
+    assert decryptor.agree(peer.public_key().public_bytes_raw()) == peer.exchange(montgomery.public_key())
+    for wrong in (b"", bytes(31), bytes(32), bytes(33)):
+        with pytest.raises(ValueError, match=r"^key agreement failed$"):
+            decryptor.agree(wrong)
+
+
+@pytest.mark.parametrize("curve", [ec.BrainpoolP256R1, ec.BrainpoolP384R1, ec.BrainpoolP512R1, ec.SECP521R1])
+def test_other_curves(vault, curve) -> None:
+    key, peer = ec.generate_private_key(curve()), ec.generate_private_key(curve())
+    for use in KeyUse:
+        vault.install(PATIENT, use, key, certificate(key, agreement=True), [])
+    key.public_key().verify(vault.signer(PATIENT).sign(b"content", SHA512()), b"content", ec.ECDSA(SHA512()))
+    point = peer.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    assert vault.decryptors(PATIENT)[0].agree(point) == peer.exchange(ec.ECDH(), key.public_key())
+
+
 def test_the_newest_valid_generation_signs_and_expired_ones_never(vault) -> None:
     address = "medecin@cabinet.example"
     expired = certificate(RSA_KEY, -800, -10)
@@ -205,7 +239,11 @@ def test_unfit_keys_are_refused(vault) -> None:
     refused(KeyUse.SIGNING, RSA_KEY, certificate(RSA_KEY, signing=False), "KeyUsage")
     refused(KeyUse.ENCRYPTION, RSA_KEY, certificate(RSA_KEY, encryption=False), "KeyUsage")
     refused(KeyUse.ENCRYPTION, EC_KEY, certificate(EC_KEY), "KeyUsage")
-    refused(KeyUse.SIGNING, ed25519.Ed25519PrivateKey.generate(), certificate(RSA_KEY), "RSA and elliptic")
+    edwards, montgomery = ed25519.Ed25519PrivateKey.generate(), x25519.X25519PrivateKey.generate()
+    refused(KeyUse.SIGNING, edwards, certificate(RSA_KEY), "does not belong")
+    refused(KeyUse.ENCRYPTION, edwards, certificate(edwards, agreement=True), "not for encryption")
+    refused(KeyUse.SIGNING, montgomery, certificate(montgomery, signed_by=RSA_KEY), "not for signing")
+    refused(KeyUse.SIGNING, dsa.generate_private_key(2048), certificate(RSA_KEY), "only RSA")
     assert vault.addresses_held() == ()
     vault.install(PATIENT, KeyUse.ENCRYPTION, RSA_KEY, certificate(RSA_KEY, usage=False), [])
 

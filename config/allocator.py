@@ -1,0 +1,38 @@
+"""The C library's allocator told to keep the memory of large messages instead of giving it back after each.
+
+glibc serves blocks of 128 KB and more with a mapping of their own, returned to the kernel when freed; a mail of 5 MB
+passes through a dozen such blocks, and clearing their fresh pages costs more than its cryptography (docs/benchmarks.md,
+smime). Each Relais process therefore sets mallopt(3) when it starts. The price: a process keeps up to `TRIM_OCTETS` of
+free memory for the next message.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+MMAP_OCTETS = 32 << 20
+"""Blocks from this size on get a mapping of their own. glibc takes no more than this."""
+TRIM_OCTETS = 256 << 20
+"""Free memory at the end of the heap that is not given back."""
+TOP_PAD_OCTETS = 64 << 20
+"""By how much the heap grows at a time."""
+
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+
+
+def keep_freed_memory() -> bool:
+    """Set the thresholds for this process, best before it starts threads; False where the C library is another."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    wanted = (
+        (_M_MMAP_THRESHOLD, MMAP_OCTETS),
+        (_M_TRIM_THRESHOLD, TRIM_OCTETS),
+        (_M_TOP_PAD, TOP_PAD_OCTETS),
+    )
+    taken = [mallopt(parameter, value) == 1 for parameter, value in wanted]
+    return all(taken)

@@ -1,0 +1,62 @@
+"""What correspondents can read, as their own signed mail says (RFC 8551 §2.5.2, §2.7.1).
+
+Remembered from mail whose signature was valid and whose signer was the author, so that a correspondent who cannot read
+AES-GCM is written to with what he can, as far as the partner's floor allows. An address is kept as a pseudonym: a
+patient's may hold a health identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select, update
+
+from mta.tables import correspondents
+from trust.store.database import Database
+from trust.vault import KeyVault
+
+MAX_CAPABILITIES = 64
+_FRESH_SECONDS = 86400.0
+
+
+class Correspondents:
+    """The newest capabilities of each address. Thread-safe."""
+
+    def __init__(self, database: Database, vault: KeyVault) -> None:
+        self._database = database
+        self._vault = vault
+
+    def remember(self, address: str, capabilities: Sequence[str], signed_at: datetime) -> None:
+        """Keep what a mail signed at `signed_at` says, unless a later one is known. `capabilities`: dotted OIDs.
+
+        Raises `StoreUnavailableError`.
+        """
+        name = self._pseudonym(address)
+        listed, at = " ".join(capabilities[:MAX_CAPABILITIES]), signed_at.timestamp()
+
+        def keep(connection: Connection) -> None:
+            known = connection.scalar(select(correspondents.c.signed_at).where(correspondents.c.address == name))
+            if known is None:
+                connection.execute(insert(correspondents).values(address=name, capabilities=listed, signed_at=at))
+            elif known < at:
+                newer = update(correspondents).where(correspondents.c.address == name)
+                connection.execute(newer.values(capabilities=listed, signed_at=at))
+
+        known = self._read(name)
+        # most mail says what the one before said: that is not worth a write each time
+        if known is None or known[0] != listed or known[1] < at - _FRESH_SECONDS:
+            self._database.transact(keep)
+
+    def capabilities(self, address: str) -> tuple[str, ...] | None:
+        """Dotted OIDs, the preferred first; None when nothing is known of this address."""
+        known = self._read(self._pseudonym(address))
+        return None if known is None else tuple(known[0].split())
+
+    def _read(self, name: str) -> tuple[str, float] | None:
+        query = select(correspondents.c.capabilities, correspondents.c.signed_at)
+        row = self._database.read(lambda c: c.execute(query.where(correspondents.c.address == name)).one_or_none())
+        return None if row is None else (row.capabilities, row.signed_at)
+
+    def _pseudonym(self, address: str) -> str:
+        return self._vault.pseudonym("correspondent", address.lower())
