@@ -1,7 +1,8 @@
 """A folder that hospital software writes letters into: `X.xml`, a CDA document, then `X.to`, one recipient per line.
 
 A pair is taken once `X.to` stands there and neither file changed between two looks. It ends in `done/` beside
-`X.result.json` and the letters to print, or in `rejected/` beside `X.reason.txt`. Killed at any moment, the next start
+`X.result.json` and the letters to print, or in `rejected/` beside `X.reason.txt`; both are private to the gateway, or
+also readable by the group that may write into the folder. Killed at any moment, the next start
 does it again: the letter is then recognised as a duplicate, results are written whole or not at all, and the two files
 are moved last. `X.to` moves first, because a list without its document is never mistaken for the next letter's.
 
@@ -12,13 +13,14 @@ symbolic links are never followed. File names may name patients: they are not lo
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import json
 import os
 import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,7 @@ CATALOGUE = (UNREADABLE,)
 _DONE, _REJECTED = "done", "rejected"
 _LIST_BYTES = 64 * 1024
 _TEMPORARY = (".tmp", ".part", ".partial", ".filepart", "~")
+_GROUP_READS = 0o750
 _LONGEST_STEM = 180
 _LONGEST_PAUSE = 300.0
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -105,8 +108,8 @@ class DropFolder:
                 try:
                     await asyncio.to_thread(self.look)
                     told = ""
-                except OSError as error:
-                    if told != (told := error.strerror or type(error).__name__):
+                except Exception as error:  # whatever stands in the folder must not end the gateway
+                    if told != (told := getattr(error, "strerror", None) or type(error).__name__):
                         log.error("dropfolder.unusable", folder=str(self._path), error=told)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._poll_seconds):
@@ -126,8 +129,7 @@ class DropFolder:
         folder = os.open(self._path, _FOLDER)
         try:
             for name in (_DONE, _REJECTED):
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=folder)
+                _make_folder(folder, name)
             if not self._recovered:
                 _finish_moves(folder)
                 self._recovered = True
@@ -161,7 +163,7 @@ class DropFolder:
         target = os.open(where, _FOLDER, dir_fd=folder)
         try:
             stem = _free_stem(target, pair.stem)
-            for name, content in _results(stem, pair.stem, digest, result).items():
+            for name, content in _results(stem, pair.stem, digest, result):
                 _write(target, name, content)
             _move(folder, pair.stem + ".to", pair.recipients, target, stem + ".to")
             _move(folder, pair.stem + ".xml", pair.document, target, stem + ".xml")
@@ -193,6 +195,14 @@ class DropFolder:
 
 class TemporaryRefusalError(Exception):
     """The letter cannot be decided now: its pair stays and is tried again."""
+
+
+def _make_folder(folder: int, name: str) -> None:
+    """Private; the group that may write letters may read the answers."""
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=folder)
+        if os.fstat(folder).st_mode & stat.S_IWGRP:
+            os.chmod(name, _GROUP_READS, dir_fd=folder)
 
 
 def _pairs(folder: int) -> dict[str, _Pair]:
@@ -240,9 +250,10 @@ def _read(folder: int, name: str, seen: _Seen, limit: int) -> bytes | Refused | 
 
 
 def _recipients(listed: bytes) -> list[str]:
-    """The lines that are not empty and no `#` comment; what is not UTF-8 was written in cp1252."""
+    """The lines that are not empty and no `#` comment; Windows also writes UTF-16 with its mark, and cp1252."""
     try:
-        text = listed.decode("utf-8-sig")
+        marked = listed.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = listed.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError:
         text = listed.decode("cp1252", "replace")
     lines = (line.strip() for line in text.splitlines())
@@ -267,18 +278,21 @@ def _exists(folder: int, name: str) -> bool:
     return True
 
 
-def _results(stem: str, original: str, digest: str, result: LetterResult) -> Mapping[str, bytes]:
-    """Files to write beside the letter, by name; the JSON last, so that whoever sees it sees all."""
-    files: dict[str, bytes] = {}
+def _results(stem: str, original: str, digest: str, result: LetterResult) -> Iterator[tuple[str, bytes]]:
+    """Files to write beside the letter, name and content; the JSON last, so that whoever sees it sees all.
+
+    One at a time: fifteen letters of many megabytes each are never in memory together.
+    """
     unreached = []
     for number, one in enumerate(result.unreached, start=1):
-        name = f"{stem}.courrier-{number}.pdf" if one.printed else ""
-        if name:
-            files[name] = one.printed
+        name = ""
+        if printed := one.printed:
+            name = f"{stem}.courrier-{number}.pdf"
+            yield name, printed
         unreached.append({"recipient": one.recipient, "code": one.code, "sentence": one.sentence, "printed": name})
     refused = result.refused
     if refused is not None:
-        files[f"{stem}.reason.txt"] = f"{refused.refusal.text_fr}\n".encode()
+        yield f"{stem}.reason.txt", f"{refused.refusal.text_fr}\n".encode()
     told = {
         "name": original,
         "document_sha256": digest,
@@ -289,17 +303,17 @@ def _results(stem: str, original: str, digest: str, result: LetterResult) -> Map
         "unreached": unreached,
         "refused": None if refused is None else {"code": refused.refusal.code, "sentence": refused.refusal.text_fr},
     }
-    files[f"{stem}.result.json"] = json.dumps(told, indent=1).encode("ascii") + b"\n"
-    return files
+    yield f"{stem}.result.json", json.dumps(told, indent=1).encode("ascii") + b"\n"
 
 
 def _write(folder: int, name: str, content: bytes) -> None:
-    """Whole or not at all, also after a power cut."""
+    """Whole or not at all, also after a power cut; readable by the group when the folder is."""
     partial = f".{name}.part"
     with suppress(FileNotFoundError):
         os.unlink(partial, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(partial, flags, 0o600, dir_fd=folder), "wb") as opened:
+        os.fchmod(opened.fileno(), 0o600 | os.fstat(folder).st_mode & stat.S_IRGRP)
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
@@ -332,7 +346,8 @@ def _finish_moves(folder: int) -> None:
 
 
 def _finish_move(folder: int, target: int, stem: str) -> None:
-    with suppress(OSError, ValueError, KeyError, TypeError):  # an old result somebody edited must not stop the folder
+    # An old result somebody edited must not stop the folder; RecursionError: one nested a hundred thousand deep.
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         told = _read(target, stem + ".result.json", _seen(target, stem + ".result.json"), MAX_DOCUMENT_BYTES)
         if not isinstance(told, bytes):
             return

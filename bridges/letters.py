@@ -58,8 +58,16 @@ class Unreached:
     """Of the catalogue of errors."""
     sentence: str
     """What to do, in French."""
-    printed: bytes
-    """PDF to post; empty when the letter must not reach this recipient at all."""
+    cover: bytes = b""
+    """First sheet of the letter to post (`bridges.printed.cover`); empty when the letter must not reach this recipient
+    at all."""
+    pages: bytes = b""
+    """The sheets that follow it: one object for all recipients, because they may be many megabytes."""
+
+    @property
+    def printed(self) -> bytes:
+        """The letter to post, as PDF; empty when there is none."""
+        return printed.bind(self.cover, self.pages) if self.cover else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +86,14 @@ class LetterResult:
 
 @dataclass(frozen=True, slots=True)
 class _Recipient:
+    name: str
+    """As the caller is told: the address, as written when it is malformed; the first line when there is none."""
     address: str
-    """Lower case; empty when none was given."""
+    """Lower case; empty when no mail can go there."""
+    malformed: bool
+    """Whether an address was given that is none."""
     lines: tuple[str, ...]
     """Name, street, town."""
-
-    @property
-    def name(self) -> str:
-        return self.address or self.lines[0]
 
 
 class Letters:
@@ -126,7 +134,7 @@ class Letters:
         asked = _recipients(recipients)
         if not asked and not to_dossier:
             return _refused(Refused(NO_RECIPIENT))
-        mailable = [each for each in asked if is_address(each.address)]
+        mailable = [each for each in asked if each.address]
         report = _report(read, system, mailable, to_dossier, to_patient, hidden_from_patient)
         taken = None
         if mailable or to_dossier:
@@ -141,15 +149,23 @@ def _refused(reason: Refused) -> LetterResult:
 
 
 def _recipients(written: Sequence[str]) -> list[_Recipient]:
-    """Each once, in the caller's order."""
+    """Each once, in the caller's order; of an address that is repeated, the naming that says where it is posted to."""
     found: dict[tuple[str, ...], _Recipient] = {}
     for line in written:
-        parts = tuple(part for part in (one_line(each) for each in line.split("|")) if part)
+        given = [each.strip() for each in line.split("|") if one_line(each)]
+        parts = tuple(one_line(each) for each in given)
         if not parts:
             continue
-        addressed = "@" in parts[0]
-        recipient = _Recipient(parts[0].lower() if addressed else "", parts[1:] if addressed else parts)
-        found.setdefault((recipient.address,) if addressed else parts, recipient)
+        key, recipient = parts, _Recipient(parts[0], "", False, parts)
+        if "@" in parts[0]:
+            # Never repaired: what is left of an address without its unreadable characters may be somebody else's.
+            address = given[0].lower() if is_address(given[0]) else ""
+            key, recipient = (
+                (address, parts[0].lower()),
+                _Recipient(address or parts[0], address, not address, parts[1:]),
+            )
+        if key not in found or not found[key].lines:
+            found[key] = recipient
     return list(found.values())
 
 
@@ -204,7 +220,7 @@ def _report(
 
 def _audience(recipient: _Recipient, patient: PatientIdentity) -> Audience:
     matricule = canonical_matricule(patient.matricule)
-    own = matricule is not None and recipient.address.partition("@")[0].upper() == matricule
+    own = matricule is not None and recipient.name.partition("@")[0].upper() == matricule
     return Audience.PATIENT if own else Audience.PROFESSIONAL
 
 
@@ -222,27 +238,28 @@ def _result(
     reached: list[str] = []
     unreached: list[Unreached] = []
     for recipient in recipients:
-        if not is_address(recipient.address):
-            reason: Refused | None = Refused(ADDRESS_INVALID if recipient.address else NO_MAILBOX)
+        if not recipient.address:
+            reason: Refused | None = Refused(ADDRESS_INVALID if recipient.malformed else NO_MAILBOX)
         else:
             reason = decided[recipient.address].refused
         if reason is None:
             reached.append(recipient.address)
         else:
-            unreached.append(_unreached(recipient.name, reason, printer.letter(recipient, reason)))
+            cover, pages = printer.letter(recipient, reason)
+            unreached.append(_unreached(recipient.name, reason, cover, pages))
     if DOSSIER_RECIPIENT in decided:
         reason = decided[DOSSIER_RECIPIENT].refused
         if reason is None:
             reached.append(DOSSIER_RECIPIENT)
         else:
-            unreached.append(_unreached(DOSSIER_RECIPIENT, reason, b""))
+            unreached.append(_unreached(DOSSIER_RECIPIENT, reason))
     spool_id = taken.spool_id if taken is not None else ""
     duplicate = taken is not None and taken.duplicate
     return LetterResult(bool(spool_id), spool_id, duplicate, tuple(reached), tuple(unreached), None)
 
 
-def _unreached(name: str, reason: Refused, paper: bytes) -> Unreached:
-    return Unreached(name, reason.refusal.code, reason.refusal.text_fr, paper)
+def _unreached(name: str, reason: Refused, cover: bytes = b"", pages: bytes = b"") -> Unreached:
+    return Unreached(name, reason.refusal.code, reason.refusal.text_fr, cover, pages)
 
 
 class _Printer:
@@ -253,15 +270,16 @@ class _Printer:
         self._sender = [line for line in (system.sender_name, report.sender.organisation, system.sender) if line]
         self._pages: dict[Audience, bytes] = {}
 
-    def letter(self, recipient: _Recipient, reason: Refused) -> bytes:
+    def letter(self, recipient: _Recipient, reason: Refused) -> tuple[bytes, bytes]:
+        """Its cover and its pages, both empty when paper is no answer."""
         if reason.refusal not in _PAPER_HELPS:
-            return b""
+            return b"", b""
         document = self._report.documents[0]
         audience = _audience(recipient, self._report.patient)
         if audience not in self._pages:
             self._pages[audience] = printed.document_pages(self._report, document, audience)
-        lines = recipient.lines or (recipient.address,)
-        return printed.print_ready(document, self._pages[audience], lines, self._sender, _date(document))
+        lines = recipient.lines or (recipient.name,)
+        return printed.cover(document, lines, self._sender, _date(document)), self._pages[audience]
 
 
 def _date(document: Document) -> datetime:

@@ -1,7 +1,10 @@
 """A letter for whom no mailbox reaches: a cover with the address where a window envelope shows it, then the document.
 
-A4, folded in three into a French DL envelope (NF Z 11-001: window of 100 x 40 mm): the address stands 105 mm from the
-left and from 48 mm below the top; what names the patient stands below the first fold, where no window shows it.
+French window envelopes have a window of 100 x 45 mm on the right, 20 mm from the right edge. In a DL (220 x 110 mm, the
+sheet folded in three) it stands 20 mm above the lower edge, in a C5 (229 x 162 mm, folded in two) 60 mm. The sheet can
+slide in the envelope: always seen are, from the left and the top edge of the sheet, 100-190 x 45-79 mm in a DL and
+109-190 x 57-88 mm in a C5; never more than 90-200 x 34-102 mm. The address stands in both, six lines in the DL; what
+names the patient stands below all of it, and the sender left of it.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ from bridges.plain import one_line
 from bridges.report import Audience, Document, Report
 from bridges.summary import patient_line
 
-ADDRESS_LEFT, ADDRESS_TOP = 105.0, 48.0
-"""Millimetres from the left and the top edge of the sheet to the address block."""
-_ADDRESS_WIDTH, _ADDRESS_LINES = 90.0, 6
-"""The window ends 200 mm from the left; six lines is what the post reads (NF Z 10-011)."""
-_LINE = 5.5
+ADDRESS_LEFT, ADDRESS_BOTTOM, ADDRESS_WIDTH = 110.0, 79.0, 80.0
+"""Millimetres: the address block from the left edge of the sheet, its last line's lower end from the top, its width."""
+_ADDRESS_LINES = 6
+"""What the post reads (NF Z 10-011)."""
+_ADDRESS_LINE, _LINE = 4.3, 5.5
+_SENDER_LEFT, _SENDER_TOP, _SENDER_WIDTH = 20.0, 15.0, 65.0
+_TEXT_TOP = 110.0
 _FOLDS = (99.0, 198.0)
 _FAMILY = "DejaVu"
-_SIZE, _SMALLEST = 11.0, 7.0
+_FACE = "DejaVuSans.ttf"
+_SIZE, _SMALLEST = 10.0, 7.0
 _REASON = (
     "Ce courrier vous est adressé sur papier : aucune messagerie sécurisée de santé ne permettait de vous joindre. "
     "Il contient des informations couvertes par le secret médical."
@@ -46,23 +52,51 @@ def document_pages(report: Report, document: Document, audience: Audience) -> by
     return pages
 
 
-def print_ready(
-    document: Document, pages: bytes, address_lines: Sequence[str], sender_lines: Sequence[str], at: datetime
-) -> bytes:
-    """The cover, then `pages` (from `document_pages`). The same arguments give the same bytes.
+def cover(document: Document, address_lines: Sequence[str], sender_lines: Sequence[str], at: datetime) -> bytes:
+    """The first sheet, as PDF. The same arguments give the same bytes.
 
     More than six address lines are joined so that the last one, the town, stays. Raises `pdf.FontMissingError`.
     """
-    cover = _cover(document, _fit(address_lines), sender_lines[:_ADDRESS_LINES], at)
-    printed = io.BytesIO()
+    font = pdf.FONT_DIRECTORY / _FACE
+    if not font.is_file():
+        raise pdf.FontMissingError(f"font {_FACE} not found: install the Debian package fonts-dejavu-core")
+    page = FPDF(format="A4")
+    page.add_font(_FAMILY, "", font)
+    page.set_creation_date(at)
+    page.set_lang("fr-FR")
+    page.set_margins(_SENDER_LEFT, _SENDER_TOP, _SENDER_LEFT)
+    page.set_auto_page_break(False)
+    page.add_page()
+    _block(page, _SENDER_LEFT, _SENDER_TOP, _SENDER_WIDTH, _LINE, sender_lines[:_ADDRESS_LINES])
+    address = _fit(page, address_lines)
+    _block(page, ADDRESS_LEFT, ADDRESS_BOTTOM - len(address) * _ADDRESS_LINE, ADDRESS_WIDTH, _ADDRESS_LINE, address)
+    for fold in _FOLDS:
+        page.line(3, fold, 7, fold)
+    page.set_xy(_SENDER_LEFT, _TEXT_TOP)
+    title = document.title or type_label(document.type_code, document.type_label)
+    for text, size in (
+        (f"Le {at:%d/%m/%Y}", 10),
+        (f"Objet : {one_line(title, 200)}", 12),
+        (f"Patient : {patient_line(document.patient)}", 10),
+        (_REASON, 10),
+    ):
+        page.set_font(_FAMILY, "", size)
+        page.multi_cell(170, _LINE, _drawable(page, text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+        page.ln(4)
+    return bytes(page.output())
+
+
+def bind(first: bytes, pages: bytes) -> bytes:
+    """The letter to post: its `cover`, then `pages` (from `document_pages`). The same arguments give the same bytes."""
+    bound = io.BytesIO()
     with (
-        pikepdf.open(io.BytesIO(cover)) as letter,
+        pikepdf.open(io.BytesIO(first)) as letter,
         pikepdf.open(io.BytesIO(pages), suppress_warnings=True) as body,
     ):
         # Pages only: scripts, attached files and actions of the document's own catalogue are left behind.
         letter.pages.extend(body.pages)
-        letter.save(printed, deterministic_id=True)
-    return printed.getvalue()
+        letter.save(bound, deterministic_id=True)
+    return bound.getvalue()
 
 
 def _printable(pages: bytes) -> bool:
@@ -76,54 +110,36 @@ def _printable(pages: bytes) -> bool:
         return False
 
 
-def _fit(lines: Sequence[str]) -> list[str]:
-    shown = [line for line in (one_line(each, 120) for each in lines) if line]
-    if len(shown) > _ADDRESS_LINES:
-        shown[_ADDRESS_LINES - 2 : -1] = [", ".join(shown[_ADDRESS_LINES - 2 : -1])]
+def _fit(page: FPDF, lines: Sequence[str]) -> list[str]:
+    """At most six lines that fit the window at the smallest size; too long ones go on below while lines are free."""
+    waiting = [line for line in (one_line(each, 120) for each in lines) if line]
+    if len(waiting) > _ADDRESS_LINES:
+        waiting[_ADDRESS_LINES - 2 : -1] = [", ".join(waiting[_ADDRESS_LINES - 2 : -1])]
+    page.set_font(_FAMILY, "", _SMALLEST)
+    shown: list[str] = []
+    while waiting:
+        head, tail = waiting.pop(0), ""
+        while page.get_string_width(_drawable(page, head)) > ADDRESS_WIDTH and " " in head:
+            head, _, word = head.rpartition(" ")
+            tail = f"{word} {tail}".rstrip()
+        if tail and len(shown) + 2 + len(waiting) > _ADDRESS_LINES:
+            head, tail = f"{head} {tail}", ""
+        shown.append(head)
+        waiting[:0] = [tail] if tail else []
     return shown
 
 
-def _cover(document: Document, address: Sequence[str], sender: Sequence[str], at: datetime) -> bytes:
-    page = FPDF(format="A4")
-    for style, face in (("", "DejaVuSans.ttf"), ("B", "DejaVuSans-Bold.ttf")):
-        path = pdf.FONT_DIRECTORY / face
-        if not path.is_file():
-            raise pdf.FontMissingError(f"font {face} not found: install the Debian package fonts-dejavu-core")
-        page.add_font(_FAMILY, style, path)
-    page.set_creation_date(at)
-    page.set_lang("fr-FR")
-    page.set_margins(20, 15, 20)
-    page.set_auto_page_break(False)
-    page.add_page()
-    _block(page, 20.0, 15.0, 80.0, sender, 9.0)
-    _block(page, ADDRESS_LEFT, ADDRESS_TOP, _ADDRESS_WIDTH, address, _SIZE)
-    for fold in _FOLDS:
-        page.line(3, fold, 7, fold)
-    page.set_xy(20, 110)
-    title = document.title or type_label(document.type_code, document.type_label)
-    for text, style in (
-        (f"Le {at:%d/%m/%Y}", ""),
-        (f"Objet : {one_line(title, 200)}", "B"),
-        (f"Patient : {patient_line(document.patient)}", ""),
-        (_REASON, ""),
-    ):
-        page.set_font(_FAMILY, style, 10)
-        page.multi_cell(170, _LINE, _drawable(page, text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
-        page.ln(4)
-    return bytes(page.output())
-
-
-def _block(page: FPDF, left: float, top: float, width: float, lines: Sequence[str], size: float) -> None:
+def _block(page: FPDF, left: float, top: float, width: float, pitch: float, lines: Sequence[str]) -> None:
     """Lines that stay one line each: set smaller to fit, cut when the smallest size is still too wide."""
     for number, line in enumerate(lines):
-        text, fitted = _drawable(page, one_line(line, 120)), size
+        text, fitted = _drawable(page, one_line(line, 120)), _SIZE
         page.set_font(_FAMILY, "", fitted)
         while page.get_string_width(text) > width and fitted > _SMALLEST:
             fitted -= 0.5
             page.set_font_size(fitted)
         while page.get_string_width(text) > width:
             text = text[:-2].rstrip() + "…"
-        page.text(left, top + (number + 0.75) * _LINE, text)
+        page.text(left, top + (number + 0.75) * pitch, text)
 
 
 def _drawable(page: FPDF, text: str) -> str:

@@ -21,13 +21,14 @@ from bridges.hl7.zam import ZamEvent, ZamFailure
 from bridges.intake import HL7_CONTENT
 from bridges.receipts_codes import dossier_failure, integration_failure, refusal_failure, status_failure
 from bridges.report import Audience, Report
-from mta.delivery import DeliveryRecord, EndedDelivery, NewDelivery, Submission
+from mta.delivery import Accepted, EndedDelivery, NewDelivery, Submission
 from mta.message import DeliveryState, Origin, TargetKind
-from mta.notifications import DeliveryNotification, DispositionNotification, parse_notification
+from mta.notifications import DeliveryNotification, DispositionNotification, by_mail_system, parse_notification
 from mta.opening import VERDICT_FIELD
 from mta.smtp.address import domain_of
+from mta.smtp.content import with_crlf
 from mta.spool import RELAYED, Spool
-from smime.mime import MimeError, parse_entity
+from smime.mime import Entity, parse_entity
 from trust.refusals import Refusal, Refused
 
 log = structlog.get_logger(__name__)
@@ -36,6 +37,8 @@ _MAIL = (TargetKind.SMTP, TargetKind.MAILBOX)
 _SOUND = ("valid", "none")
 """A DSN need not be signed, the operator's certificate vouches for it; a signature that is wrong is a reason."""
 _SPOOL_ID = re.compile(r"[0-9a-f]{32}")
+_MOST_FOUND = 50
+"""Messages looked at for one Message-ID: who submits mail may choose it, again and again."""
 _SIGNATURE = re.compile(r"\bsignature=([a-z-]+)")
 _SIGNER = re.compile(r"\bsigner=([^;\s]+)")
 
@@ -53,6 +56,10 @@ class _Told:
     failure: ZamFailure | None
 
 
+_Sent = dict[str, EndedDelivery | None]
+"""Mails of one report by recipient, lower case; None for one that has not ended here yet."""
+
+
 class ReceiptConsumer:
     """A `mta.reporting.EndConsumer`. Thread-safe; idempotent through the spool's deduplication keys.
 
@@ -61,8 +68,8 @@ class ReceiptConsumer:
     - refused or failed here: Z02 N;
     - delivered into a mailbox of ours: Z02 Y;
     - handed to an operator that speaks DSN (`relayed`): nothing yet, its receipt decides;
-    - handed to an operator that does not: nothing, ever. It took responsibility, which says neither that the mail
-      reached the mailbox nor that it did not; a Y would be believed like the others.
+    - handed to an operator that does not: nothing, unless it sends the mail back later. It took responsibility, which
+      says neither that the mail reached the mailbox nor that it did not; a Y would be believed like the others.
     """
 
     def __init__(
@@ -75,9 +82,9 @@ class ReceiptConsumer:
         ended_of: Callable[[str], Sequence[EndedDelivery]],
     ) -> None:
         """`receivers`: sender mailbox by name, of the sending systems that have a receiver. `parse` reads a frame;
-        `catalogue` is the joined one. `operator_may_report(peer, domain)`: whether who handed a DSN over (an operator's
-        DN, or the name of a collected mailbox) answers for this mail domain. `ended_of` gives a message's ended
-        deliveries by spool id, reported or not."""
+        `catalogue` is the joined one. `operator_may_report(peer, domain)`: whether the operator that handed a DSN over
+        (its DN) answers for this mail domain. `ended_of` gives a message's ended deliveries by spool id, reported or
+        not."""
         self._spool = spool
         self._receivers = dict(receivers)
         self._mailboxes = frozenset(mailbox.lower() for mailbox in receivers.values())
@@ -95,11 +102,7 @@ class ReceiptConsumer:
             told = self._own_end(delivery)
             if told is not None:
                 self._tell(delivery, told)
-        elif (
-            delivery.target is TargetKind.MAILBOX
-            and delivery.delivered
-            and delivery.recipient.lower() in self._mailboxes
-        ):
+        elif delivery.target is TargetKind.MAILBOX and delivery.recipient.lower() in self._mailboxes:
             self._read_receipt(delivery)
 
     def _own_end(self, ended: EndedDelivery) -> _Told | None:
@@ -119,41 +122,53 @@ class ReceiptConsumer:
     # Receipts that come by mail
 
     def _read_receipt(self, mail: EndedDelivery) -> None:
+        """A receipt that was opened counts, also when the mailbox was full and would not take it."""
         content = self._spool.prepared(mail)
         notification = None if content is None else parse_notification(content)
         if content is None or notification is None:
             return
+        header = parse_entity(with_crlf(content))  # read once already: does not raise
         if isinstance(notification, DeliveryNotification):
-            self._delivery_notification(mail, notification)
+            self._delivery_notification(mail, notification, by_mail_system(header))
         else:
-            self._disposition_notification(mail, notification, _signer(content))
+            self._disposition_notification(mail, notification, _signer(header))
 
-    def _delivery_notification(self, mail: EndedDelivery, dsn: DeliveryNotification) -> None:
+    def _delivery_notification(self, mail: EndedDelivery, dsn: DeliveryNotification, by_system: bool) -> None:
         """RFC 3464. What this gateway writes itself is not read: the end it reports was told when it happened.
 
-        Only with a null reverse-path, which no mailbox's owner can submit under: else any user of the recipient's
-        operator could write receipts for the others.
+        Only with a null reverse-path and in the mail system's own name. Another operator's users may submit with a
+        null reverse-path too (RFC 8098 §3), and find the envelope id in our trace field; they write in their names.
         """
         if mail.origin is Origin.SYSTEM:
             return
-        if mail.sender or mail.origin not in (Origin.OPERATOR, Origin.COLLECTED) or _signature(mail) not in _SOUND:
+        by_operator = mail.origin is Origin.OPERATOR and not mail.sender and _signature(mail) in _SOUND
+        if not (by_operator and by_system):
             _ignore(mail, "dsn-from-nobody-who-can-know")
             return
-        if not _SPOOL_ID.fullmatch(dsn.original_envelope_id):
-            _ignore(mail, "dsn-without-our-envelope-id")
-            return
+        sent = self._named(mail, dsn)
         for group in dsn.recipients:
             if group.action not in ("delivered", "failed"):
                 continue  # delayed, relayed, expanded: not the end
-            record = self._sent_to(dsn.original_envelope_id, group.original_recipient, group.final_recipient)
-            if record is None:
+            named = (group.original_recipient.lower(), group.final_recipient.lower())
+            address = next((each for each in named if each in sent), None)
+            if address is None:
                 _ignore(mail, "dsn-about-nothing-sent")
                 continue
-            if not self._operator_may_report(mail.peer, domain_of(record.recipient)):
+            if not self._operator_may_report(mail.peer, domain_of(address)):
                 _ignore(mail, "dsn-from-another-operator")
                 continue
             failed = status_failure(group.status, group.diagnostic) if group.action == "failed" else None
-            self._tell_of(record, mail, _Told(ZamEvent.RECEPTION, mail.accepted_at, failed))
+            self._tell_of(sent[address], _Told(ZamEvent.RECEPTION, mail.accepted_at, failed))
+
+    def _named(self, mail: EndedDelivery, dsn: DeliveryNotification) -> _Sent:
+        """By the envelope id, which a server that speaks DSN repeats, else by the Message-ID of what it sent back."""
+        if _SPOOL_ID.fullmatch(dsn.original_envelope_id):
+            return self._sent(mail, dsn.original_envelope_id)
+        for spool_id in self._spool.find(dsn.original_message_id)[:_MOST_FOUND]:
+            sent = self._sent(mail, spool_id, dsn.original_message_id)
+            if sent:
+                return sent
+        return {}
 
     def _disposition_notification(self, mail: EndedDelivery, mdn: DispositionNotification, signer: str) -> None:
         """RFC 8098. Displayed or processed: read. Deleted, and what is not known: nothing is said."""
@@ -164,28 +179,30 @@ class ReceiptConsumer:
             _ignore(mail, "mdn-says-nothing-of-reading")
             return
         failure = integration_failure(mdn.error_code) if mdn.failed else None
-        for spool_id in self._spool.find(mdn.original_message_id):
-            record = self._sent_to(spool_id, signer)
-            if record is not None and record.message_id == mdn.original_message_id:
-                self._tell_of(record, mail, _Told(ZamEvent.READING, mail.accepted_at, failure))
+        for spool_id in self._spool.find(mdn.original_message_id)[:_MOST_FOUND]:
+            sent = self._sent(mail, spool_id, mdn.original_message_id)
+            if signer in sent:
+                self._tell_of(sent[signer], _Told(ZamEvent.READING, mail.accepted_at, failure))
                 return
         _ignore(mail, "mdn-about-nothing-sent-to-its-signer")
 
-    def _sent_to(self, spool_id: str, *addresses: str) -> DeliveryRecord | None:
-        """The mail of that message to the first of these addresses that has one."""
-        mails = {each.recipient.lower(): each for each in self._spool.deliveries(spool_id) if each.target in _MAIL}
-        return next((mails[address.lower()] for address in addresses if address.lower() in mails), None)
+    def _sent(self, mail: EndedDelivery, spool_id: str, message_id: str = "") -> _Sent:
+        """The mails of one report from the mailbox that `mail` came to, with that Message-ID when one is given."""
+        sent: _Sent = {
+            each.recipient.lower(): None
+            for each in self._spool.deliveries(spool_id)
+            if each.state is DeliveryState.READY and each.target in _MAIL and message_id in ("", each.message_id)
+        }
+        for ended in self._ended_of(spool_id):
+            ours = ended.origin is Origin.MLLP and ended.sender.lower() == mail.recipient.lower()
+            if ours and ended.target in _MAIL and message_id in ("", ended.message_id):
+                sent[ended.recipient.lower()] = ended
+        return sent
 
-    def _tell_of(self, record: DeliveryRecord, mail: EndedDelivery, told: _Told) -> None:
-        """Tell what a mail says of another delivery. Raises `NotSettledError` when that has not ended here yet."""
-        if record.state is DeliveryState.READY:
-            raise NotSettledError(record.delivery_id)
-        for original in self._ended_of(record.spool_id):
-            if original.delivery_id == record.delivery_id:
-                if original.origin is Origin.MLLP and original.sender.lower() == mail.recipient.lower():
-                    self._tell(original, told)
-                else:
-                    _ignore(mail, "receipt-for-another-mailbox")
+    def _tell_of(self, original: EndedDelivery | None, told: _Told) -> None:
+        if original is None:
+            raise NotSettledError
+        self._tell(original, told)
 
     # Telling
 
@@ -213,7 +230,7 @@ class ReceiptConsumer:
             address="" if told.event is ZamEvent.DOSSIER else original.recipient,
             identifier=_identifier(report, original.recipient),
         )
-        self._spool.accept(
+        kept = self._spool.accept(
             Submission(
                 origin=Origin.SYSTEM,
                 sender="",
@@ -226,13 +243,14 @@ class ReceiptConsumer:
                 external_id=control_id,
             )
         )
-        log.info(
-            "receipts.told",
-            spool_id=original.spool_id,
-            delivery_id=original.delivery_id,
-            zam=told.event.value,
-            positive=told.failure is None,
-        )
+        if isinstance(kept, Accepted):
+            log.info(
+                "receipts.told",
+                spool_id=original.spool_id,
+                delivery_id=original.delivery_id,
+                zam=told.event.value,
+                positive=told.failure is None,
+            )
 
 
 def _signature(mail: EndedDelivery) -> str:
@@ -241,13 +259,9 @@ def _signature(mail: EndedDelivery) -> str:
     return found[1] if found else ""
 
 
-def _signer(content: bytes) -> str:
+def _signer(header: Entity) -> str:
     """Whom the signature stands for, lower case, from the verdict our open stage wrote on top of the message."""
-    try:
-        verdict = next(iter(parse_entity(content).values(VERDICT_FIELD.lower())), "")
-    except MimeError:
-        return ""
-    found = _SIGNER.search(verdict)
+    found = _SIGNER.search(next(iter(header.values(VERDICT_FIELD.lower())), ""))
     return found[1].lower() if found and "@" in found[1] else ""
 
 

@@ -20,16 +20,8 @@ SMTP_LABELS = {
     "420": "Délai de connexion dépassé",
     "421": "Service non disponible",
     "422": "Boîte aux lettres du destinataire pleine",
-    "423": "Erreur temporaire du serveur",
-    "424": "Erreur temporaire du serveur",
-    "425": "Erreur temporaire du serveur",
-    "426": "Erreur temporaire du serveur",
-    "427": "Erreur temporaire du serveur",
-    "428": "Erreur temporaire du serveur",
-    "429": "Erreur temporaire du serveur",
-    "430": "Erreur temporaire du serveur",
     "431": "Espace insuffisant sur le serveur",
-    "432": "Réception suspendue sur le serveur du destinataire",
+    "432": "Mot de passe de transition nécessaire",
     "441": "Le serveur du destinataire ne répond pas",
     "442": "Connexion interrompue pendant la transmission",
     "450": "Action non effectuée : boîte aux lettres temporairement non disponible",
@@ -52,6 +44,7 @@ SMTP_LABELS = {
     "553": "Action non effectuée : nom de boîte aux lettres non autorisé",
     "554": "Échec de la transaction",
 }
+"""The whole table of the volet (v2.1.3): a code that is not in it is not sent."""
 _BY_STATUS = {
     "1.1": "550",
     "1.2": "512",
@@ -75,13 +68,13 @@ _REPLY = re.compile(r"(?<![0-9.])([2-5][0-9]{2})(?![0-9A-Za-z.])")
 _STATUS = re.compile(r"([245])\.([0-9]{1,3}\.[0-9]{1,3})")
 
 APPLICATION_LABELS = {
-    "900": "Version du document incohérente avec la demande",
-    "901": "Auteur non autorisé à effectuer cette demande",
-    "902": "Patient inconnu",
-    "903": "INS absent",
-    "904": "L'INS transmis ne correspond pas",
-    "905": "INS incomplet",
-    "906": "Autre erreur d'intégration",
+    "900": "Version du document incorrecte lors d'une demande de remplacement ou de suppression",
+    "901": "Auteur non autorisé à remplacer ou supprimer un document",
+    "902": "Identifiant patient inconnu",
+    "903": "INS non présent dans le document",
+    "904": "L'INS transmis ne correspond pas exactement à celui du consommateur",
+    "905": "L'INS transmis n'est pas complet",
+    "906": "Autre erreur",
 }
 """Table HL70533 as the profile restricts it."""
 

@@ -32,8 +32,8 @@ ADDRESS_INVALID = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="501",
-    text="The recipient has no valid mail address: put user@domain in PRT-15.4.",
-    text_fr="Le destinataire n'a pas d'adresse valide : indiquez utilisateur@domaine en PRT-15.4.",
+    text="The recipient has no valid mail address: give user@domain (in HL7: PRT-15.4).",
+    text_fr="Le destinataire n'a pas d'adresse valide : indiquez utilisateur@domaine (en HL7 : PRT-15.4).",
 )
 PATIENT_ADDRESS_MISMATCH = Refusal(
     code="bridges.patient-address-mismatch",
@@ -72,8 +72,9 @@ NOT_REQUESTED = Refusal(
     hl7=HL7Code.AE,
     condition="207",
     application="906",
-    text="This kind of recipient is named but not asked for: set DESTMSSANTEPS or DESTMSSANTEPAT to Y.",
-    text_fr="Ce type de destinataire est nommé sans être demandé : mettez DESTMSSANTEPS ou DESTMSSANTEPAT à Y.",
+    text="This kind of recipient is named but not asked for: ask for it (in HL7: DESTMSSANTEPS, DESTMSSANTEPAT).",
+    text_fr="Ce type de destinataire est nommé sans être demandé : demandez-le "
+    "(en HL7 : DESTMSSANTEPS ou DESTMSSANTEPAT à Y).",
 )
 NO_RECIPIENT = Refusal(
     code="bridges.no-recipient",
@@ -82,8 +83,9 @@ NO_RECIPIENT = Refusal(
     hl7=HL7Code.AE,
     condition="101",
     application="906",
-    text="The message names no recipient and does not feed the record: add a PRT RCT or set DESTDMP to Y.",
-    text_fr="Le message ne nomme aucun destinataire et n'alimente pas le dossier : ajoutez un PRT RCT ou DESTDMP à Y.",
+    text="The message names no recipient and does not feed the record: add one (in HL7: PRT RCT, or DESTDMP to Y).",
+    text_fr="Le message ne nomme aucun destinataire et n'alimente pas le dossier : ajoutez-en un "
+    "(en HL7 : PRT RCT, ou DESTDMP à Y).",
 )
 NO_DOSSIER = Refusal(
     code="bridges.no-dossier",
@@ -133,6 +135,8 @@ def route(
     `lookups` answers for a lower-case address; `is_trusted` for a lower-case domain (the trust list).
     """
     deliveries: dict[str, NewDelivery] = {}
+    # Mail of the trust space always asks for receipts, unless the sender has said that he wants none of arrival
+    notify = "FAILURE" if report.flags.ack_reception is False else "SUCCESS,FAILURE"
     for correspondent in report.correspondents:
         address = correspondent.address.strip().lower()
         if address in deliveries and deliveries[address].refused is None:
@@ -143,7 +147,7 @@ def route(
             domain = address.rpartition("@")[2]
             kind = TargetKind.MAILBOX if domain in options.local_domains else TargetKind.SMTP
             refused = _unreachable(address, domain, lookups, is_trusted, options, correspondent.location)
-        deliveries[address] = NewDelivery(recipient=address, target=kind, refused=refused, notify="SUCCESS,FAILURE")
+        deliveries[address] = NewDelivery(recipient=address, target=kind, refused=refused, notify=notify)
     routed = tuple(deliveries.values())
     if report.flags.to_dossier:
         refused = None if options.dossier else Refused(NO_DOSSIER)

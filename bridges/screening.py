@@ -59,6 +59,9 @@ _BLOCK = 65536
 _BLANK = re.compile(rb"[ \t\r\n]*")
 _MAX_DIRECTORY = 20_000
 """Central directory entries, judged before `zipfile` builds an object for each."""
+_MAX_HEADER, _MAX_ELEMENTS = 4 * 1024 * 1024, 100_000
+"""Octets and elements of XML kept in memory, at thirty times their size, to see whom it is about; a CDA's header has
+some thousand elements."""
 _HARMFUL_XDM = frozenset({xdm_refusals.XDM_TOO_LARGE, xdm_refusals.XDM_UNSAFE, xdm_refusals.XDM_ENCRYPTED})
 _UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 """What `zipfile` raises on damaged, truncated or exotic archives."""
@@ -179,8 +182,7 @@ class _Look:
         if not kind:
             self.warn("mime", position)
         suffix = PurePosixPath(name).suffix
-        if kind in _PROSE and suffix not in (".zip", ".xml"):
-            return None
+        prose = kind in _PROSE and suffix != ".xml"
         try:
             data = entity.decoded()
         except MimeError:
@@ -193,7 +195,7 @@ class _Look:
             self.warn("archive", position)
         elif head.startswith(_ZIP_MAGIC) or suffix == ".zip" or kind in _ZIP_TYPES:
             return self._archive(bytes(data), name, position)
-        elif kind not in _DRAWN and (suffix == ".xml" or kind in _XML_TYPES or _XML_START.match(head)):
+        elif not prose and kind not in _DRAWN and (suffix == ".xml" or kind in _XML_TYPES or _XML_START.match(head)):
             return self._xml(data, position)
         return None
 
@@ -232,9 +234,13 @@ class _Look:
             entries = archive.infolist()
         if len(entries) > (_MAX_DIRECTORY if document else limits.entries):
             return "entries"
+        if sum(entry.compress_size for entry in entries) > len(data):
+            return "overlapping entries"
         self.budget -= sum(entry.file_size for entry in entries)
         if self.budget < 0:
             return "expanded size"
+        if len({entry.filename.casefold() for entry in entries}) < len(entries):
+            return "two entries of one name"
         for entry in entries:  # all names and sizes, before anything is expanded
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or not _stays_inside(entry.orig_filename):
@@ -248,17 +254,20 @@ class _Look:
         unknown = False
         for entry in entries:
             suffix = PurePosixPath(entry.filename.lower()).suffix
-            expanded = _expanded(data, entry)
+            inner = suffix in _DOCUMENT_SUFFIXES and not document
+            expanded = _expanded(data, entry, whole=inner)
             if expanded is None:
                 unknown = True
                 continue
-            head, honest = expanded
+            content, honest = expanded
             if not honest:
-                return "understated size"
-            if not document and (
-                suffix in _ARCHIVE_SUFFIXES
-                or (head.startswith((*_ZIP_MAGIC, *_OTHER_MAGIC)) and suffix not in _DOCUMENT_SUFFIXES)
-            ):
+                return "untrue sizes or names"
+            if document:
+                continue
+            if inner and content.startswith(_ZIP_MAGIC):
+                if harm := self._harm(content, True):
+                    return harm
+            elif suffix in _ARCHIVE_SUFFIXES or content.startswith((*_ZIP_MAGIC, *_OTHER_MAGIC)):
                 return "nested archive"
         if unknown:
             raise zipfile.BadZipFile("unknown compression")
@@ -319,33 +328,41 @@ def _stays_inside(name: str) -> bool:
     return not (not path or "\0" in path or path.startswith("/") or path[1:2] == ":" or ".." in path.split("/"))
 
 
-def _expanded(data: bytes, entry: zipfile.ZipInfo) -> tuple[bytes, bool] | None:
-    """The first octets of an entry, and whether it expands to no more than it says; None when its compression is not
-    one we can bound.
+def _expanded(data: bytes, entry: zipfile.ZipInfo, *, whole: bool) -> tuple[bytes, bool] | None:
+    """The first octets of an entry, or all of them, and whether it is what the directory says of it; None when its
+    compression is not one we can bound.
 
-    `zipfile` itself would stop at the announced size; other programs go on. Raises `zipfile.BadZipFile`, `zlib.error`.
+    `zipfile` itself would stop at the announced size, and look at the directory only; other programs go on, or believe
+    the entry's own header. Raises `zipfile.BadZipFile`, `zlib.error`.
     """
     header = data[entry.header_offset : entry.header_offset + 30]
     if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
         raise zipfile.BadZipFile("local header")
+    (method,) = struct.unpack("<H", header[8:10])
     name_length, extra_length = struct.unpack("<HH", header[26:30])
-    stored = memoryview(data)[entry.header_offset + 30 + name_length + extra_length :]
+    begin = entry.header_offset + 30
+    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+    if data[begin : begin + name_length] != name or method != entry.compress_type:
+        return b"", False
+    begin += name_length + extra_length
+    stored = memoryview(data)[begin : begin + entry.compress_size]
     if entry.compress_type == zipfile.ZIP_STORED:
-        return bytes(stored[: min(8, entry.file_size)]), True
+        return bytes(stored if whole else stored[:8]), True
     if entry.compress_type != zipfile.ZIP_DEFLATED:
         return None
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    head, expanded, position, rest = b"", 0, 0, b""
+    content, expanded, position, rest = bytearray(), 0, 0, b""
     while not inflater.eof and (rest or position < len(stored)):
         if not rest:
             rest, position = bytes(stored[position : position + _BLOCK]), position + _BLOCK
         piece = inflater.decompress(rest, 16 * _BLOCK)
         rest = inflater.unconsumed_tail
-        head = head or piece[:8]
         expanded += len(piece)
         if expanded > entry.file_size:
-            return head, False
-    return head, True
+            return b"", False
+        if whole or not content:
+            content += piece if whole else piece[:8]
+    return bytes(content), inflater.eof or not stored  # some write folders as deflated, without any octet
 
 
 # --- XML and patients ------------------------------------------------------------------------------------------------
@@ -376,21 +393,19 @@ def _has_doctype(content: bytes) -> bool | None:
 
 
 def _record_targets(content: bytes) -> set[Identity] | None:
-    """Whom a CDA says it is about, read no further than its body; None when it is not well-formed so far."""
+    """Whom a CDA says it is about, read no further than its body; None when it is not well-formed so far, or too long
+    so far."""
     found: set[Identity] = set()
     events = etree.iterparse(
-        BytesIO(content),
-        events=("start", "end"),
-        tag=(V3 + "recordTarget", V3 + "component"),
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
+        BytesIO(content[:_MAX_HEADER]), events=("start", "end"), resolve_entities=False, no_network=True, load_dtd=False
     )
     try:
-        for event, element in events:
+        for number, (event, element) in enumerate(events):
             if element.tag == V3 + "component":
                 break
-            if event == "end":
+            if number > 2 * _MAX_ELEMENTS:
+                return None
+            if event == "end" and element.tag == V3 + "recordTarget":
                 pairs = [
                     _pair(one.get("root", ""), one.get("extension", ""))
                     for one in element.findall(f"{V3}patientRole/{V3}id")

@@ -100,6 +100,8 @@ class Answers:
         )
         if result.refused is not None:
             return result.refused
+        # The pages once, not once a letter: whoever asked binds them to each cover.
+        pages = list(dict.fromkeys(each.pages for each in result.unreached if each.cover))
         return {
             "accepted": result.accepted,
             "duplicate": result.duplicate,
@@ -110,10 +112,12 @@ class Answers:
                     "recipient": each.recipient,
                     "code": each.code,
                     "sentence": each.sentence,
-                    "printed": base64.b64encode(each.printed).decode("ascii"),
+                    "cover": base64.b64encode(each.cover).decode("ascii"),
+                    "pages": pages.index(each.pages) if each.cover else None,
                 }
                 for each in result.unreached
             ],
+            "pages": [base64.b64encode(each).decode("ascii") for each in pages],
         }
 
     def dossier_list(self, request: Request) -> Any:

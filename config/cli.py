@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,14 @@ import click
 
 from config import allocator, doctor, logs
 from config.control import ControlError, ask
-from config.demonstration import OPERATORS
 from config.privileges import PrivilegeError, drop
 from config.settings import SettingsError, load
 from config.supervise import StartError
 from config.trace import render
 
 DEFAULT_STATE = "var"
+_LONGEST_WORK = 600.0
+"""Seconds for what reads a whole journal or a large document."""
 _STATE = click.option(
     "--state",
     type=click.Path(path_type=Path),
@@ -55,9 +59,10 @@ def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
     wanted: dict[str, int] = {}
     for item in ports:
         name, _, number = item.partition("=")
-        if name not in PORT_NAMES or not number.isdigit() or not 0 < int(number) < 65536:
+        port = _port(number)
+        if name not in PORT_NAMES or port is None:
             raise click.BadParameter(f"{item}: use NAME=PORT with NAME one of {', '.join(PORT_NAMES)}")
-        wanted[name] = int(number)
+        wanted[name] = port
     logs.configure("WARNING")
     missing = doctor.missing_programs()
     if missing:
@@ -196,7 +201,7 @@ def journal() -> None:
 @_JSON
 def journal_verify(state: Path, as_json: bool) -> None:
     """Recompute every journal's hash chain."""
-    verdicts = _ask_all(state, "journal.verify", seconds=600.0)
+    verdicts = _ask_all(state, "journal.verify", _LONGEST_WORK)
     if as_json:
         click.echo(json.dumps(verdicts, indent=1))
     else:
@@ -222,17 +227,17 @@ def bridge_send(state: Path, file: Path, target: str | None) -> None:
     if target is None:
         try:
             mllp = json.loads((state / "endpoints.json").read_text())["mllp"]
-        except OSError:
+            host, port = mllp["host"], mllp["port"]
+        except (OSError, ValueError, KeyError, TypeError):
             _fail(f"{state / 'endpoints.json'} cannot be read: start `relais up`, or name the listener with --to.")
-        host, port = mllp["host"], mllp["port"]
     else:
         host, _, number = target.rpartition(":")
-        if not host or not number.isdigit():
+        port = _port(number)
+        if not host or port is None:
             raise click.BadParameter("--to takes HOST:PORT")
-        port = int(number)
     try:
         answer = asyncio.run(send(host, port, file.read_bytes()))
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, ValueError) as error:  # ValueError: no host name, or no HL7 text
         _fail(f"No acknowledgement from {host}:{port}: {error or 'timed out'}. The message was not accepted.")
     click.echo(answer.decode("utf-8", "replace").replace("\r", "\n").rstrip())
     sys.exit(0 if acknowledgement_code(answer) == "AA" else 1)
@@ -260,7 +265,13 @@ def bridge_listen(host: str, port: int, folder: Path) -> None:
 @click.option("--document", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="CDA R2.")
 @click.option("--dossier", "to_dossier", is_flag=True, help="Feed the patient's record too.")
 @click.option("--patient", "to_patient", is_flag=True, help="Patients' mailboxes among the recipients may get it.")
-@click.option("--print-to", type=click.Path(file_okay=False, path_type=Path), help="Folder for the letters to post.")
+@click.option(
+    "--print-to",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("letters-to-print"),
+    show_default=True,
+    help="Folder for the letters to post; made when there is one.",
+)
 @_JSON
 def submit(
     state: Path,
@@ -269,34 +280,71 @@ def submit(
     document: Path,
     to_dossier: bool,
     to_patient: bool,
-    print_to: Path | None,
+    print_to: Path,
     as_json: bool,
 ) -> None:
     """Send one CDA document to any number of correspondents; whoever has no mailbox gets a letter to print."""
+    from bridges.cda import MAX_DOCUMENT_BYTES
+    from bridges.refusals import DOCUMENT_TOO_LARGE
+
+    with document.open("rb") as file:
+        content = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        _fail(f"{DOCUMENT_TOO_LARGE.code}: {DOCUMENT_TOO_LARGE.text}")
     result = _ask(
         state,
         "letters.submit",
-        document=base64.b64encode(document.read_bytes()).decode("ascii"),
+        _LONGEST_WORK,
+        document=base64.b64encode(content).decode("ascii"),
         sender=sender,
         recipients=list(recipients),
         to_dossier=to_dossier,
         to_patient=to_patient,
     )
-    for number, each in enumerate(result["unreached"], 1):
-        printed = base64.b64decode(each.pop("printed"))
-        if printed and print_to is not None:
-            print_to.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path = print_to / f"letter-{number:02d}.pdf"
-            path.write_bytes(printed)
-            each["file"] = str(path)
+    problem = _print_letters(result, print_to)
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         for address in result["reached"]:
             click.echo(f"reached    {address}")
         for each in result["unreached"]:
-            click.echo(f"to print   {each['recipient']}  {each.get('file', '')}\n           {each['sentence']}")
-    sys.exit(0 if result["accepted"] or result["unreached"] else 1)
+            told = (
+                f"to print   {each['recipient']}  {each['file']}" if each["file"] else f"not sent   {each['recipient']}"
+            )
+            click.echo(f"{told}\n           {each['sentence']}")
+    if problem:
+        _fail(
+            f"The letters to print could not be written into {print_to} ({problem}). Nothing else is lost: give the "
+            "same command again with another --print-to; nobody receives it twice."
+        )
+    sys.exit(0 if result["accepted"] or any(each["file"] for each in result["unreached"]) else 1)
+
+
+def _print_letters(result: dict[str, Any], folder: Path) -> str:
+    """Write the letters to post and put their paths in place of their bytes; why that was impossible, else empty.
+
+    A file is named by its content: the same letter again is the same file, another never takes its place.
+    """
+    from bridges import printed
+    from trust.store.durable import make_private_directory, write_durably
+
+    problem = ""
+    pages = [base64.b64decode(each) for each in result.pop("pages")]
+    for each in result["unreached"]:
+        cover, number = base64.b64decode(each.pop("cover")), each.pop("pages")
+        each["file"] = ""
+        if not cover or problem:
+            continue
+        letter = printed.bind(cover, pages[number])
+        path = folder / f"letter-{hashlib.sha256(letter).hexdigest()[:16]}.pdf"
+        try:
+            make_private_directory(folder)
+            write_durably(path, letter)
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+        else:
+            each["file"] = str(path)
+    return problem
 
 
 @relais.group()
@@ -380,31 +428,49 @@ def _print_errors(as_json: bool) -> None:
                 "text": r.text,
                 "text_fr": r.text_fr,
             }
-            for r in CATALOGUE.values()
+            for _, r in sorted(CATALOGUE.items())
         ]
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for code, refusal in sorted(CATALOGUE.items()):
         click.echo(f"{code}\n    {refusal.smtp} {refusal.enhanced}  {refusal.hl7.value} {refusal.application}")
-        click.echo(f"    {refusal.text}")
+        click.echo(f"    {refusal.text}\n    {refusal.text_fr}")
 
 
-def _ask(state: Path, call: str, **arguments: Any) -> Any:
-    """Ask the demonstration's gateway that holds the record and answers for the directory."""
-    holder = next(operator for operator in OPERATORS if operator.dossier)
+def _ask(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any:
+    """Ask the gateway whose state this is, or the demonstration's that holds record and hospital; fails when it says
+    no."""
+    from config.demonstration import OPERATORS
+
+    path = state / "control.sock"
+    if not path.exists():
+        path = state / next(operator.key for operator in OPERATORS if operator.dossier) / path.name
     try:
-        return ask(state / holder.key / "control.sock", call, **arguments)
+        return ask(path, call, seconds, **arguments)
     except ControlError as error:
         _fail(str(error))
 
 
 def _ask_all(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> dict[str, Any]:
-    """Ask every gateway that runs with its state here; fails when none does."""
-    sockets = {operator.key: state / operator.key / "control.sock" for operator in OPERATORS}
-    answers = {key: ask(path, call, seconds, **arguments) for key, path in sockets.items() if path.exists()}
+    """Ask every gateway that runs with its state here. Who does not answer is told and hides nobody else's answer;
+    fails when none answers."""
+    answers: dict[str, Any] = {}
+    problems = []
+    for path in (*state.glob("control.sock"), *sorted(state.glob("*/control.sock"))):
+        try:
+            answers[path.parent.name] = ask(path, call, seconds, **arguments)
+        except ControlError as error:
+            problems.append(str(error))
     if not answers:
-        _fail(f"No gateway is running with its state in {state}.")
+        _fail("\n".join(problems) or f"No gateway is running with its state in {state}.")
+    for problem in problems:
+        click.echo(problem, err=True)
     return answers
+
+
+def _port(number: str) -> int | None:
+    """A TCP port, None when it is none."""
+    return int(number) if re.fullmatch("[0-9]{1,5}", number) and 0 < int(number) < 65536 else None
 
 
 def _say(sentence: str) -> None:
@@ -419,8 +485,11 @@ def _fail(sentence: str) -> Any:
 
 def main() -> None:
     """Entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without accents must not stop an answer half-way
+            stream.reconfigure(errors="backslashreplace")
     allocator.keep_freed_memory()
     try:
         relais(prog_name="relais")
-    except ControlError as error:
-        _fail(str(error))
+    except OSError as error:  # a file or folder that was named and cannot be used
+        _fail(f"{error.filename or 'A file'} cannot be used: {error.strerror or type(error).__name__}.")

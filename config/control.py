@@ -25,8 +25,9 @@ log = structlog.get_logger(__name__)
 Call = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Takes the request, returns something JSON can hold, or a `Refused`."""
 
-_LINE_LIMIT = 128 * 1024 * 1024
-_REQUEST_LIMIT = 1024 * 1024
+_ANSWER_LIMIT = 256 * 1024 * 1024
+_REQUEST_LIMIT = 64 * 1024 * 1024
+"""A request carries one document of at most 40 MiB (`bridges.cda.MAX_DOCUMENT_BYTES`) in base64."""
 
 
 class ControlError(Exception):
@@ -36,14 +37,16 @@ class ControlError(Exception):
 class ControlSocket:
     """The gateway's side."""
 
-    def __init__(self, path: Path, calls: Mapping[str, Call]) -> None:
+    def __init__(self, path: Path, calls: Mapping[str, Call], *, request_limit: int = _REQUEST_LIMIT) -> None:
+        """A request of more than `request_limit` bytes closes its connection."""
         self._path = path
         self._calls = calls
+        self._request_limit = request_limit
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=private_socket(self._path), limit=_REQUEST_LIMIT
+            self._serve, sock=private_socket(self._path), limit=self._request_limit
         )
 
     async def stop(self) -> None:
@@ -64,9 +67,9 @@ class ControlSocket:
                 await writer.wait_closed()
 
     async def _answer(self, line: bytes) -> bytes:
-        """One line. A document is large: it is put into JSON beside the event loop."""
+        """One line. A document is large: JSON is read and written beside the event loop."""
         try:
-            request = json.loads(line)
+            request = await asyncio.to_thread(json.loads, line)
             call = self._calls[request["call"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return _line({"error": "the gateway does not know this request; are both of the same version?"})
@@ -96,7 +99,11 @@ def ask(path: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any:
             connection.connect(str(path))
             connection.sendall(json.dumps({"call": call, **arguments}).encode() + b"\n")
             with connection.makefile("rb") as stream:
-                answer = json.loads(stream.readline(_LINE_LIMIT))
+                answer = json.loads(stream.readline(_ANSWER_LIMIT))
+    except TimeoutError as error:
+        raise ControlError(
+            f"the gateway at {path} did not answer within {seconds:g} s: it may still be doing it; ask again"
+        ) from error
     except PermissionError as error:
         raise ControlError(f"{path} belongs to another user: run this as that user or as root") from error
     except (OSError, ValueError) as error:

@@ -95,6 +95,9 @@ def _state(state: Path) -> Iterator[Finding]:
     if not state.exists():
         yield Finding("notice", "state", f"{state} does not exist yet; `relais up` makes it")
         return
+    if not state.is_dir():
+        yield Finding("problem", "state", f"{state} is no directory: choose another --state")
+        return
     for secret in (*state.glob("*/*.key"), *state.glob("*/directory.password"), *state.glob("secrets.json")):
         try:
             mode = stat.S_IMODE(secret.stat().st_mode)
@@ -116,13 +119,14 @@ def _state(state: Path) -> Iterator[Finding]:
 
 def _endpoints(state: Path) -> Iterator[Finding]:
     """Whether what `relais up` announced still answers; without it, whether the remembered ports are free."""
+    names = ("mllp", "imaps", "submission", "ldaps")
     try:
         described = json.loads((state / "endpoints.json").read_text())
-    except (OSError, ValueError):
+        places = {name: (str(described[name]["host"]), int(described[name]["port"])) for name in names}
+    except (OSError, ValueError, KeyError, TypeError):
         yield from _remembered_ports(state)
         return
-    for name in ("mllp", "imaps", "submission", "ldaps"):
-        host, port = described[name]["host"], described[name]["port"]
+    for name, (host, port) in places.items():
         if _listens(host, port):
             yield Finding("ok", "ports", f"{name} answers at {host}:{port}")
         else:
@@ -131,8 +135,8 @@ def _endpoints(state: Path) -> Iterator[Finding]:
 
 def _remembered_ports(state: Path) -> Iterator[Finding]:
     try:
-        remembered = json.loads((state / "ports.json").read_text())
-    except (OSError, ValueError):
+        remembered = {name: int(port) for name, port in json.loads((state / "ports.json").read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return
     for name, port in remembered.items():
         if _listens("127.0.0.1", port):
@@ -145,7 +149,7 @@ def _listens(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=1.0):
             return True
-    except OSError:
+    except (OSError, OverflowError):
         return False
 
 

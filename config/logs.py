@@ -16,7 +16,8 @@ from typing import Any
 
 import structlog
 
-_ADDRESS = re.compile(rb"[^\s<>()\[\]:;,\"'=]+@[A-Za-z0-9.-]+")
+# Only from the beginning of a word: trying at each of its characters would take quadratic time
+_ADDRESS = re.compile(rb"(?<![^\s<>()\[\]:;,\"'=])[^\s<>()\[\]:;,\"'=]+@[A-Za-z0-9.-]+")
 
 
 def without_addresses(line: bytes) -> bytes:

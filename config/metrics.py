@@ -9,8 +9,8 @@ front.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -24,12 +24,13 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from mta.spool import Spool
+from mta.spool_reading import SpoolReader
 
 log = structlog.get_logger(__name__)
 
-Certificates = Callable[[], Iterable[tuple[str, datetime]]]
-"""Our own certificates: a short name without personal data (`operator`, `imaps`) and notAfter, with its time zone."""
+Certificates = Callable[[], Iterable[tuple[str, datetime | None]]]
+"""Our own certificates: a short name without personal data (`operator`, `submission`), one of a few that never change,
+and notAfter, with its time zone; None when the certificate cannot be read."""
 
 _HEAD_BYTES = 8 * 1024
 _HEAD_SECONDS = 5.0
@@ -42,7 +43,7 @@ _PLAIN = "text/plain; charset=utf-8"
 class RoadCollector(Collector):
     """Reads the spool and the certificates anew at every scrape; `relais_up` is 0 when the spool cannot be read."""
 
-    def __init__(self, spool: Spool, certificates: Certificates) -> None:
+    def __init__(self, spool: SpoolReader, certificates: Certificates) -> None:
         self._spool = spool
         self._certificates = certificates
 
@@ -56,12 +57,12 @@ class RoadCollector(Collector):
         yield build
         expiry = GaugeMetricFamily(
             "relais_certificate_expiry_seconds",
-            "Seconds until this certificate of ours expires; negative once it has.",
+            "Seconds until this certificate of ours expires; negative once it has, -Inf when it cannot be read.",
             labels=["certificate"],
         )
         now = datetime.now(UTC)
         for name, not_after in self._certificates():
-            expiry.add_metric([name], (not_after - now).total_seconds())
+            expiry.add_metric([name], -math.inf if not_after is None else (not_after - now).total_seconds())
         yield expiry
         try:
             gauges = self._spool.gauges()
@@ -84,10 +85,16 @@ class RoadCollector(Collector):
             "relais_unreported", "Deliveries that ended and whose receipt is not on its way yet.", gauges.unreported
         )
         yield _gauge(
+            "relais_receipts_awaited",
+            "Deliveries that another operator took, promising a receipt that has not come.",
+            gauges.awaited,
+        )
+        yield _gauge(
             "relais_oldest_unacknowledged_seconds",
-            "Time since the oldest unreported delivery ended: how long a sender has been owed a receipt by us. "
-            "Receipts owed by another operator are not counted. 0 when none is owed.",
-            _age(gauges.at, gauges.oldest_unreported),
+            "Age of the oldest message whose sender has no final answer: a delivery has not ended, or its receipt is "
+            "not on its way, or another operator's has not come (given up after twice the time a delivery may take). "
+            "0 when there is none.",
+            _age(gauges.at, gauges.oldest_unanswered),
         )
 
 
@@ -100,7 +107,9 @@ class MetricsServer:
     runs. `/metrics` is 503 when it cannot be computed within 10 s.
     """
 
-    def __init__(self, spool: Spool, certificates: Certificates, checks: Mapping[str, Callable[[], bool]]) -> None:
+    def __init__(
+        self, spool: SpoolReader, certificates: Certificates, checks: Mapping[str, Callable[[], bool]]
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(RoadCollector(spool, certificates))
         ProcessCollector(registry=self._registry)
@@ -132,13 +141,13 @@ class MetricsServer:
                 if self._connections <= _CONNECTIONS:
                     writer.write(await self._answer(reader))
                     await writer.drain()
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            return  # whoever sends no request, or no end of it, gets no answer
+                    writer.close()
+                    await writer.wait_closed()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # whoever sends no request, or no end of it, or does not read, gets no answer
         finally:
             self._connections -= 1
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         """The whole answer to one request (RFC 9112). Raises when it does not come, or its head is too long."""

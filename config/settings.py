@@ -220,6 +220,9 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
         settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {error}") from error
+    names = [each.name for each in settings.collect]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"{path}: two [[collect]] sections have the same name; give each its own")
     return Loaded(settings, path.resolve().parent)
 
 

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mta.delivery import Step
-from mta.spool import Spool
-from trust.refusals import Refusal
+from bridges.plain import one_line
+
+if TYPE_CHECKING:  # the command line only lays out: it starts without the database
+    from mta.delivery import Step
+    from mta.spool import Spool
+    from trust.refusals import Refusal
 
 
 def life(spool: Spool, reference: str, catalogue: Mapping[str, Refusal]) -> list[dict[str, Any]]:
-    """All messages with this Message-ID or external identifier, oldest first, as JSON values; times in UNIX seconds."""
-    found = [_message(spool, spool_id, catalogue) for spool_id in spool.find(reference)]
+    """All messages with this Message-ID or external identifier, oldest first, as JSON values; times in UNIX seconds.
+
+    A Message-ID is found with and without its angle brackets: log viewers and mail clients show either.
+    """
+    # What the terminal gave that is no UTF-8 names no message, and must not break the search either.
+    given = reference.strip().encode("utf-8", "replace").decode()
+    names = dict.fromkeys((given, given.removeprefix("<").removesuffix(">"), f"<{given}>"))
+    spool_ids = dict.fromkeys(spool_id for name in names for spool_id in spool.find(name))
+    found = [_message(spool, spool_id, catalogue) for spool_id in spool_ids]
     return sorted((message for message in found if message), key=lambda message: float(message["accepted_at"]))
 
 
@@ -64,25 +74,25 @@ def _step(step: Step, catalogue: Mapping[str, Refusal]) -> dict[str, Any]:
 
 
 def render(lives: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
-    """Lines for a terminal; `lives` by operator."""
+    """Lines for a terminal; `lives` by operator. What partners wrote is shown without what would steer the terminal."""
     for operator, messages in lives.items():
         for message in messages:
-            name = f"  MSH-10 {message['external_id']}" if message["external_id"] else ""
+            name = f"  MSH-10 {one_line(message['external_id'])}" if message["external_id"] else ""
             yield f"{operator}: message {message['spool_id']} by {message['origin']}, {message['size']} bytes{name}"
             for flag in message["flags"]:
                 yield f"  flag {flag}"
             for step in message["steps"]:
                 yield _line(step)
             for delivery in message["deliveries"]:
-                yield f"  to {delivery['recipient']} ({delivery['target']}): {delivery['state']}"
-                yield f"    Message-ID {delivery['message_id']}"
+                yield f"  to {one_line(delivery['recipient'])} ({delivery['target']}): {delivery['state']}"
+                yield f"    Message-ID {one_line(delivery['message_id'])}"
                 if verdict := delivery["facts"].get("verdict"):
-                    yield f"    verdict {verdict}"
+                    yield f"    verdict {one_line(verdict)}"
                 for step in delivery["steps"]:
                     yield "  " + _line(step)
 
 
 def _line(step: Mapping[str, Any]) -> str:
     at = datetime.fromtimestamp(step["at"], UTC)
-    words = " ".join(part for part in (step["code"], step["text"], step["detail"]) if part)
+    words = one_line(" ".join((step["code"], step["text"], step["detail"])))
     return f"  {at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}Z  {step['step']:<10} {words}".rstrip()

@@ -11,7 +11,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine
@@ -48,11 +47,14 @@ from config.catalogue import CATALOGUE
 from config.control import ControlSocket
 from config.metrics import MetricsServer
 from config.migrations import upgrade
+from config.monitored import checks, expiries
+from config.reading import ReadOnce
 from config.settings import CollectSettings, Loaded, MllpListener, SettingsError
 from directory.partners import PartnerBook
 from directory.records import Partner
-from directory.resolve import Directory, DirectoryOptions, DirectoryUnavailableError
+from directory.resolve import Directory, DirectoryOptions
 from mta.agreements import Agreements
+from mta.awaited import AwaitedReceipts
 from mta.collecting import Collector, CollectorOptions
 from mta.correspondents import Correspondents
 from mta.dsn import DsnConsumer
@@ -159,7 +161,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         patient_domains=frozenset(settings.identity.patient_domains),
         dossier=settings.dossier.enabled,
     )
-    parse = functools.partial(hl7_reader.parse, environment=settings.identity.environment)
+    parse = ReadOnce(functools.partial(hl7_reader.parse, environment=settings.identity.environment))
     compose = ComposeStage(
         parse,
         {listener.sender: listener.sender_name for listener in settings.mllp}
@@ -244,7 +246,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     stack.push_async_callback(authentication.stop)
 
     worker = Worker(spool, (compose, protect, opening, screen), targets, _worker_options(settings.spool.concurrency))
-    _run(worker.run(), "worker")
+    running = [_run(worker.run(), "worker")]
     stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
 
     # Who is told how it ended: the sender's mailbox, the sender's system.
@@ -271,8 +273,8 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         operator_may_report,
         spool.ended_of,
     )
-    reporter = Reporter(spool, (dsn, receipts))
-    _run(reporter.run(), "reporter")
+    reporter = Reporter(spool, (dsn, receipts, AwaitedReceipts(spool, operator_may_report)))
+    running.append(_run(reporter.run(), "reporter"))
     stack.push_async_callback(reporter.stop)
 
     # The doors, last: whatever they accept can be worked on.
@@ -313,7 +315,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
 
     for each in settings.collect:
         collector = Collector(_collector_options(loaded, each), spool, exists)
-        _run(collector.run(), f"collect {each.name}")
+        running.append(_run(collector.run(), f"collect {each.name}"))
         stack.push_async_callback(collector.stop)
     letters = Letters(
         intake,
@@ -326,10 +328,14 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     for each_letters in settings.letters:
         if each_letters.folder:
             folder = DropFolder(loaded.path(each_letters.folder), letters, each_letters.sender, _LOOK_SECONDS)
-            _run(folder.run(), f"letters {each_letters.sender}")
+            running.append(_run(folder.run(), f"letters {each_letters.sender}"))
             stack.push_async_callback(folder.stop)
     if settings.metrics is not None:
-        metrics = MetricsServer(spool, functools.partial(_expiries, loaded, vault), _checks(loaded, directory))
+        alive = {
+            "worker": lambda: worker.at_work,
+            "tasks": lambda: not any(task.done() for task in running),
+        }
+        metrics = MetricsServer(spool, expiries(loaded, vault), {**checks(loaded, directory, database), **alive})
         await _open(metrics.start, settings.metrics.host, settings.metrics.port)
         stack.push_async_callback(metrics.stop)
 
@@ -454,13 +460,16 @@ async def _open(start: Callable[[str, int], Any], host: str, port: int) -> None:
         await start(host, port)
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    except ValueError as error:  # metrics, which are for loopback only
+        raise SettingsError(f"cannot listen on {host}:{port}: {error}") from error
 
 
-def _run(work: Coroutine[Any, Any, None], name: str) -> None:
+def _run(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     """A task the gateway cannot do without: when it dies the gateway ends, and is restarted."""
     task = asyncio.create_task(work, name=name)
     _TASKS.add(task)
     task.add_done_callback(_ended)
+    return task
 
 
 def _ended(task: asyncio.Task[None]) -> None:
@@ -487,37 +496,3 @@ def _collector_options(loaded: Loaded, collect: CollectSettings) -> CollectorOpt
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"collect {collect.name} cannot be used: {error}") from error
-
-
-def _expiries(loaded: Loaded, vault: KeyVault) -> list[tuple[str, datetime]]:
-    """Certificates whose end would stop mail, named without naming a person."""
-    trust = loaded.settings.trust
-    found = [
-        (name, min(certificate.not_valid_after_utc for certificate in _certificates(loaded.path(path))))
-        for name, path in (("anchors", trust.anchors), ("operator", trust.operator_chain))
-    ]
-    return found + [
-        (f"mailbox-{n}", end) for n, (_, end) in enumerate(vault.expiring(datetime.max.replace(tzinfo=UTC)))
-    ]
-
-
-def _checks(loaded: Loaded, directory: Directory) -> dict[str, Callable[[], bool]]:
-    """What must answer for the gateway to do its work."""
-
-    def directory_answers() -> bool:
-        try:
-            directory.resolve(loaded.settings.operator.postmaster)
-        except DirectoryUnavailableError:
-            return False
-        return True
-
-    def mailboxes_answer() -> bool:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(2.0)
-            try:
-                connection.connect(str(loaded.path(loaded.settings.mailboxes.lmtp_socket)))
-            except OSError:
-                return False
-        return True
-
-    return {"directory": directory_answers, "mailboxes": mailboxes_answer}

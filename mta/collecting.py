@@ -1,14 +1,16 @@
 """Collecting a mailbox another operator keeps for one of our people: over IMAP, pushed by IDLE, each message once.
 
 A message is marked upstream only after the spool has it, so a crash in between makes us see it again. What makes it
-arrive once is therefore its content, never its place: the dedup key is the collector's name, the Message-ID and a
-digest of the message without the trace fields each hop adds. UID and UIDVALIDITY are left out on purpose: a mailbox
-that is rebuilt (new UIDVALIDITY, RFC 9051 §2.3.1.1), or in which the same message stands twice, would otherwise give
-copies. A message without Message-ID is told apart by all its octets.
+arrive once is therefore its content, never its place: the dedup key is the collector's name, the mailbox here, the
+Message-ID and a digest of the message without the trace fields each hop adds. UID and UIDVALIDITY are left out on
+purpose: a mailbox that is rebuilt (new UIDVALIDITY, RFC 9051 §2.3.1.1), or in which the same message stands twice,
+would otherwise give copies. A message without Message-ID is told apart by all its octets.
 
 What we cannot carry (too large, bare line ends, no readable author) stays upstream unmarked, is counted and logged
-once, and is not asked for again until the next start. The server is believed in nothing: it may send any line, at any
-length, and gets no more than a bounded amount of memory. Nothing of what it says, and no password, is logged.
+once, and is not asked for again until the next start. What the server cannot give, or what breaks the connection each
+time, comes behind the others and is asked for ever more rarely: it holds up nobody. The server is believed in nothing:
+it may send any line, at any length, and gets no more than a bounded amount of memory. Nothing of what it says, and no
+password, is logged.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mta import refusals
 from mta.delivery import Duplicate, NewDelivery, Submission
-from mta.header import author_of
+from mta.header import author_of, message_id_of
 from mta.imap_client import ANSWER_BYTES, BoundedClient
 from mta.message import Origin, TargetKind
 from mta.smtp.address import domain_of, is_address, parse_path
@@ -52,6 +54,8 @@ _TRACE_FIELDS = frozenset({"return-path", "received", "delivered-to", "x-origina
 _BREATH = 0.05
 """Seconds between two looks, however often the server says that something arrived."""
 _SIZES_AT_ONCE = 50
+_CONSPICUOUS = 3
+"""How often one message has to fail to come until the operator is told."""
 _PRINTABLE = re.compile(r"[ -~]+")
 _UID = re.compile(rb"[ (]UID (\d{1,10})(?=[ )])")
 _SIZE = re.compile(rb"[ (]RFC822\.SIZE (\d{1,10})(?=[ )])")
@@ -151,6 +155,10 @@ class Collector:
         self._validity = -1
         self._done: set[int] = set()
         """UIDs under `_validity` that need no second look, whatever the server says of their flags."""
+        self._asked: Sequence[int] = ()
+        """UIDs of the FETCH under way."""
+        self._withheld: dict[int, _Withheld] = {}
+        """By UID: it was asked for and did not come."""
 
     @property
     def status(self) -> CollectorStatus:
@@ -188,6 +196,7 @@ class Collector:
             trouble, pause = str(error), error.pause
         except Exception as error:  # a library over hostile lines raises anything; the spool, what its store raises
             trouble = type(error).__name__
+        self._withhold(self._asked)
         self._failures += 1
         if trouble != self._status.trouble:  # one line for an outage, not one for each attempt
             _log.warning("collector %s: %s, trying again", options.name, trouble)
@@ -247,6 +256,7 @@ class Collector:
         if int(validity[1]) != self._validity:
             self._validity = int(validity[1])
             self._done.clear()
+            self._withheld.clear()
         permanent = _PERMANENT.search(text)
         flags = permanent[1].split() if permanent else []
         keyword = rb"\*" in flags or KEYWORD.encode() in flags
@@ -289,17 +299,41 @@ class Collector:
         client.protocol.allow(ANSWER_BYTES)
         found = await client.uid_search(mark.unmarked, charset=None)
         _ok(found, "search-refused")
-        uids = sorted(_numbers(found.lines[:-1]) - self._done)
-        for start in range(0, len(uids), _SIZES_AT_ONCE):
-            sizes = await self._sizes(client, uids[start : start + _SIZES_AT_ONCE])
-            for uid, size in sizes.items():
-                await self._one(client, mark, uid, size)
+        unmarked = _numbers(found.lines[:-1])
+        self._done &= unmarked
+        self._withheld = {uid: withheld for uid, withheld in self._withheld.items() if uid in unmarked}
+        due = sorted(unmarked - self._done - self._withheld.keys())
+        for start in range(0, len(due), _SIZES_AT_ONCE):
+            await self._some(client, mark, due[start : start + _SIZES_AT_ONCE])
+        now = asyncio.get_running_loop().time()
+        for uid in sorted(uid for uid, withheld in self._withheld.items() if withheld.until <= now):
+            await self._some(client, mark, (uid,))
+
+    async def _some(self, client: BoundedClient, mark: _Mark, uids: Sequence[int]) -> None:
+        sizes = await self._sizes(client, uids)
+        for uid, size in sizes.items():
+            await self._one(client, mark, uid, size)
+        self._withhold([uid for uid in uids if uid not in sizes])
+
+    def _withhold(self, uids: Sequence[int]) -> None:
+        """These were asked for and did not come: one at a time and behind the others from now on."""
+        now = asyncio.get_running_loop().time()
+        for uid in uids:
+            times = self._withheld[uid].times + 1 if uid in self._withheld else 1
+            # the first time may be anybody's lost connection: no pause; then longer than any between two connections
+            self._withheld[uid] = _Withheld(times, now + (times - 1) * self._options.longest_pause)
+            if times == _CONSPICUOUS:
+                _log.warning("collector %s: message with UID %d cannot be fetched", self._options.name, uid)
+                self._status = replace(self._status, refused=self._status.refused + 1)
+        self._asked = ()
 
     async def _one(self, client: BoundedClient, mark: _Mark, uid: int, size: int) -> None:
         limit = self._options.max_message_bytes
         content = await self._body(client, uid) if size <= limit else b""
-        if content is None:
-            return  # deleted meanwhile
+        if content is None:  # when it was deleted meanwhile, the next look forgets it
+            self._withhold((uid,))
+            return
+        self._withheld.pop(uid, None)
         if max(size, len(content)) > limit:
             self._leave(Refused(refusals.MESSAGE_TOO_LARGE), uid)
             return
@@ -344,7 +378,7 @@ class Collector:
     async def _sizes(self, client: BoundedClient, uids: Sequence[int]) -> dict[int, int]:
         """RFC822.SIZE by UID, of those that still exist."""
         client.protocol.allow(ANSWER_BYTES)
-        answer = await self._fetch(client, ",".join(map(str, uids)), "(UID RFC822.SIZE)")
+        answer = await self._fetch(client, uids, "(UID RFC822.SIZE)")
         sizes: dict[int, int] = {}
         for line in answer:
             uid, size = _UID.search(line), _SIZE.search(line)
@@ -355,7 +389,7 @@ class Collector:
     async def _body(self, client: BoundedClient, uid: int) -> bytes | None:
         """The message as the server has it; None when there is none any more."""
         client.protocol.allow(ANSWER_BYTES + self._options.max_message_bytes)
-        lines = await self._fetch(client, str(uid), "(UID BODY.PEEK[])")
+        lines = await self._fetch(client, (uid,), "(UID BODY.PEEK[])")
         text, literal = b"", bytearray()
         for line in (*lines, b"0 FETCH ("):
             if not isinstance(line, bytearray) and re.match(rb"\d+ FETCH \(", line):  # flags of others may come between
@@ -369,11 +403,13 @@ class Collector:
                 text += line
         return None
 
-    async def _fetch(self, client: BoundedClient, uids: str, items: str) -> list[bytes | bytearray]:
+    async def _fetch(self, client: BoundedClient, uids: Sequence[int], items: str) -> list[bytes | bytearray]:
+        """What the server says about them; nothing when it refuses."""
+        self._asked = uids  # until it ends: when it does not, `_session` sees it
         async with asyncio.timeout(self._options.message_seconds):
-            answer = await client.uid("FETCH", uids, items)
-        _ok(answer, "fetch-refused")
-        return list(answer.lines[:-1])
+            answer = await client.uid("FETCH", ",".join(map(str, uids)), items)
+        self._asked = ()
+        return list(answer.lines[:-1]) if answer.result == "OK" else []
 
     # In the thread
 
@@ -389,8 +425,7 @@ class Collector:
             return Refused(refusals.HEADER_INVALID)
         if len(entity.values("received")) >= self._options.hops:
             return Refused(refusals.TOO_MANY_HOPS)
-        ids = entity.values("message-id")
-        message_id = ids[0] if len(ids) == 1 and 2 < len(ids[0]) <= 250 else ""
+        message_id = message_id_of(entity)
         options = self._options
         accepted = self._spool.accept(
             Submission(
@@ -400,15 +435,25 @@ class Collector:
                 content=content,
                 content_type="message/rfc822",
                 deliveries=(NewDelivery(options.deliver_to, TargetKind.MAILBOX),),
-                dedup_key=_dedup_key(options.name, message_id, entity),
+                dedup_key=_dedup_key(options.name, options.deliver_to, message_id, entity),
                 message_id_domain=domain_of(options.deliver_to),
                 message_id=message_id,
             )
         )
-        return isinstance(accepted, Duplicate)
+        if isinstance(accepted, Duplicate):
+            return True
+        _log.info("collector %s: message %s kept", options.name, accepted.spool_id)
+        return False
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Withheld:
+    times: int
+    until: float
+    """Time of the event loop, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,10 +471,10 @@ def _return_path(entity: Entity) -> str:
     return "" if path is None else path.address
 
 
-def _dedup_key(name: str, message_id: str, entity: Entity) -> str:
+def _dedup_key(name: str, mailbox: str, message_id: str, entity: Entity) -> str:
     """See the module's paragraph."""
     digest = sha256()
-    for part in (b"collected", name.encode(), message_id.encode()):
+    for part in (b"collected", name.encode(), mailbox.encode(), message_id.encode()):
         digest.update(len(part).to_bytes(4, "big") + part)
     for one in entity.fields:
         if not message_id or one.name not in _TRACE_FIELDS:

@@ -7,7 +7,7 @@ A `Submission` becomes one message and one delivery per recipient; a worker gets
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mta.message import DeliveryState, Origin, TargetKind
 from trust.refusals import Refused
@@ -67,33 +67,41 @@ class Duplicate:
     """What was answered the first time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to work on one delivery until `expires`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptDelivery:
+    """What was kept of one recipient and of its message, whatever happens to it."""
 
-    token: str
     delivery_id: str
     spool_id: str
     message_id: str
     origin: Origin
     target: TargetKind
-    destination: str
     sender: str
     recipient: str
     peer: str
     content_type: str
     accepted_at: float
-    attempts: int
-    """Attempts made before this one."""
-    expires: float
-    """UNIX time, seconds."""
     content_blob: str
     prepared_blob: str | None
-    envelope_id: str = ""
-    notify: str = ""
-    original_recipient: str = ""
-    flags: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    envelope_id: str
+    notify: str
+    original_recipient: str
+    flags: tuple[str, ...]
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease(KeptDelivery):
+    """The right to work on one delivery until `expires`."""
+
+    token: str
+    destination: str
+    attempts: int
+    """Attempts made before this one."""
+    breakdowns: int
+    """Attempts in a row, up to now, that broke down: the process died with them, or a bug ended them."""
+    expires: float
+    """UNIX time, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,7 @@ class Step:
     delivery_id: str
     """Empty when the step concerns the whole message."""
     kind: str
-    """accept, attempt, prepare, release, delivered, deferred or failed."""
+    """accept, attempt, prepare, release, interrupted, delivered, deferred, failed, parked or answered."""
     code: str
     detail: str
 
@@ -128,33 +136,17 @@ class DeliveryRecord:
     ended_at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class EndedDelivery:
-    """A delivery that has come to its end and was not reported yet (`mta.reporting`)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedDelivery(KeptDelivery):
+    """A delivery that has come to its end (`mta.reporting`)."""
 
-    delivery_id: str
-    spool_id: str
-    message_id: str
-    origin: Origin
-    target: TargetKind
-    sender: str
-    recipient: str
-    peer: str
     external_id: str
-    content_type: str
-    accepted_at: float
     ended_at: float
     delivered: bool
+    """False when it failed or was parked: it will not be delivered."""
     code: str
     """Catalogue code of the refusal; `relayed` when it was delivered to a next hop that reports in our place."""
     detail: str
-    content_blob: str
-    prepared_blob: str | None
-    envelope_id: str
-    notify: str
-    original_recipient: str
-    flags: tuple[str, ...]
-    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

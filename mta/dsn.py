@@ -163,7 +163,9 @@ def _failure(delivery: EndedDelivery, reason: Refusal | None) -> tuple[str, str]
 
 def _text(delivery: EndedDelivery, action: str, status: str, diagnostic: str, reason: Refusal | None) -> str:
     """For the human who sent it: French, then English."""
-    french, english = (sentence.format(delivery.recipient) for sentence in _SENTENCES[action])
+    # a sending system can name somebody without any address
+    names = (delivery.recipient or nobody for nobody in ("un destinataire sans adresse", "a recipient without address"))
+    french, english = (sentence.format(name) for sentence, name in zip(_SENTENCES[action], names, strict=True))
     lines = [f"Bonjour,\n\n{french}"]
     if reason is not None:
         lines.append(f"Motif : {reason.text_fr}")

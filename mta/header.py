@@ -5,6 +5,7 @@ Two readers that disagree on who wrote a message are how forgeries pass, so an a
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -15,6 +16,8 @@ from smime.mime import Entity, Field
 
 OWN_PREFIX = "x-relais-"
 """Fields only we may write; lower case."""
+_ORIGINATORS = ("from", "sender", "resent-from", "resent-sender")
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,248}>")
 
 
 def author_of(header: Entity) -> str | None:
@@ -25,6 +28,23 @@ def author_of(header: Entity) -> str | None:
         return None
     one = len(addresses) == 1 and len(header.values("from")) == 1 and is_address(addresses[0])
     return addresses[0] if one else None
+
+
+def originators_of(header: Entity) -> frozenset[str] | None:
+    """Every address said to have written, sent or resent it (RFC 5322 §3.6.2, §3.6.6); None when one is unreadable."""
+    try:
+        return frozenset(address for name in _ORIGINATORS for address in from_addresses(header, name))
+    except AddressError:
+        return None
+
+
+def message_id_of(header: Entity) -> str:
+    """The one Message-ID (RFC 5322 §3.6.4), empty when it is not exactly that.
+
+    It goes into receipts and onto an operator's terminal: printable ASCII without spaces, at most 250 octets.
+    """
+    ids = header.values("message-id")
+    return ids[0] if len(ids) == 1 and _MESSAGE_ID.fullmatch(ids[0]) else ""
 
 
 def is_ours(field: Field) -> bool:

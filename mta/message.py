@@ -43,6 +43,9 @@ class DeliveryState(Enum):
     """Waiting for its next attempt; under a lease while somebody works on it."""
     DELIVERED = "delivered"
     FAILED = "failed"
+    PARKED = "parked"
+    """Its handling broke down time and again (a bug, or a crash of the process): set aside for the operator to look at.
+    An end like the others: the sender is told that it was not delivered."""
 
 
 class Phase(Enum):
@@ -104,10 +107,9 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not now: try again. `retry_after` in seconds overrides the schedule when the destination asked for it."""
+    """Not now: tried again when the schedule says."""
 
     reason: Refused
-    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

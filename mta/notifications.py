@@ -9,15 +9,20 @@ it is bounded, and bad input means that there is no notification.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
 
+from mta.header import author_of
 from mta.smtp.address import is_address
 from mta.smtp.content import with_crlf
+from smime.cms_read import Signed, read_cms
 from smime.mime import MAX_HEADER_OCTETS, Entity, MimeError, parse_entity, split_multipart
+from trust.der import DerError
 
 MAX_STATUS_OCTETS = 256 * 1024
 """Of the machine-readable part; what is behind is not read."""
@@ -30,7 +35,15 @@ _MAX_DEPTH = 4
 _DELIVERY_STATUS = frozenset(("message/delivery-status", "message/global-delivery-status"))
 _DISPOSITION = frozenset(("message/disposition-notification", "message/global-disposition-notification"))
 _RETURNED = frozenset(("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"))
+_MAIL_SYSTEM = re.compile(r"(?:postmaster|mailer-daemon|microsoftexchange[0-9a-f]{32})@", re.IGNORECASE)
+"""In whose name mail servers write their notifications. The first is reserved everywhere (RFC 5321 §4.5.1), and no
+operator gives the others to a user."""
+_CMS = frozenset(("application/pkcs7-mime", "application/x-pkcs7-mime"))
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>")
+_SPACED_MESSAGE_ID = re.compile(r"< *([!-;=?-~]{1,250}) *>")
+_BARE_MESSAGE_ID = re.compile(r"[!-;=?-~]{1,249}@[!-;=?-~]{1,249}")
+_EMPTY_LINES = re.compile(rb"\r\n(?:[ \t]*\r\n)+")
+_FIELD_LINE = re.compile(rb"[ \t]|[!-9;-~]+[ \t]*:")
 _HEXCHAR = re.compile(r"\+([0-9A-F]{2})")
 _WORD = re.compile(r"[A-Za-z][A-Za-z-]{0,40}")
 _STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
@@ -176,7 +189,7 @@ def _typed(address: str) -> str:
     """With its type: a recipient who could not be reached need not have had an address."""
     if is_address(address):
         return f"rfc822; {address}"
-    return _ascii(address) if ";" in address else f"unknown; {_ascii(address)}"
+    return _ascii(address) if ";" in address else f"unknown; {_ascii(address) or 'none'}"
 
 
 def _date(at: float) -> str:
@@ -190,47 +203,74 @@ def _ascii(text: str) -> str:
 # Reading
 
 
+def by_mail_system(header: Entity) -> bool:
+    """Whether a mail server wrote this in its own name. A user of another operator may submit a forged DSN, with a null
+    reverse-path too (RFC 8098 §3), but in no name than the user's own."""
+    return _MAIL_SYSTEM.match(author_of(header) or "") is not None
+
+
 def parse_notification(message: bytes) -> DeliveryNotification | DispositionNotification | None:
-    """What a receipt says, None when the message is none. Looks inside `multipart/signed`; never raises.
+    """What a receipt says, None when the message is none. Looks inside signatures; never raises.
 
     The signature is not judged here: the open stage has written its verdict on top of the message.
     """
     try:
-        report = _report(with_crlf(message))
-        return None if report is None else _notification(report)
+        header = parse_entity(with_crlf(message))
+        report = _report(header)
+        return None if report is None else _notification(report, header)
     except MimeError:
         return None
 
 
-def _report(message: bytes) -> list[Entity] | None:
-    """The parts of the `multipart/report`. Raises MimeError."""
-    entity = parse_entity(message)
+def _report(entity: Entity) -> list[tuple[str, Entity]] | None:
+    """The parts of the `multipart/report` and their types. Raises MimeError."""
     for _ in range(_MAX_DEPTH):
         kind = entity.content_type()
+        if kind.media_type in _CMS:
+            entity = _signed_content(entity)
+            continue
         if kind.media_type not in ("multipart/report", "multipart/signed"):
             return None
         parts = split_multipart(entity, kind.parameters.get("boundary", ""))
         if kind.media_type == "multipart/report":
             # the human's text, the machine's, and what came back: nothing behind
-            return [parse_entity(message, start, stop) for start, stop in parts[:3]]
+            return list(_readable(entity, parts[:3]))
         if not parts:
             return None
-        entity = parse_entity(message, *parts[0])
+        entity = parse_entity(entity.source, *parts[0])
     return None
 
 
-def _notification(parts: list[Entity]) -> DeliveryNotification | DispositionNotification | None:
-    returned = next(iter(_of_type(parts, _RETURNED)), None)
-    message_id = "" if returned is None else _returned_message_id(returned)
-    for part in _of_type(parts, _DELIVERY_STATUS):
-        return _delivery(_groups(part), message_id)
-    for part in _of_type(parts, _DISPOSITION):
-        return _disposition(_groups(part), message_id)
+def _readable(entity: Entity, parts: list[tuple[int, int]]) -> Iterator[tuple[str, Entity]]:
+    """The profile's own example has words without a header for its human part: they must not hide the other parts."""
+    for start, stop in parts:
+        with contextlib.suppress(MimeError):
+            part = parse_entity(entity.source, start, stop)
+            yield part.content_type().media_type, part
+
+
+def _signed_content(entity: Entity) -> Entity:
+    """What an opaque signature (RFC 8551 §3.5.2) is around. Raises MimeError."""
+    try:
+        cms = read_cms(entity.decoded())
+    except DerError:
+        raise MimeError("no CMS") from None
+    if not isinstance(cms, Signed) or cms.content is None:
+        raise MimeError("no signed content")
+    return parse_entity(with_crlf(b"".join(cms.content)))
+
+
+def _notification(
+    parts: list[tuple[str, Entity]], header: Entity
+) -> DeliveryNotification | DispositionNotification | None:
+    message_id = next((_returned_message_id(part) for kind, part in parts if kind in _RETURNED), "")
+    for kind, part in parts:
+        if kind in _DELIVERY_STATUS:
+            return _delivery(_groups(part), message_id)
+        if kind in _DISPOSITION:
+            # some mail clients name what they answer only as in any answer
+            return _disposition(_groups(part), message_id or _message_id(header, "in-reply-to"))
     return None
-
-
-def _of_type(parts: list[Entity], types: frozenset[str]) -> list[Entity]:
-    return [part for part in parts if part.content_type().media_type in types]
 
 
 def _returned_message_id(part: Entity) -> str:
@@ -243,14 +283,15 @@ def _returned_message_id(part: Entity) -> str:
 
 
 def _groups(part: Entity) -> list[Entity]:
-    """Groups of fields between empty lines (RFC 3464 §2.1); one that cannot be read is left out."""
+    """Groups of fields between empty lines (RFC 3464 §2.1), without lines that are no field: some servers break the
+    other server's words into lines of their own."""
     groups: list[Entity] = []
-    for block in with_crlf(bytes(part.decoded()[:MAX_STATUS_OCTETS])).split(b"\r\n\r\n"):
-        fields = block.strip(b"\r\n")
+    for block in _EMPTY_LINES.split(with_crlf(bytes(part.decoded()[:MAX_STATUS_OCTETS]))):
+        fields = [line for line in block.split(b"\r\n") if _FIELD_LINE.match(line)]
         if not fields:
             continue
         try:
-            groups.append(parse_entity(fields + b"\r\n"))
+            groups.append(parse_entity(b"\r\n".join([*fields, b""])))
         except MimeError:
             continue
         if len(groups) > MAX_RECIPIENTS:
@@ -307,7 +348,7 @@ def _disposition(groups: list[Entity], message_id: str) -> DispositionNotificati
 
 def _value(group: Entity, name: str) -> str:
     """The first field of that name, printable and bounded; empty when there is none."""
-    value = next(iter(group.values(name)), "")[:MAX_VALUE]
+    value = next(iter(group.values(name)), "")[:MAX_VALUE].replace("\t", " ")  # fields are folded with either
     return "".join(character if character.isprintable() else "?" for character in value).strip()
 
 
@@ -321,7 +362,12 @@ def _address(group: Entity, name: str) -> str:
 
 
 def _message_id(group: Entity, name: str = "message-id") -> str:
-    return _first(_MESSAGE_ID, _value(group, name))
+    """The first identifier in that field, also with blanks inside its brackets or without any."""
+    value = _value(group, name)
+    found = _SPACED_MESSAGE_ID.search(value)
+    if found is not None:
+        return f"<{found[1]}>"
+    return f"<{value}>" if _BARE_MESSAGE_ID.fullmatch(value) else ""
 
 
 def _first(pattern: re.Pattern[str], value: str) -> str:

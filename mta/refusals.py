@@ -170,6 +170,14 @@ EXPIRED = _entry(
     "The destination could not be reached in time: send the message by another way.",
     "Le destinataire n'a pas pu être joint à temps : envoyez le message par une autre voie.",
 )
+PARKED = _entry(
+    "parked",
+    554,
+    "5.3.0",
+    "Handling this message failed time and again: it was set aside for the operator, send it by another way.",
+    "Le traitement de ce message a échoué à plusieurs reprises : il est mis de côté pour l'opérateur, "
+    "envoyez-le par une autre voie.",
+)
 NO_ROUTE = _entry(
     "no-route",
     451,
@@ -254,6 +262,7 @@ CATALOGUE = (
     INTERNAL_ERROR,
     ATTEMPT_TIMEOUT,
     EXPIRED,
+    PARKED,
     NO_ROUTE,
     UNREACHABLE,
     CONNECTION_LOST,

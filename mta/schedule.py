@@ -20,6 +20,11 @@ class RetrySchedule:
     lifetime: float = 5 * 86400.0
     """From acceptance to giving up (RFC 5321 §4.5.4.1: four to five days)."""
 
+    @property
+    def longest_pause(self) -> float:
+        """Seconds `pause` never exceeds."""
+        return max(self.pauses) * (1 + self.jitter / 2)
+
     def pause(self, attempts: int) -> float:
         """Seconds to wait after the `attempts`-th attempt (1 for the first)."""
         base = self.pauses[min(max(attempts, 1), len(self.pauses)) - 1]

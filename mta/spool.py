@@ -1,6 +1,6 @@
-"""The spool: what was accepted, to whom it still has to go, and what happened to it.
+"""The spool: what was accepted, to whom it still has to go, and how each attempt ended.
 
-Guarantees, in the order they are earned:
+Here stands what writes; `mta.spool_reading` only looks. Guarantees, in the order they are earned:
 
 1. `accept` returns only when the content is synced as a blob and the rows are committed; whoever answers `250` or `AA`
    does so after it. Concurrent accepts share one commit (`trust.store.database`).
@@ -10,6 +10,8 @@ Guarantees, in the order they are earned:
    that follows names it: what a stale worker reports is refused, never mixed in.
 4. The protected bytes are committed (`keep_prepared`) before the first attempt, so that every attempt, by any process,
    sends the same bytes under the same Message-ID and delivery id.
+5. A delivery whose handling breaks down, by a bug or by taking the process with it, again and again is parked
+   (`mta.breakdowns`).
 
 Between a destination's final reply and our `settle` a crash repeats the delivery: no protocol avoids that. The second
 copy carries the same delivery id, by which a mailbox or a dossier recognises it.
@@ -22,95 +24,38 @@ from __future__ import annotations
 import errno
 import json
 import secrets
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select, text, union, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from mta import breakdowns as brake
 from mta import refusals
-from mta.delivery import (
-    Accepted,
-    DeliveryRecord,
-    Duplicate,
-    EndedDelivery,
-    Lease,
-    MessageRecord,
-    NewDelivery,
-    Step,
-    Submission,
-)
-from mta.message import (
-    Deferred,
-    Delivered,
-    DeliveryState,
-    Failed,
-    Origin,
-    Outcome,
-    TargetKind,
-)
+from mta.delivery import Accepted, DeliveryRecord, Duplicate, EndedDelivery, Lease, NewDelivery, Submission
+from mta.message import Deferred, Delivered, DeliveryState, Outcome, TargetKind
 from mta.schedule import RetrySchedule
-from mta.tables import deliveries, messages, steps
+from mta.spool_reading import CONTENT, PREPARED, READY, SpoolReader, by_dedup_key, by_external_id, with_message
+from mta.tables import awaited_receipts, breakdowns, deliveries, messages, steps
 from trust.refusals import Refused
 from trust.store.blobs import BlobStore
 from trust.store.database import Database, StoreUnavailableError
 from trust.vault import KeyVault
 
-CONTENT = "mta-content"
-PREPARED = "mta-prepared"
-"""Kinds of blob, bound into their encryption."""
+__all__ = ["PREPARED", "DeliveryRecord", "Duplicate", "Lease", "NewDelivery", "Spool", "Submission"]
 
 REPEATED_EXTERNAL_ID = "the sender used this identifier before, for another content"
 """Detail of the step `accept`, so that the trace shows it."""
-
-_READY = DeliveryState.READY.value
 RELAYED = "relayed"
 """Code of a delivered delivery whose next hop reports in our place."""
-_UNREPORTED = text("NOT mta_deliveries.reported AND mta_deliveries.state <> 'ready'")
-"""Word for word the condition of its partial index: SQLite uses it for nothing else, and scans every row instead."""
-_ENDED_KINDS = (DeliveryState.DELIVERED.value, DeliveryState.FAILED.value)
-"""Kinds of the one step that every delivery's end leaves."""
-
-
-__all__ = [
-    "Accepted",
-    "DeliveryRecord",
-    "Duplicate",
-    "EndedDelivery",
-    "Lease",
-    "MessageRecord",
-    "NewDelivery",
-    "Spool",
-    "SpoolGauges",
-    "Step",
-    "Submission",
-]
+_AHEAD_SECONDS = 60.0
+"""Beyond the longest pause a next try may lie in the future before a clock that was set back must be the reason."""
 
 Listener = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolGauges:
-    """How the road stands at one moment. Times are UNIX times in seconds, None when there is nothing to be that old."""
-
-    at: float
-    """When it was looked at, by the spool's clock."""
-    states: Mapping[DeliveryState, int]
-    """Deliveries by state, since the spool began."""
-    due: int
-    """Ready ones a worker could take now: nobody works on them and their next try has come."""
-    oldest_waiting: float | None
-    """When the oldest message with a delivery that has not ended was accepted."""
-    unreported: int
-    """Deliveries that ended and whose end was not reported yet."""
-    oldest_unreported: float | None
-    """When the first of them ended."""
-
-
-class Spool:
+class Spool(SpoolReader):
     """See the module's guarantees."""
 
     def __init__(
@@ -129,18 +74,13 @@ class Spool:
         what was accepted needs room to be delivered and settled."""
         if ":" in node or not 0 < len(node) <= 64:
             raise ValueError("a node name has 1 to 64 characters and no colon")
-        self._database = database
-        self._blobs = blobs
-        self._vault = vault
+        # Another operator may try as long as we do; then its receipt has as long again to come back.
+        super().__init__(database, blobs, vault, clock=clock, receipt_patience=2 * schedule.lifetime)
         self._node = node
         self._schedule = schedule
-        self._clock = clock
         self._free_bytes = free_bytes
         self._reserve_bytes = reserve_bytes
         self._listeners: list[Listener] = []
-        self._tally_lock = threading.Lock()
-        self._tally = dict.fromkeys(_ENDED_KINDS, 0)
-        self._tallied_step = 0
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` (from any thread) whenever work was committed."""
@@ -191,18 +131,18 @@ class Spool:
         step_rows += [
             self._step(spool_id, row["id"], now, "failed", row["code"], row["detail"])
             for row in delivery_rows
-            if row["state"] != _READY
+            if row["state"] != READY
         ]
         blob = self._blobs.put(CONTENT, submission.content)
         message_row["content_blob"] = blob
 
         def write(connection: Connection) -> bool | None:
-            if connection.execute(_by_dedup_key(submission.dedup_key)).first() is not None:
+            if connection.execute(by_dedup_key(submission.dedup_key)).first() is not None:
                 return None
             repeated = bool(submission.external_id) and (
                 connection.execute(
                     select(messages.c.id)
-                    .where(_by_external_id(submission.external_id), messages.c.peer_pseudonym == peer_pseudonym)
+                    .where(by_external_id(submission.external_id), messages.c.peer_pseudonym == peer_pseudonym)
                     .limit(1)
                 ).first()
                 is not None
@@ -241,60 +181,104 @@ class Spool:
         self._tell()
         return Accepted(spool_id, tuple(row["message_id"] for row in delivery_rows), repeated)
 
-    def duplicate_of(self, dedup_key: str) -> Duplicate | None:
-        """The submission that has this key, if any."""
-        row = self._database.read(lambda connection: connection.execute(_by_dedup_key(dedup_key)).first())
-        if row is None:
-            return None
-        return Duplicate(row.id, self._vault.unseal(row.reply, b"mta-reply:" + row.id.encode()))
-
     # Working
 
-    def claim(self, limit: int, lease_seconds: float, skip: Collection[str] = ()) -> list[Lease]:
-        """At most `limit` due deliveries, the longest due first, none for a destination in `skip`."""
+    def claim(
+        self, limit: int, lease_seconds: float, skip: Collection[str] = (), holding: Collection[str] = ()
+    ) -> list[Lease]:
+        """At most `limit` due deliveries, the longest due first, none for a destination in `skip`.
+
+        `holding`: delivery ids the caller still works on; they are not leased again, even when a clock that jumped
+        says that their leases are over.
+        """
         now = self._clock()
         token = f"{self._node}:{secrets.token_hex(12)}"
-        due = (
-            select(deliveries.c.id)
-            .where(deliveries.c.state == _READY, deliveries.c.due <= now)
-            .order_by(deliveries.c.due)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        if skip:
-            due = due.where(deliveries.c.destination.not_in(sorted(skip)))
-        rows_of = (
-            select(
-                deliveries,
-                *_message_columns(),
-            )
-            .join_from(deliveries, messages)
-            .order_by(deliveries.c.due)
-        )
 
         def write(connection: Connection) -> list[Row[Any]]:
-            ids = list(connection.scalars(due))
+            ids = self._claimable(connection, now, limit, skip, holding)
             if not ids:
                 return []
-            rows = list(connection.execute(rows_of.where(deliveries.c.id.in_(ids))))
+            rows = connection.execute(
+                with_message()
+                .add_columns(func.coalesce(breakdowns.c.times, 0).label("breakdowns"))
+                .outerjoin(breakdowns, breakdowns.c.delivery_id == deliveries.c.id)
+                .where(deliveries.c.id.in_(ids))
+                .order_by(deliveries.c.due)
+            ).all()
             connection.execute(
                 update(deliveries).where(deliveries.c.id.in_(ids)).values(lease=token, due=now + lease_seconds)
             )
             connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, "attempt") for row in rows])
-            return rows
+            return list(rows)
 
         # an idle poll takes no write transaction
-        if self._database.read(lambda connection: connection.execute(due.limit(1)).first()) is None:
+        if not self._database.read(lambda connection: self._claimable(connection, now, 1, skip, holding)):
+            self._pull_back(now)
             return []
-        return [self._lease(row, token, now + lease_seconds) for row in self._database.transact(write)]
+        leases, unreadable = [], []
+        for row in self._database.transact(write):
+            kept = self._kept(row)
+            if kept is None:
+                unreadable.append(row)
+                continue
+            lease = Lease(
+                **kept,
+                token=token,
+                destination=row.destination,
+                attempts=row.attempts,
+                breakdowns=row.breakdowns,
+                expires=now + lease_seconds,
+            )
+            leases.append(lease)
+        if unreadable:
+            self._database.transact(lambda connection: self._park_unreadable(connection, unreadable))
+        return leases
 
-    def content(self, lease: Lease | EndedDelivery) -> bytes:
-        """What was accepted, byte for byte."""
-        return self._blobs.get(CONTENT, lease.content_blob)
+    def _park_unreadable(self, connection: Connection, rows: Collection[Row[Any]]) -> None:
+        """Whom it is from and to is lost: nobody can be told but the operator."""
+        now, state = self._clock(), DeliveryState.PARKED.value
+        code, detail = refusals.PARKED.code, "the envelope kept for it cannot be read"
+        for row in rows:
+            values = {"state": state, "ended_at": now, "reported": True, "lease": None, "code": code, "detail": detail}
+            connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(values))
+            connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, state, code, detail)])
+            brake.forget(connection, row.id)
 
-    def prepared(self, lease: Lease | EndedDelivery) -> bytes | None:
-        """What every attempt sends; None before `keep_prepared`."""
-        return None if lease.prepared_blob is None else self._blobs.get(PREPARED, lease.prepared_blob)
+    def _claimable(
+        self, connection: Connection, now: float, limit: int, skip: Collection[str], holding: Collection[str]
+    ) -> list[str]:
+        """Due deliveries, among them one suspect at most, and none while another is in hand."""
+        due = (
+            select(deliveries.c.id)
+            .where(deliveries.c.state == READY, deliveries.c.due <= now)
+            .order_by(deliveries.c.due)
+            .with_for_update(skip_locked=True)
+        )
+        if skip:
+            due = due.where(deliveries.c.destination.not_in(sorted(skip)))
+        if holding:
+            due = due.where(deliveries.c.id.not_in(sorted(holding)))
+        suspects = brake.suspects(connection)
+        if not suspects:
+            return list(connection.scalars(due.limit(limit)))
+        chosen: list[str] = []
+        if not brake.in_hand(connection, suspects, now, holding):
+            chosen = list(connection.scalars(due.where(deliveries.c.id.in_(suspects)).limit(1)))
+        others = due.where(deliveries.c.id.not_in(suspects)).limit(limit - len(chosen))
+        return chosen + list(connection.scalars(others))
+
+    def _pull_back(self, now: float) -> None:
+        """What waits for a time further away than any pause was written by a clock that has been set back since: it
+        would wait for years."""
+        far = (
+            deliveries.c.state == READY,
+            deliveries.c.lease.is_(None),
+            deliveries.c.due > now + self._schedule.longest_pause + _AHEAD_SECONDS,
+        )
+        if self._database.read(lambda connection: connection.scalar(select(deliveries.c.id).where(*far).limit(1))):
+            self._database.transact(
+                lambda connection: connection.execute(update(deliveries).where(*far).values(due=now)).rowcount
+            )
 
     def keep_prepared(self, lease: Lease, content: bytes, facts: Mapping[str, str]) -> bool:
         """Fix the bytes every attempt sends. False: the lease is stale, nothing was kept, and nothing may be sent."""
@@ -318,35 +302,56 @@ class Spool:
         return kept
 
     def settle(self, lease: Lease, outcome: Outcome) -> bool:
-        """Record how an attempt ended. False: the lease is stale and somebody else's outcome counts."""
+        """Record how an attempt ended. False: the lease is stale and somebody else's outcome counts.
+
+        `Deferred` becomes an end when the delivery's time is over (`mta.expired`), or when this attempt broke down
+        (`mta.internal-error`) and was the last of too many (`mta.parked`).
+        """
         now = self._clock()
-        values: dict[str, Any] = {"lease": None, "attempts": lease.attempts + 1}
-        if isinstance(outcome, Deferred):
-            pause = self._schedule.pause(lease.attempts + 1) if outcome.retry_after is None else outcome.retry_after
-            if now + pause > lease.accepted_at + self._schedule.lifetime:
-                last = outcome.reason
-                words = f"{last.refusal.code} {last.detail}".strip()
-                outcome = Failed(Refused(refusals.EXPIRED, words))
+        broke = isinstance(outcome, Deferred) and outcome.reason.refusal is refusals.INTERNAL_ERROR
+        times = lease.breakdowns + 1 if broke else 0
         if isinstance(outcome, Delivered):
-            kind, code, detail = "delivered", RELAYED if outcome.reports else "", outcome.detail
-            values |= {"state": DeliveryState.DELIVERED.value, "ended_at": now}
-        elif isinstance(outcome, Failed):
-            kind, code, detail = "failed", outcome.reason.refusal.code, outcome.reason.detail
-            values |= {"state": DeliveryState.FAILED.value, "ended_at": now}
+            state, code, detail = DeliveryState.DELIVERED, RELAYED if outcome.reports else "", outcome.detail
         else:
-            kind, code, detail = "deferred", outcome.reason.refusal.code, outcome.reason.detail
-            values |= {"due": now + pause}
-        values |= {"code": code, "detail": _printable(detail)}
+            reason, state = outcome.reason, DeliveryState.FAILED
+            if isinstance(outcome, Deferred):
+                pause = self._schedule.pause(lease.attempts + 1)
+                words = f"{reason.refusal.code} {reason.detail}".strip()
+                if times >= brake.BREAKDOWNS:
+                    state, reason = DeliveryState.PARKED, Refused(refusals.PARKED, words)
+                elif now + pause > lease.accepted_at + self._schedule.lifetime:
+                    reason = Refused(refusals.EXPIRED, words)
+                else:
+                    state = DeliveryState.READY
+            code, detail = reason.refusal.code, reason.detail
+        values: dict[str, Any] = {
+            "lease": None,
+            "attempts": lease.attempts + 1,
+            "state": state.value,
+            "code": code,
+            "detail": _printable(detail),
+        }
+        ended = state is not DeliveryState.READY
+        values |= {"ended_at": now} if ended else {"due": now + pause}
+        step = self._step(lease.spool_id, lease.delivery_id, now, state.value if ended else "deferred", code, detail)
 
         def write(connection: Connection) -> bool:
             settled = connection.execute(update(deliveries).where(*_held(lease)).values(values))
             if settled.rowcount != 1:
                 return False
-            connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, kind, code, detail)])
+            connection.execute(steps.insert(), [step])
+            if lease.breakdowns:
+                brake.forget(connection, lease.delivery_id)
+            if broke and not ended:
+                brake.note(connection, lease.delivery_id, times, crashes=0)
+            if code == RELAYED:
+                connection.execute(
+                    awaited_receipts.insert(), {"delivery_id": lease.delivery_id, "accepted_at": lease.accepted_at}
+                )
             return True
 
         settled = self._database.transact(write)
-        if settled and not isinstance(outcome, Deferred):
+        if settled and ended:
             self._tell()
         return settled
 
@@ -365,148 +370,65 @@ class Spool:
             self._tell()
 
     def recover(self) -> int:
-        """At start: what this node's dead predecessor had under lease is due at once. Returns how many."""
+        """At start: what this node's dead predecessor had under lease. Returns how much.
+
+        Due at once the first time; what was in hand at several crashes in a row waits longer after each (1, 4, 16, ...
+        seconds), and is parked in the end, for it may be what kills the process.
+        """
         now = self._clock()
+        held = (
+            select(deliveries.c.id, deliveries.c.spool_id, breakdowns.c.times, breakdowns.c.crashes)
+            .outerjoin(breakdowns, breakdowns.c.delivery_id == deliveries.c.id)
+            .where(deliveries.c.state == READY, deliveries.c.lease.startswith(f"{self._node}:", autoescape=True))
+        )
 
         def write(connection: Connection) -> int:
-            freed = connection.execute(
-                update(deliveries)
-                .where(deliveries.c.state == _READY, deliveries.c.lease.startswith(f"{self._node}:", autoescape=True))
-                .values(lease=None, due=now)
-            )
-            return freed.rowcount
+            rows = connection.execute(held).all()
+            for row in rows:
+                self._interrupted(connection, row, now)
+            return len(rows)
 
         freed = self._database.transact(write)
         if freed:
             self._tell()
         return freed
 
+    def _interrupted(self, connection: Connection, row: Any, now: float) -> None:
+        """The process ended while it worked on this delivery."""
+        times, crashes = (row.times or 0) + 1, (row.crashes or 0) + 1
+        detail = f"the process ended, {crashes} in a row"
+        if times >= brake.BREAKDOWNS:
+            code = refusals.PARKED.code
+            values: dict[str, Any] = {"state": DeliveryState.PARKED.value, "ended_at": now}
+            values |= {"code": code, "detail": detail}
+            step = self._step(row.spool_id, row.id, now, DeliveryState.PARKED.value, code, detail)
+            brake.forget(connection, row.id)
+        else:
+            values = {"due": now + min(brake.pause_after(crashes), self._schedule.longest_pause)}
+            step = self._step(row.spool_id, row.id, now, "interrupted", "", detail)
+            brake.note(connection, row.id, times, crashes)
+        connection.execute(update(deliveries).where(deliveries.c.id == row.id).values(lease=None, **values))
+        connection.execute(steps.insert(), [step])
+
     # Reporting
-
-    def ended(self, limit: int) -> list[EndedDelivery]:
-        """Deliveries that ended and were not reported yet, the oldest first."""
-        return self._ends(_ended_deliveries().where(_UNREPORTED).limit(limit))
-
-    def ended_of(self, spool_id: str) -> list[EndedDelivery]:
-        """One message's ended deliveries, reported or not."""
-        return self._ends(_ended_deliveries().where(deliveries.c.spool_id == spool_id))
-
-    def _ends(self, query: Select[Any]) -> list[EndedDelivery]:
-        return [self._ended(row) for row in self._database.read(lambda connection: connection.execute(query).all())]
 
     def reported(self, ended: EndedDelivery) -> None:
         """Everybody who had to be told was told."""
         done = update(deliveries).where(deliveries.c.id == ended.delivery_id).values(reported=True)
         self._database.transact(lambda connection: connection.execute(done).rowcount)
 
-    # Looking
-
-    def steps(self, spool_id: str) -> list[Step]:
-        """What happened to one message, in order."""
-        query = select(steps).where(steps.c.spool_id == spool_id).order_by(steps.c.id)
-        return [
-            Step(row.at, row.node, row.delivery_id, row.kind, row.code, row.detail)
-            for row in self._database.read(lambda connection: connection.execute(query).all())
-        ]
-
-    def find(self, reference: str) -> list[str]:
-        """Spool ids of the messages with this external identifier or Message-ID, newest first."""
-        if not reference:
-            return []
-        # A union, each half by its own index: one condition with OR would scan every message.
-        named = union(
-            select(messages.c.id).where(_by_external_id(reference)),
-            select(deliveries.c.spool_id).where(deliveries.c.message_id == reference),
-        )
-        query = select(messages.c.id).where(messages.c.id.in_(named)).order_by(messages.c.accepted_at.desc())
-        return list(self._database.read(lambda connection: connection.scalars(query).all()))
-
-    def message(self, spool_id: str) -> MessageRecord | None:
-        """One accepted message."""
-        query = select(messages).where(messages.c.id == spool_id)
-        row = self._database.read(lambda connection: connection.execute(query).first())
-        if row is None:
-            return None
-        return MessageRecord(
-            spool_id=row.id,
-            origin=Origin(row.origin),
-            content_type=row.content_type,
-            size=row.size,
-            accepted_at=row.accepted_at,
-            external_id=row.external_id,
-            flags=tuple(self._unseal(row.id, row.envelope)["flags"]),
-        )
-
-    def deliveries(self, spool_id: str) -> list[DeliveryRecord]:
-        """The deliveries of one message, in the order of its recipients."""
-        query = select(deliveries).where(deliveries.c.spool_id == spool_id).order_by(deliveries.c.ordinal)
-        return [
-            DeliveryRecord(
-                delivery_id=row.id,
-                spool_id=row.spool_id,
-                target=TargetKind(row.target),
-                recipient=self._unseal(row.id, row.recipient)["recipient"],
-                message_id=row.message_id,
-                state=DeliveryState(row.state),
-                attempts=row.attempts,
-                due=row.due,
-                code=row.code,
-                detail=row.detail,
-                facts=json.loads(row.facts),
-                ended_at=row.ended_at,
-            )
-            for row in self._database.read(lambda connection: connection.execute(query).all())
-        ]
-
-    def counts(self) -> dict[DeliveryState, int]:
-        """How many deliveries are in each state."""
-        query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
-        found = dict(self._database.read(lambda connection: [(s, n) for s, n in connection.execute(query)]))
-        return {state: found.get(state.value, 0) for state in DeliveryState}
-
-    def gauges(self) -> SpoolGauges:
-        """How the road stands, for monitoring: what it costs grows with the queue, never with the history.
-
-        Only the first call reads the history, once, to count what ended before this process began.
-        """
+    def answered(self, ended: EndedDelivery, action: str) -> None:
+        """The other operator's receipt for this delivery has come; `action` is its word (RFC 3464 §2.3.3). A second
+        one changes nothing."""
         now = self._clock()
-        ready = deliveries.c.state == _READY
-        waiting = select(func.count()).select_from(deliveries).where(ready)
-        oldest = select(func.min(messages.c.accepted_at)).join_from(deliveries, messages).where(ready)
-        unreported = select(func.count(), func.min(deliveries.c.ended_at)).select_from(deliveries).where(_UNREPORTED)
 
-        def read(connection: Connection) -> SpoolGauges:
-            ended = connection.execute(
-                select(steps.c.kind, func.count(), func.max(steps.c.id))
-                .where(steps.c.id > self._tallied_step, steps.c.kind.in_(_ENDED_KINDS))
-                .group_by(steps.c.kind)
-            )
-            for kind, count, last in ended.all():
-                self._tally[kind] += count
-                self._tallied_step = max(self._tallied_step, last)
-            untold, first_untold = connection.execute(unreported).one()
-            return SpoolGauges(
-                at=now,
-                states={
-                    DeliveryState.READY: connection.scalar(waiting) or 0,
-                    **{DeliveryState(kind): count for kind, count in self._tally.items()},
-                },
-                due=connection.scalar(waiting.where(deliveries.c.due <= now)) or 0,
-                oldest_waiting=connection.scalar(oldest),
-                unreported=untold,
-                oldest_unreported=first_untold,
-            )
+        def write(connection: Connection) -> None:
+            awaited = delete(awaited_receipts).where(awaited_receipts.c.delivery_id == ended.delivery_id)
+            if connection.execute(awaited).rowcount == 1:
+                step = self._step(ended.spool_id, ended.delivery_id, now, "answered", "", action)
+                connection.execute(steps.insert(), [step])
 
-        with self._tally_lock:
-            return self._database.read(read)
-
-    def next_due(self, skip: Collection[str] = ()) -> float | None:
-        """UNIX time at which the next delivery falls due (or its lease expires); None when nothing waits."""
-        query = select(func.min(deliveries.c.due)).where(deliveries.c.state == _READY)
-        if skip:
-            query = query.where(deliveries.c.destination.not_in(sorted(skip)))
-        due: float | None = self._database.read(lambda connection: connection.scalar(query))
-        return due
+        self._database.transact(write)
 
     # Rows
 
@@ -529,7 +451,7 @@ class Spool:
                 },
             ),
             "message_id": submission.message_id or f"<{secrets.token_hex(16)}@{submission.message_id_domain}>",
-            "state": _READY if refused is None else DeliveryState.FAILED.value,
+            "state": READY if refused is None else DeliveryState.FAILED.value,
             "attempts": 0,
             "due": now,
             "lease": None,
@@ -540,61 +462,6 @@ class Spool:
             "ended_at": None if refused is None else now,
             "reported": False,
         }
-
-    def _lease(self, row: Row[Any], token: str, expires: float) -> Lease:
-        envelope = self._unseal(row.spool_id, row.message_envelope)
-        to = self._unseal(row.id, row.recipient)
-        return Lease(
-            token=token,
-            delivery_id=row.id,
-            spool_id=row.spool_id,
-            message_id=row.message_id,
-            origin=Origin(row.message_origin),
-            target=TargetKind(row.target),
-            destination=row.destination,
-            sender=envelope["sender"],
-            recipient=to["recipient"],
-            peer=envelope["peer"],
-            content_type=row.message_content_type,
-            accepted_at=row.message_accepted_at,
-            attempts=row.attempts,
-            expires=expires,
-            content_blob=row.message_content_blob,
-            prepared_blob=row.prepared_blob,
-            envelope_id=envelope["envelope_id"],
-            notify=to["notify"],
-            original_recipient=to["original_recipient"],
-            flags=tuple(envelope["flags"]),
-            facts=json.loads(row.facts),
-        )
-
-    def _ended(self, row: Row[Any]) -> EndedDelivery:
-        envelope = self._unseal(row.spool_id, row.message_envelope)
-        to = self._unseal(row.id, row.recipient)
-        return EndedDelivery(
-            delivery_id=row.id,
-            spool_id=row.spool_id,
-            message_id=row.message_id,
-            origin=Origin(row.message_origin),
-            target=TargetKind(row.target),
-            sender=envelope["sender"],
-            recipient=to["recipient"],
-            peer=envelope["peer"],
-            external_id=row.external_id,
-            content_type=row.message_content_type,
-            accepted_at=row.message_accepted_at,
-            ended_at=row.ended_at,
-            delivered=row.state == DeliveryState.DELIVERED.value,
-            code=row.code,
-            detail=row.detail,
-            content_blob=row.message_content_blob,
-            prepared_blob=row.prepared_blob,
-            envelope_id=envelope["envelope_id"],
-            notify=to["notify"],
-            original_recipient=to["original_recipient"],
-            flags=tuple(envelope["flags"]),
-            facts=json.loads(row.facts),
-        )
 
     def _step(
         self, spool_id: str, delivery_id: str, at: float, kind: str, code: str = "", detail: str = ""
@@ -612,25 +479,6 @@ class Spool:
     def _seal(self, row_id: str, values: Mapping[str, object]) -> bytes:
         return self._vault.seal(json.dumps(values).encode(), b"mta:" + row_id.encode())
 
-    def _unseal(self, row_id: str, sealed: bytes) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(self._vault.unseal(sealed, b"mta:" + row_id.encode()))
-        return values
-
-
-def _ended_deliveries() -> Select[Any]:
-    return (
-        select(deliveries, *_message_columns(), messages.c.external_id)
-        .join_from(deliveries, messages)
-        .where(deliveries.c.state != _READY)
-        .order_by(deliveries.c.ended_at)
-    )
-
-
-def _message_columns() -> list[Any]:
-    """The message's columns a delivery is worked on with, labelled apart from its own."""
-    wanted = ("origin", "envelope", "content_type", "content_blob", "accepted_at")
-    return [messages.c[name].label(f"message_{name}") for name in wanted]
-
 
 def _new_id(now: float) -> str:
     """32 hexadecimal digits that grow with time, so that new rows are neighbours in the index."""
@@ -647,15 +495,6 @@ def _destination(delivery: NewDelivery) -> str:
     if delivery.target is TargetKind.MLLP:
         return f"mllp:{delivery.recipient}"[:300]
     return str(delivery.target.value)
-
-
-def _by_dedup_key(dedup_key: str) -> Any:
-    return select(messages.c.id, messages.c.reply).where(messages.c.dedup_key == dedup_key)
-
-
-def _by_external_id(external_id: str) -> Any:
-    """By its partial index, which SQLite uses only when its condition is repeated."""
-    return and_(messages.c.external_id == external_id, messages.c.external_id != "")
 
 
 def _held(lease: Lease) -> tuple[Any, Any]:

@@ -83,6 +83,23 @@ steps = Table(
     Column("detail", Text, nullable=False),
 )
 
+awaited_receipts = Table(
+    "mta_awaited_receipts",
+    metadata,
+    Column("delivery_id", String(32), ForeignKey("mta_deliveries.id"), primary_key=True),
+    Column("accepted_at", Float, nullable=False, index=True, comment="of its message"),
+    comment="delivered to an operator that reports in our place and has not done so yet",
+)
+
+breakdowns = Table(
+    "mta_breakdowns",
+    metadata,
+    Column("delivery_id", String(32), ForeignKey("mta_deliveries.id"), primary_key=True),
+    Column("times", Integer, nullable=False, comment="attempts in a row that broke down"),
+    Column("crashes", Integer, nullable=False, comment="the last of them in a row that ended with the process"),
+    comment="deliveries whose handling broke down at their last attempt",
+)
+
 correspondents = Table(
     "mta_correspondents",
     metadata,

@@ -2,7 +2,8 @@
 
 One task per delivery, bounded overall and per destination. A destination that has all its places taken is not claimed
 for, so its queue stays on disk and never stands in front of another's. Stages and targets may be killed, hang or raise:
-the attempt ends before its lease does, and what is not settled is tried again with the same bytes.
+the attempt ends before its lease does, and what is not settled is tried again with the same bytes. What breaks down
+each time is parked by the spool after a while (`Spool.settle`, `Spool.recover`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from mta import refusals
 from mta.bell import Bell
+from mta.delivery import Lease
 from mta.message import Deferred, Failed, Message, Origin, Outcome, Phase, Stage, Target, TargetKind
-from mta.spool import Lease, Spool
+from mta.spool import Spool
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
 
@@ -35,6 +37,8 @@ DSN_FACTS = "dsn."
 """Facts under this prefix (`dsn.notify`, `dsn.envid`, `dsn.orcpt`) tell a target what the sender asked for, RFC 3461
 §4, as received. They come from the envelope at each attempt and are never kept with a prepared message."""
 
+_STORE_FAILURES = (StoreUnavailableError, SQLAlchemyError, OSError)
+"""What breaks for every delivery at once, and passes: a full disk, a locked database."""
 _AS_ACCEPTED = frozenset((TargetKind.DOSSIER, TargetKind.MLLP))
 """Targets that are handed what was accepted, byte for byte."""
 
@@ -53,6 +57,8 @@ class WorkerOptions:
     """Longer than an attempt and what waits before it; another node takes over after that."""
     poll_seconds: float = 5.0
     """How often to look for what other nodes accepted."""
+    stalled_seconds: float = 30.0
+    """Without a look at the spool that succeeds, the worker is no longer at work."""
     pause_after_error_seconds: float = 1.0
     threads: int = 16
     """For the spool's blocking calls."""
@@ -82,9 +88,17 @@ class Worker:
         self._bell = Bell()
         self._stopping = False
         self._finished = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Lease] = {}
         self._running: Counter[str] = Counter()
         self._waiting: defaultdict[str, deque[Lease]] = defaultdict(deque)
+        self._looked: float | None = None
+        """Monotonic time of the last look at the spool that succeeded."""
+
+    @property
+    def at_work(self) -> bool:
+        """Whether `run` is running and reaches the spool. From any thread."""
+        looked, ended = self._looked, self._stopping or self._finished.is_set()
+        return looked is not None and not ended and time.monotonic() - looked < self._options.stalled_seconds
 
     def wake(self) -> None:
         """Something is due: look now. From any thread, at any time."""
@@ -99,6 +113,7 @@ class Worker:
                 self._bell.forget()
                 try:
                     pause = await self._turn()
+                    self._looked = time.monotonic()
                 except Exception as error:
                     _report("the spool does not answer", error)
                     pause = self._options.pause_after_error_seconds
@@ -110,24 +125,32 @@ class Worker:
             self._finished.set()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Claim nothing more, give what runs `drain_seconds` to end, cancel the rest (its leases expire or are
-        recovered at the next start), give back what was not begun."""
+        """Claim nothing more, give back what was not begun, give what runs `drain_seconds` to end, cancel the rest and
+        give it back too: being interrupted in good order is no breakdown."""
         self._stopping = True
         self._bell.ring_here()
         waiting = [lease for queue in self._waiting.values() for lease in queue]
         self._waiting.clear()
-        if waiting:
-            try:
-                await self._in_thread(self._spool.release, waiting)
-            except Exception as error:  # recovered at the next start; what runs must still be waited for
-                _report("what was not begun could not be given back", error)
+        await self._give_back(waiting)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=drain_seconds)
+            interrupted = [self._tasks[task] for task in late]
             for task in late:
                 task.cancel()
+            if late:
+                await asyncio.wait(late)
+            await self._give_back(interrupted)
         if self._bell.heard:
             await self._finished.wait()
         self._threads.shutdown(wait=False)
+
+    async def _give_back(self, leases: list[Lease]) -> None:
+        """What fails here is recovered at the next start; what runs must still be waited for."""
+        if leases:
+            try:
+                await self._in_thread(self._spool.release, leases)
+            except Exception as error:
+                _report("leases could not be given back", error)
 
     async def _turn(self) -> float:
         """Start what can start, claim more when there is room. Returns how long to sleep, in seconds."""
@@ -139,7 +162,9 @@ class Worker:
         busy = {name for name, queue in self._waiting.items() if queue}
         busy |= {name for name, running in self._running.items() if running >= options.per_destination}
         limit = min(free, options.batch)
-        leases = await self._in_thread(self._spool.claim, limit, options.lease_seconds, busy)
+        holding = {lease.delivery_id for lease in self._tasks.values()}
+        holding |= {lease.delivery_id for queue in self._waiting.values() for lease in queue}
+        leases = await self._in_thread(self._spool.claim, limit, options.lease_seconds, busy, holding)
         if self._stopping:
             await self._in_thread(self._spool.release, leases)
             return 0
@@ -148,7 +173,8 @@ class Worker:
         await self._start_waiting()
         if len(leases) == limit:
             return 0
-        due = await self._in_thread(self._spool.next_due, busy)
+        holding |= {lease.delivery_id for lease in leases}
+        due = await self._in_thread(self._spool.next_due, busy, holding)
         return options.poll_seconds if due is None else min(max(due - self._clock(), 0.02), options.poll_seconds)
 
     async def _start_waiting(self) -> None:
@@ -166,7 +192,7 @@ class Worker:
                     stale.append(lease)  # it could expire under our hands
                     continue
                 task = asyncio.create_task(self._work(lease))
-                self._tasks.add(task)
+                self._tasks[task] = lease
                 self._running[destination] += 1
                 task.add_done_callback(partial(self._ended, destination))
             if not queue:
@@ -175,7 +201,7 @@ class Worker:
             await self._in_thread(self._spool.release, stale)
 
     def _ended(self, destination: str, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         self._running[destination] -= 1
         if not self._running[destination]:
             del self._running[destination]
@@ -188,6 +214,9 @@ class Worker:
                 outcome = await self._attempt(lease)
         except TimeoutError:
             outcome = Deferred(Refused(refusals.ATTEMPT_TIMEOUT))
+        except _STORE_FAILURES as error:  # no fault of this delivery, so none that counts against it
+            _report(f"delivery {lease.delivery_id} stopped", error)
+            outcome = Deferred(Refused(refusals.SPOOL_UNAVAILABLE, type(error).__name__))
         except Exception as error:
             _report(f"delivery {lease.delivery_id} stopped", error)
             outcome = Deferred(Refused(refusals.INTERNAL_ERROR, type(error).__name__))
@@ -206,7 +235,7 @@ class Worker:
                 return
             except Exception as error:
                 _report(f"delivery {lease.delivery_id} could not be settled", error)
-                passing = isinstance(error, (StoreUnavailableError, DBAPIError))
+                passing = isinstance(error, _STORE_FAILURES)
             if not passing or self._stopping or self._clock() + pause >= lease.expires:
                 return
             await asyncio.sleep(pause)
@@ -231,12 +260,14 @@ class Worker:
             repeated=lease.prepared_blob is not None,
         )
         if lease.target not in _AS_ACCEPTED and lease.prepared_blob is None:
-            for phase in phases(lease.origin, lease.target):
-                for stage in self._stages:
-                    applied = await stage.apply(message, phase)
-                    if isinstance(applied, Refused):
-                        return Failed(applied) if applied.refusal.permanent else Deferred(applied)
-                    message = applied
+            try:
+                async with asyncio.timeout(self._options.attempt_seconds / 2):
+                    applied = await self._apply_stages(lease, message)
+            except TimeoutError:  # no partner is slow here: this content is more than our own code can do
+                return Deferred(Refused(refusals.INTERNAL_ERROR, "preparing took too long"))
+            if isinstance(applied, Refused):
+                return Failed(applied) if applied.refusal.permanent else Deferred(applied)
+            message = applied
             facts = {name: value for name, value in message.facts.items() if not name.startswith(DSN_FACTS)}
             if not await self._in_thread(self._spool.keep_prepared, lease, message.content, facts):
                 _log.warning("delivery %s was prepared under a stale lease: ignored", lease.delivery_id)
@@ -245,6 +276,15 @@ class Worker:
         if target is None:
             return Deferred(Refused(refusals.NO_ROUTE, f"no {lease.target.value} target here"))
         return await target.deliver(replace(message, facts={**message.facts, **_dsn_facts(lease)}))
+
+    async def _apply_stages(self, lease: Lease, message: Message) -> Message | Refused:
+        for phase in phases(lease.origin, lease.target):
+            for stage in self._stages:
+                applied = await stage.apply(message, phase)
+                if isinstance(applied, Refused):
+                    return applied
+                message = applied
+        return message
 
     def _load(self, lease: Lease) -> bytes:
         prepared = self._spool.prepared(lease)

@@ -10,6 +10,7 @@ for the mail domain, so the caller asks `peer_name` after the handshake and comp
 
 from __future__ import annotations
 
+import functools
 import ssl
 from pathlib import Path
 
@@ -59,25 +60,24 @@ def service_server_context(certificate_chain_pem: Path, key_pem: Path) -> ssl.SS
     return _context(ssl.PROTOCOL_TLS_SERVER, certificate_chain_pem, key_pem)
 
 
-def peer_certificate(connection: ssl.SSLObject | ssl.SSLSocket) -> x509.Certificate | None:
-    """The peer's certificate, only when this connection required and verified one; None before the handshake too."""
+def peer_name(connection: ssl.SSLObject | ssl.SSLSocket) -> DistinguishedName | None:
+    """The subject of the peer's certificate, only when this connection required and verified one; None before the
+    handshake too."""
     if connection.context.verify_mode is not ssl.CERT_REQUIRED:
         return None
     try:
         der = connection.getpeercert(binary_form=True)
-        return x509.load_der_x509_certificate(der) if der else None
-    except (ValueError, x509.InvalidVersion):  # no handshake yet, or DER that OpenSSL tolerates and our parser does not
+    except ValueError:  # no handshake yet
         return None
+    return _subject(der) if der else None
 
 
-def peer_name(connection: ssl.SSLObject | ssl.SSLSocket) -> DistinguishedName | None:
-    """The subject of the peer's verified certificate; None under the conditions of `peer_certificate`."""
-    certificate = peer_certificate(connection)
-    if certificate is None:
-        return None
+@functools.lru_cache(maxsize=256)
+def _subject(der: bytes) -> DistinguishedName | None:
+    """Remembered for as many certificates as a trust space has operators: doors ask again for every command."""
     try:
-        return DistinguishedName.from_x509(certificate.subject)
-    except ValueError:  # names are parsed lazily
+        return DistinguishedName.from_x509(x509.load_der_x509_certificate(der).subject)
+    except (ValueError, x509.InvalidVersion):  # DER that OpenSSL tolerates and our parser does not
         return None
 
 

@@ -1,4 +1,5 @@
-"""Technical acknowledgements: `ACK^<event>^ACK` with MSA, and one ERR per refusal or warning.
+"""Technical acknowledgements: `ACK^<event>^ACK` with MSA, and one ERR per refusal or warning; and how any answer is
+written in the separators and character set of the message it answers.
 
 HL7 v2.5 §2.9.2 and §2.15; volet "Transmission de documents CDA-R2 en HL7 v2" v2.1. The header is found even in a
 frame too damaged to be read, because a sender without an answer sends again for ever.
@@ -32,6 +33,8 @@ _CONDITIONS = {
 }
 _FRENCH_CODES = frozenset(str(code) for code in range(900, 907))
 _LONGEST_HEADER = 8192
+UTF_8 = "UNICODE UTF-8"
+"""MSH-18 of an answer to a message whose own value we do not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,11 @@ class AckHeader:
     charset: str = ""
     """MSH-18."""
     separators: Separators = field(default=STANDARD_SEPARATORS)
+
+    @property
+    def codec(self) -> str | None:
+        """Python's name of the character set; None when MSH-18 is empty or says nothing we know."""
+        return CHARSETS.get(self.charset.upper().replace(self.separators.repetition, " ").strip())
 
 
 def header_of(frame: bytes) -> AckHeader:
@@ -92,94 +100,97 @@ def header_of(frame: bytes) -> AckHeader:
 def accept(header: AckHeader, control_id_own: str, at: datetime, warnings: Sequence[Refused | Finding] = ()) -> bytes:
     """`MSA|AA`: we have taken responsibility. A warning tells what was tolerated or what cannot be delivered
     (ERR-4 `W`). `control_id_own` is our MSH-10, `at` an aware time."""
-    lines = [_msh(header, control_id_own, at), _line(header, "MSA", "AA", header.control_id)]
-    lines += [_err(header, warning, "W") for warning in warnings]
-    return _encode(lines, header)
+    return _answer(header, control_id_own, at, "AA", [_err(header, warning, "W") for warning in warnings])
 
 
 def refuse(header: AckHeader, control_id_own: str, at: datetime, refused: Refused | Sequence[Refused]) -> bytes:
     """`MSA|AE`, or `MSA|AR` when every refusal is circumstantial: one ERR for each."""
     several = [refused] if isinstance(refused, Refused) else list(refused)
     code = "AE" if not several or any(r.refusal.hl7 is HL7Code.AE for r in several) else "AR"
-    lines = [_msh(header, control_id_own, at), _line(header, "MSA", code, header.control_id)]
-    lines += [_err(header, one, "E") for one in several]
-    return _encode(lines, header)
+    return _answer(header, control_id_own, at, code, [_err(header, one, "E") for one in several])
 
 
-def _msh(header: AckHeader, control_id: str, at: datetime) -> str:
-    separators = header.separators
-    kind = separators.component.join(("ACK", header.event, "ACK")) if header.event else "ACK"
-    fields = [
-        separators.encoding_characters,
+def _answer(header: AckHeader, control_id_own: str, at: datetime, code: str, errors: list[str]) -> bytes:
+    kind = ("ACK", header.event, "ACK") if header.event else ("ACK",)
+    unknown = bool(header.charset) and header.codec is None
+    charset = UTF_8 if unknown else header.charset
+    opening = msh(header, control_id_own, at, kind, header.version or "2.5", header.country, charset)
+    codec = "utf-8" if unknown else header.codec or "ascii"
+    return encoded([opening, segment(header, "MSA", code, header.control_id), *errors], codec)
+
+
+def _err(header: AckHeader, problem: Refused | Finding, severity: str) -> str:
+    if isinstance(problem, Finding):
+        condition = coded(header, "0", _CONDITIONS["0"], "messageErrorCondition")
+        what = coded(header, f"{problem.code} {problem.location}")
+        return segment(header, "ERR", "", "", condition, severity, "", "", what)
+    refusal = problem.refusal
+    table = "applicationErrorCondition" if refusal.application in _FRENCH_CODES else "SMTPERRORCODE"
+    return segment(
+        header,
+        "ERR",
+        "",
+        coded(header, *problem.location.split("^")),
+        coded(header, refusal.condition, _CONDITIONS.get(refusal.condition, ""), "messageErrorCondition"),
+        severity,
+        coded(header, refusal.application, refusal.text_fr, table) if refusal.application else "",
+        "",
+        coded(header, " ".join(part for part in (refusal.code, problem.detail) if part)),
+        coded(header, refusal.text_fr),
+    )
+
+
+# Any answer
+
+
+def msh(
+    header: AckHeader,
+    control_id: str,
+    at: datetime,
+    kind: Sequence[str],
+    version: str,
+    country: str,
+    charset: str,
+    *more: str,
+) -> str:
+    """MSH of an answer to `header`: sender and receiver change places. `kind` is MSH-9 by component, `more` what
+    follows MSH-18, as it is to stand there."""
+    return segment(
+        header,
+        "MSH",
+        header.separators.encoding_characters,
         header.receiving_application,
         header.receiving_facility,
         header.sending_application,
         header.sending_facility,
         at.strftime("%Y%m%d%H%M%S%z"),
         "",
-        kind,
-        escape(control_id, separators),
+        # echoed as sent, our own parts need no escaping
+        header.separators.component.join(kind),
+        coded(header, control_id),
         header.processing_id or "P",
-        header.version or "2.5",
-        "",
-        "",
-        "",
-        "",
-        header.country,
-        _declared(header),
-    ]
-    return _line(header, "MSH", *fields)
-
-
-def _err(header: AckHeader, problem: Refused | Finding, severity: str) -> str:
-    if isinstance(problem, Finding):
-        condition = _coded(header, "0", _CONDITIONS["0"], "messageErrorCondition")
-        what = _safe(header, f"{problem.code} {problem.location}")
-        return _line(header, "ERR", "", "", condition, severity, "", "", what)
-    refusal = problem.refusal
-    table = "applicationErrorCondition" if refusal.application in _FRENCH_CODES else "SMTPERRORCODE"
-    application = _coded(header, refusal.application, refusal.text_fr, table) if refusal.application else ""
-    diagnostic = " ".join(part for part in (refusal.code, problem.detail) if part)
-    return _line(
-        header,
-        "ERR",
-        "",
-        header.separators.component.join(_safe(header, step) for step in problem.location.split("^")),
-        _coded(header, refusal.condition, _CONDITIONS.get(refusal.condition, ""), "messageErrorCondition"),
-        severity,
-        application,
-        "",
-        _safe(header, diagnostic),
-        _safe(header, refusal.text_fr),
+        version,
+        *("", "", "", ""),
+        country,
+        charset,
+        *more,
     )
 
 
-def _coded(header: AckHeader, *components: str) -> str:
-    return header.separators.component.join(_safe(header, part) for part in components)
+def coded(header: AckHeader, *components: str) -> str:
+    """A field of these components, escaped."""
+    return header.separators.component.join(escape(component, header.separators) for component in components)
 
 
-def _safe(header: AckHeader, text: str) -> str:
-    return escape(text, header.separators)
-
-
-def _line(header: AckHeader, *fields: str) -> str:
+def segment(header: AckHeader, *fields: str) -> str:
+    """Fields that are escaped already; empty ones at the end are left out."""
     return header.separators.field.join(fields).rstrip(header.separators.field)
 
 
-def _declared(header: AckHeader) -> str:
-    """MSH-18 of the answer: the sender's when we know it, UTF-8 when not."""
-    return header.charset if not header.charset or _charset_name(header) in CHARSETS else "UNICODE UTF-8"
-
-
-def _charset_name(header: AckHeader) -> str:
-    return header.charset.upper().replace(header.separators.repetition, " ").strip()
-
-
-def _encode(lines: list[str], header: AckHeader) -> bytes:
-    """Segments end with CR."""
-    codec = CHARSETS.get(_charset_name(header), "utf-8") if header.charset else "ascii"
-    text = "".join(line + "\r" for line in lines)
+def encoded(segments: Sequence[str], codec: str) -> bytes:
+    """Segments end with CR. What the character set does not have is left out."""
+    text = "".join(line + "\r" for line in segments)
     if codec == "ascii":
-        # Our sentences are French: a letter without its accent reads better than a question mark.
+        # Our sentences are French: a letter without its accent reads better than none.
         text = unicodedata.normalize("NFKD", text)
     return text.encode(codec, "ignore")

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 _READ = 64 * 1024
 _MAX_ANSWER = 256 * 1024
+_MAX_OTHERS = 20
+"""Answers to other messages that are passed over before ours."""
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
@@ -164,6 +166,7 @@ async def _converse(
     writer.write(frame)
     await writer.drain()
     heard = False
+    others = 0
     while True:
         data = await reader.read(_READ)
         if not data:
@@ -175,6 +178,9 @@ async def _converse(
             about, answer = _read(event.payload)
             if about == control_id:
                 return answer
+            others += 1
+            if others > _MAX_OTHERS:
+                raise _BrokenError(refusals.ANSWER_UNREADABLE, "answers to other messages only")
             log.warning("mllp.answer-to-another-message")
 
 

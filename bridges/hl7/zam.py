@@ -7,16 +7,13 @@ receiver that gets one twice recognises it by MSH-10.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from bridges.hl7.acknowledgement import AckHeader
-from bridges.hl7.er7 import CHARSETS, escape
+from bridges.hl7.acknowledgement import UTF_8, AckHeader, coded, encoded, msh, segment
 
 _CODING_SYSTEM = "AckMetierZAM"
-_DEFAULT_CHARSET = "UNICODE UTF-8"
 
 
 class ZamEvent(Enum):
@@ -89,79 +86,44 @@ def compose(original: AckHeader, control_id_own: str, acknowledgement: Acknowled
 
     `original` is its MSH (`acknowledgement.header_of`): sender and receiver change places, MSH-10 goes into OBX-4.
     """
-    mark = original.separators
-    codec = CHARSETS.get(original.charset.upper().replace(mark.repetition, " ").strip())
-    at = acknowledgement.at.strftime("%Y%m%d%H%M%S%z")
-
-    def coded(*components: str) -> str:
-        return mark.component.join(escape(component, mark) for component in components)
-
-    def segment(*fields: str) -> str:
-        return mark.field.join(fields).rstrip(mark.field) + "\r"
-
-    failure = acknowledgement.failure
-    status = coded("Y" if failure is None else "N", "", "expandedYes-NoIndicator")
-    profile = coded("2.1", "CISIS_CDA_HL7_V2")
+    event, failure = acknowledgement.event, acknowledgement.failure
+    opening = msh(
+        original,
+        control_id_own,
+        acknowledgement.at,
+        ("ZAM", event.value, "ZAM_Z01"),
+        "2.6",
+        "FRA",
+        original.charset if original.codec else UTF_8,
+        *("", ""),
+        coded(original, "2.1", "CISIS_CDA_HL7_V2"),
+    )
+    status = coded(original, "Y" if failure is None else "N", "", "expandedYes-NoIndicator")
     segments = [
-        segment(
-            "MSH",
-            mark.encoding_characters,
-            original.receiving_application,
-            original.receiving_facility,
-            original.sending_application,
-            original.sending_facility,
-            at,
-            "",
-            coded("ZAM", acknowledgement.event.value, "ZAM_Z01"),
-            control_id_own,
-            original.processing_id or "P",
-            "2.6",
-            *("", "", "", ""),
-            "FRA",
-            original.charset if codec else _DEFAULT_CHARSET,
-            *("", ""),
-            profile,
-        ),
-        segment("EVN", "", at),
-        segment(
-            "OBX",
-            "1",
-            "CWE",
-            coded(*_STATUS[acknowledgement.event], _CODING_SYSTEM),
-            original.control_id,
-            status,
-            *("", "", "", "", ""),
-            "F",
-        ),
+        opening,
+        segment(original, "EVN", "", acknowledgement.at.strftime("%Y%m%d%H%M%S%z")),
+        _obx(original, "1", "CWE", _STATUS[event], original.control_id, status),
     ]
-    if acknowledgement.event in _PARTY:
-        segments.append(
-            segment(
-                "OBX",
-                "2",
-                "XTN",
-                coded(*_PARTY[acknowledgement.event], _CODING_SYSTEM),
-                escape(acknowledgement.identifier, mark),
-                coded("", "", "X.400", acknowledgement.address),
-                *("", "", "", "", ""),
-                "F",
-            )
-        )
+    if event in _PARTY:
+        address = coded(original, "", "", "X.400", acknowledgement.address)
+        segments.append(_obx(original, "2", "XTN", _PARTY[event], coded(original, acknowledgement.identifier), address))
     if failure is not None:
         segments.append(
             segment(
+                original,
                 "ERR",
                 *("", ""),
-                coded("207", "Application error", "messageErrorCondition"),
+                coded(original, "207", "Application error", "messageErrorCondition"),
                 "E",
-                coded(failure.code, failure.label, failure.table.value),
+                coded(original, failure.code, failure.label, failure.table.value),
                 "",
-                escape(failure.diagnostic, mark),
-                escape(failure.advice, mark),
+                coded(original, failure.diagnostic),
+                coded(original, failure.advice),
             )
         )
-    text = "".join(segments)
-    if codec == "ascii":
-        # a letter without its accent reads better than none
-        text = unicodedata.normalize("NFKD", text)
-    return text.encode(codec or "utf-8", "ignore")
+    return encoded(segments, original.codec or "utf-8")
+
+
+def _obx(original: AckHeader, number: str, kind: str, what: tuple[str, str], sub_id: str, value: str) -> str:
+    observed = coded(original, *what, _CODING_SYSTEM)
+    return segment(original, "OBX", number, kind, observed, sub_id, value, *("", "", "", "", ""), "F")

@@ -9,30 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import secrets
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
 from typing import TypeVar
 
+import structlog
+
 from mta import refusals
-from mta.header import author_of
-from mta.message import Origin, TargetKind
+from mta.delivery import Accepted, NewDelivery, Submission
+from mta.header import author_of, message_id_of, originators_of
+from mta.message import DeliveryState, Origin, TargetKind
+from mta.notifications import DispositionNotification, parse_notification
 from mta.smtp.address import domain_of
 from mta.smtp.session import DoorSession, Limits, Transaction
 from mta.smtp.target import Operators
-from mta.spool import NewDelivery, Spool, Submission
+from mta.spool import Spool
 from smime.mime import Entity, MimeError, parse_entity
 from trust.accounts import Accounts, Identity
 from trust.refusals import Refused
 
-_log = logging.getLogger("relais.mta.smtp")
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -46,6 +49,13 @@ class DoorOptions:
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     threads: int = 16
     """For what blocks: directory, accounts, spool. Accepts that wait together share one disk sync."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    spool_id: str
+    new: bool
+    """False: it was kept before."""
 
 
 class _Door(ABC):
@@ -92,6 +102,7 @@ class _Door(ABC):
 
     def _opened(self, session: DoorSession) -> bool:
         if len(self._sessions) >= self._options.limits.connections:
+            log.warning("smtp.too-many-connections", door=self.origin.value)
             return False
         self._sessions.add(session)
         return True
@@ -109,66 +120,99 @@ class _Door(ABC):
     @abstractmethod
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused: ...
 
-    def _judge(self, session: DoorSession, header: Entity, author: str) -> Refused | None:
+    def _judge(self, session: DoorSession, transaction: Transaction, header: Entity, content: bytes) -> Refused | None:
         """More reasons to refuse the content; may block."""
         return None
 
     @abstractmethod
     def _peer(self, session: DoorSession) -> str:
-        """Who hands the message over, as the spool keeps it."""
+        """Who hands the message over, as the spool keeps it and the log names it; empty for nobody yet."""
 
-    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str:
+    def refused(self, session: DoorSession, step: str, refused: Refused) -> None:
+        """See `mta.smtp.session.Policy`. A detail names no patient (`Refused.detail`); no address is logged."""
+        log.warning(
+            "smtp.refused",
+            door=self.origin.value,
+            step=step,
+            code=refused.refusal.code,
+            detail=refused.detail,
+            peer=self._peer(session),
+            client=session.client,
+        )
+
+    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
         """See `mta.smtp.session.Policy`."""
+        peer = self._peer(session)  # now: a client that hangs up takes its certificate with it
         try:
-            return await self._in_thread(self._keep, session, self._peer(session), transaction, content)
+            kept = await self._in_thread(self._keep, session, peer, transaction, content)
         except OSError as error:
-            _log.error("the spool cannot write: %s", errno.errorcode.get(error.errno or 0, "unknown"))
+            log.error("smtp.not-kept", door=self.origin.value, error=errno.errorcode.get(error.errno or 0, "unknown"))
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            return Refused(refusals.STORAGE_FULL if full else refusals.SPOOL_UNAVAILABLE).reply
+            return Refused(refusals.STORAGE_FULL if full else refusals.SPOOL_UNAVAILABLE)
         except Exception as error:
-            _log.error("the spool cannot accept: %s", type(error).__name__)
-            return Refused(refusals.SPOOL_UNAVAILABLE).reply
-
-    def _keep(self, session: DoorSession, peer: str, transaction: Transaction, content: bytes) -> str:
-        try:
-            header = parse_entity(content)
-        except MimeError:
-            return Refused(refusals.HEADER_INVALID).reply
-        author = author_of(header)
-        if author is None:
-            return Refused(refusals.HEADER_INVALID).reply
-        if len(header.values("received")) >= self._options.limits.hops:
-            return Refused(refusals.TOO_MANY_HOPS).reply
-        refused = self._judge(session, header, author)
-        if refused is not None:
-            return refused.reply
-        # without a Message-ID a repeat cannot be told from another message that happens to say the same
-        dedup_key = _dedup_key(peer, transaction, content) if header.values("message-id") else secrets.token_hex(32)
-        message_id, content = self._identified(header, content)
-        kept = self._spool.accept(
-            Submission(
-                origin=self.origin,
-                sender=transaction.sender or "",
-                peer=peer,
-                content=content,
-                content_type="message/rfc822",
-                deliveries=tuple(
-                    NewDelivery(each.address, each.target, notify=each.notify, original_recipient=each.orcpt)
-                    for each in transaction.recipients
-                ),
-                dedup_key=dedup_key,
-                message_id_domain=self._options.hostname,
-                envelope_id=transaction.envid,
-                flags=(f"RET={transaction.ret}",) if transaction.ret else (),
-                message_id=message_id,
-            )
+            log.error("smtp.not-kept", door=self.origin.value, exc_info=error)
+            return Refused(refusals.SPOOL_UNAVAILABLE)
+        if isinstance(kept, Refused):
+            return kept
+        log.info(
+            "smtp.accepted" if kept.new else "smtp.duplicate",
+            door=self.origin.value,
+            spool_id=kept.spool_id,
+            peer=peer,
+            client=session.client,
+            recipients=len(transaction.recipients),
+            size=len(content),
         )
         return f"250 2.6.0 {kept.spool_id} kept"
 
+    def _keep(self, session: DoorSession, peer: str, transaction: Transaction, content: bytes) -> _Kept | Refused:
+        try:
+            header = parse_entity(content)
+        except MimeError:
+            return Refused(refusals.HEADER_INVALID)
+        if author_of(header) is None:
+            return Refused(refusals.HEADER_INVALID)
+        if len(header.values("received")) >= self._options.limits.hops:
+            return Refused(refusals.TOO_MANY_HOPS)
+        refused = self._judge(session, transaction, header, content)
+        if refused is not None:
+            return refused
+        # without a Message-ID a repeat cannot be told from another message that happens to say the same
+        dedup_key = _dedup_key(peer, transaction, content) if header.values("message-id") else secrets.token_hex(32)
+        message_id, content = self._identified(header, content)
+        submission = Submission(
+            origin=self.origin,
+            sender=transaction.sender or "",
+            peer=peer,
+            content=content,
+            content_type="message/rfc822",
+            deliveries=tuple(
+                NewDelivery(each.address, each.target, notify=each.notify, original_recipient=each.orcpt)
+                for each in transaction.recipients
+            ),
+            dedup_key=dedup_key,
+            message_id_domain=self._options.hostname,
+            envelope_id=transaction.envid,
+            flags=(f"RET={transaction.ret}",) if transaction.ret else (),
+            message_id=message_id,
+        )
+        while True:
+            kept = self._spool.accept(submission)
+            if isinstance(kept, Accepted):
+                return _Kept(kept.spool_id, True)
+            # Whom it failed to reach, and whose sender was told so, is meant when the same message comes again.
+            failed = {
+                each.recipient for each in self._spool.deliveries(kept.spool_id) if each.state is DeliveryState.FAILED
+            }
+            again = tuple(each for each in submission.deliveries if each.recipient in failed)
+            if not again:
+                return _Kept(kept.spool_id, False)
+            key = sha256(f"{submission.dedup_key}:again:{kept.spool_id}".encode()).hexdigest()
+            submission = replace(submission, deliveries=again, dedup_key=key)
+
     def _identified(self, header: Entity, content: bytes) -> tuple[str, bytes]:
         """Message-ID (empty: the spool makes one for the trace) and the content to keep."""
-        ids = header.values("message-id")
-        return (ids[0] if len(ids) == 1 and 2 < len(ids[0]) <= 250 else ""), content
+        return message_id_of(header), content
 
 
 class OperatorDoor(_Door):
@@ -205,7 +249,8 @@ class OperatorDoor(_Door):
         return Refused(refusals.MAILBOX_UNKNOWN)
 
     def _peer(self, session: DoorSession) -> str:
-        return str(session.certificate_name())
+        name = session.certificate_name()
+        return "" if name is None else str(name)
 
 
 class SubmissionDoor(_Door):
@@ -253,14 +298,26 @@ class SubmissionDoor(_Door):
             return TargetKind.MAILBOX if self._exists(recipient) else Refused(refusals.MAILBOX_UNKNOWN)
         return TargetKind.SMTP if self._is_trusted(domain) else Refused(refusals.RECIPIENT_NOT_TRUSTED, domain)
 
-    def _judge(self, session: DoorSession, header: Entity, author: str) -> Refused | None:
-        return None if self._may_sign(session, author) else Refused(refusals.SENDER_NOT_ALLOWED)
+    def _judge(self, session: DoorSession, transaction: Transaction, header: Entity, content: bytes) -> Refused | None:
+        """Everybody the header says wrote or sent it is this identity; under a null reverse-path it is a read receipt.
+
+        Sending systems believe a delivery notification because only servers send with a null reverse-path: nobody who
+        logs in may write one.
+        """
+        originators = originators_of(header)
+        if originators is None:
+            return Refused(refusals.HEADER_INVALID)
+        if not all(self._may_sign(session, address) for address in originators):
+            return Refused(refusals.SENDER_NOT_ALLOWED)
+        if not transaction.sender and not isinstance(parse_notification(content), DispositionNotification):
+            return Refused(refusals.SENDER_NOT_ALLOWED)
+        return None
 
     def _may_sign(self, session: DoorSession, address: str) -> bool:
         return self._accounts.may_sign_as(_identity(session), address)
 
     def _peer(self, session: DoorSession) -> str:
-        return _identity(session).id
+        return _identity(session).id if session.identity is not None else ""
 
     def _identified(self, header: Entity, content: bytes) -> tuple[str, bytes]:
         """A submission server adds what a poor client forgot (RFC 6409 §8)."""

@@ -16,7 +16,9 @@ MAX_LINES = 128
 
 _LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])(.*))?", re.DOTALL)
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
-_ADDRESS = re.compile(r"[^\s<>()\[\]:;,\"]+@[^\s<>()\[\]:;,\"]+")
+_WORD = r"[^\s<>()\[\]:;,\"]"
+_ADDRESS = re.compile(rf"(?<!{_WORD}){_WORD}+@{_WORD}+")
+"""From the beginning of a word only: tried at each of its characters, a long word without @ takes quadratic time."""
 _NUMBER = re.compile(r"[0-9][0-9A-Z ]{11,}[0-9A-Z]")
 
 

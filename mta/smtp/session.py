@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import structlog
 from aiosmtpd import smtp as aiosmtpd_smtp
 
 from mta import refusals
@@ -27,7 +28,7 @@ from trust.names import DistinguishedName
 from trust.refusals import Refused
 from trust.tls import peer_name
 
-_log = logging.getLogger("relais.mta.smtp")
+log = structlog.get_logger(__name__)
 
 # aiosmtpd logs every command and address, in which a patient's identity may stand
 logging.getLogger("mail.log").addFilter(lambda record: False)
@@ -76,7 +77,10 @@ class Limits:
     """Between two commands (RFC 5321 §4.5.3.2.7)."""
     data_seconds: float = 900.0
     """For one whole DATA, however slowly it trickles."""
-    authentication_failures: int = 3
+    stranger_seconds: float = 60.0
+    """To say who one is, by certificate or password; whoever does not would hold a place others wait for."""
+    authentication_failures: int = 10
+    """Per connection; more than lock an account, so that its owner is told that it is locked."""
     commands: int = 10_000
     """Of one kind per connection."""
 
@@ -111,8 +115,12 @@ class Policy(Protocol):
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused: ...
 
-    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str:
-        """The reply to the final dot: positive only when the message is safely kept."""
+    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
+        """The positive reply to the final dot, only when the message is safely kept; or why it is not."""
+        ...
+
+    def refused(self, session: DoorSession, step: str, refused: Refused) -> None:
+        """Told of every refusal of the catalogue, before the client is; `step` is the SMTP command."""
         ...
 
 
@@ -135,7 +143,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         on_close: Callable[[DoorSession], None],
     ) -> None:
         super().__init__(
-            _Hooks(),
+            _Hooks(self),
             data_size_limit=limits.message_bytes,
             hostname=hostname,
             ident="ESMTP Relais",
@@ -153,6 +161,9 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         self._turned_away = False
         self._greeted = False
         self._failures = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self.client = ""
+        """Its IP address, for the log."""
         self.transaction = Transaction()
         self.identity: object | None = None
         """Who authenticated, as the policy put it."""
@@ -166,12 +177,23 @@ class DoorSession(aiosmtpd_smtp.SMTP):
             transport.write(b"421 4.3.2 Too many connections, try again later\r\n")
             transport.close()
             return
+        if self._patience is None:
+            peer = transport.get_extra_info("peername")
+            self.client = str(peer[0]) if peer else ""
+            self._patience = self.loop.call_later(self._limits.stranger_seconds, self._end_stranger)
         super().connection_made(transport)
+
+    def _end_stranger(self) -> None:
+        known = self.identity if self._offers_authentication else self.certificate_name()
+        if known is None:
+            self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._turned_away:
             return
         self._on_close(self)
+        if self._patience is not None:
+            self._patience.cancel()
         if self.transport is not None:
             super().connection_lost(error)
 
@@ -205,6 +227,10 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         elif len(code) == 3 and code[0] in "245" and words[:2] != f"{code[0]}.":
             text = f"{code} {_DEFAULT_ENHANCED.get(code, f'{code[0]}.0.0')} {words}"
         await super().push(text.encode("ascii", "replace"))
+
+    async def _refuse(self, step: str, refused: Refused) -> None:
+        self._policy.refused(self, step, refused)
+        await self.push(refused.reply)
 
     # Commands
 
@@ -261,17 +287,15 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         if refused is None:
             await self.push("235 2.7.0 Authentication successful")
             return
+        await self._refuse("AUTH", refused)
         self._failures += 1
         if self._failures >= self._limits.authentication_failures:
-            await self.push("421 4.7.0 Too many failed authentications")
             self.close()
-            return
-        await self.push(refused.reply)
 
     async def _sasl_plain(self, initial: str) -> tuple[str, str] | None:
         data = _base64(initial.encode()) if initial else await self._challenge("")
         parts = [] if data is None else data.split(b"\0")
-        if len(parts) != 3:
+        if len(parts) != 3 or parts[0] not in (b"", parts[1]):  # RFC 4616 §2: nobody acts for somebody else here
             return None
         return _credentials(parts[1], parts[2])
 
@@ -295,7 +319,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         if await self.check_helo_needed():
             return
         if self._offers_authentication and self.identity is None:
-            await self.push(Refused(refusals.AUTHENTICATION_REQUIRED).reply)
+            await self._refuse("MAIL", Refused(refusals.AUTHENTICATION_REQUIRED))
             return
         if self.transaction.sender is not None:
             await self.push("503 5.5.1 A transaction is already open, use RSET")
@@ -305,27 +329,30 @@ class DoorSession(aiosmtpd_smtp.SMTP):
             await self.push("501 5.1.7 Syntax: MAIL FROM:<address> [parameters]")
             return
         wrong = self._mail_parameters(path)
+        if isinstance(wrong, Refused):
+            await self._refuse("MAIL", wrong)
+            return
         if wrong:
             await self.push(wrong)
             return
         refused = await self._policy.check_sender(self, path.address)
         if refused is not None:
-            await self.push(refused.reply)
+            await self._refuse("MAIL", refused)
             return
         self.transaction.sender = path.address
         self.transaction.ret = path.parameters.get("RET", "").upper()
         self.transaction.envid = path.parameters.get("ENVID", "")
         await self.push("250 2.1.0 Sender accepted")
 
-    def _mail_parameters(self, path: PathCommand) -> str:
-        """The reply that refuses them, empty when they are right."""
+    def _mail_parameters(self, path: PathCommand) -> str | Refused:
+        """What refuses them, empty when they are right."""
         for name, value in path.parameters.items():
             match name:
                 case "SIZE":
                     if not value.isdigit() or len(value) > 20:
                         return "501 5.5.4 SIZE takes a number"
                     if int(value) > self._limits.message_bytes:
-                        return Refused(refusals.MESSAGE_TOO_LARGE).reply
+                        return Refused(refusals.MESSAGE_TOO_LARGE)
                 case "BODY":
                     if value.upper() not in ("7BIT", "8BITMIME"):
                         return "501 5.5.4 BODY is 7BIT or 8BITMIME"
@@ -359,11 +386,11 @@ class DoorSession(aiosmtpd_smtp.SMTP):
             await self.push("555 5.5.4 Unknown RCPT parameter")
             return
         if len(self.transaction.recipients) >= self._limits.recipients:
-            await self.push(Refused(refusals.TOO_MANY_RECIPIENTS).reply)
+            await self._refuse("RCPT", Refused(refusals.TOO_MANY_RECIPIENTS))
             return
         target = await self._policy.check_recipient(self, path.address)
         if isinstance(target, Refused):
-            await self.push(target.reply)
+            await self._refuse("RCPT", target)
             return
         known = any(each.address.lower() == path.address.lower() for each in self.transaction.recipients)
         if not known:
@@ -390,12 +417,12 @@ class DoorSession(aiosmtpd_smtp.SMTP):
             self.close()
             return
         transaction = self.transaction
-        if isinstance(content, Refused):
-            reply = content.reply
-        else:
-            reply = await self._policy.accept(self, transaction, content)
+        reply = content if isinstance(content, Refused) else await self._policy.accept(self, transaction, content)
         self._create_envelope()
-        await self.push(reply)
+        if isinstance(reply, Refused):
+            await self._refuse("DATA", reply)
+        else:
+            await self.push(reply)
 
     async def _read_content(self) -> bytes | Refused:
         """The content without dot-stuffing; what follows the final dot stays in the reader for the next command."""
@@ -438,10 +465,17 @@ class DoorSession(aiosmtpd_smtp.SMTP):
 class _Hooks:
     """aiosmtpd asks its handler only about errors."""
 
+    def __init__(self, session: DoorSession) -> None:
+        self._session = session
+
     async def handle_exception(self, error: Exception) -> str:
         """Nothing of the error is logged but its kind: its text may quote the session."""
-        if not isinstance(error, aiosmtpd_smtp.TLSSetupException):
-            _log.error("session stopped: %s", type(error).__name__)
+        if isinstance(error, aiosmtpd_smtp.TLSSetupException):
+            cause = error.__cause__ or error.__context__
+            reason = cause.reason if isinstance(cause, ssl.SSLError) else type(cause).__name__
+            log.warning("smtp.tls-failed", client=self._session.client, reason=reason)
+        else:
+            log.error("smtp.command-failed", client=self._session.client, exc_info=error)
         return Refused(refusals.SPOOL_UNAVAILABLE).reply
 
 

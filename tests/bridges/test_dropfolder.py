@@ -196,6 +196,66 @@ def test_nobody_reached_is_no_error_of_the_sender(folder: Path, house: House) ->
     assert {"lettre.courrier-1.pdf", "lettre.courrier-2.pdf"} <= set(names(folder / "done"))
 
 
+def test_a_group_that_may_write_may_read_the_answers(folder: Path, house: House) -> None:
+    folder.chmod(0o2770)
+    drop(folder)
+    assert looked(folder, house.letters) == 1
+    assert (folder / "done").stat().st_mode & 0o777 == 0o750
+    for name in ("lettre.courrier-1.pdf", "lettre.result.json"):
+        assert (folder / "done" / name).stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+def test_a_list_in_any_encoding_of_the_desk(folder: Path, house: House, encoding: str) -> None:
+    drop(folder)
+    (folder / "lettre.to").write_bytes(f"{DOCTOR}\r\nDr Zoé|1 rue|75000 PARIS\r\n".encode(encoding))
+    assert looked(folder, house.letters) == 1
+    told = result_of(folder)
+    assert told["reached"] == [DOCTOR]
+    assert [one["recipient"] for one in told["unreached"]] == ["Dr Zoé"]  # type: ignore[attr-defined]
+
+
+def test_a_full_disk_after_sending_sends_once(folder: Path, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop(folder)
+    troubles = iter([OSError(28, "No space left on device")])
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if trouble := next(troubles, None):
+            raise trouble
+        fsync(descriptor)
+
+    submit = house.letters.submit
+
+    def then_full(*args: object, **options: object) -> LetterResult:
+        result = submit(*args, **options)  # type: ignore[arg-type]
+        monkeypatch.setattr(os, "fsync", full)
+        return result
+
+    monkeypatch.setattr(house.letters, "submit", then_full)
+    watch = DropFolder(folder, house.letters, SERVICE, 0.0)
+    with structlog.testing.capture_logs():
+        assert [watch.look() for _ in range(3)] == [0, 0, 1]
+    assert house.spool.counts()[DeliveryState.READY] == 1
+    assert not [name for name in names(folder / "done") if name.endswith(".part")]
+    assert result_of(folder)["duplicate"] is True
+
+
+async def test_nothing_in_the_folder_ends_the_gateway(folder: Path, house: House) -> None:
+    """An answer of ours that somebody replaced by one no parser returns from, beside a letter to send."""
+    (folder / "done").mkdir()
+    (folder / "done" / "x.to").write_text(DOCTOR)
+    (folder / "done" / "x.result.json").write_text("[" * 200_000)
+    drop(folder)
+    watch = DropFolder(folder, house.letters, SERVICE, 0.005)
+    running = asyncio.create_task(watch.run())
+    async with asyncio.timeout(20):
+        while not (folder / "done" / "lettre.xml").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await watch.stop()
+        await running
+
+
 def test_links_pipes_and_folders_are_never_followed(folder: Path, house: House, tmp_path: Path) -> None:
     secret = tmp_path / "secret.xml"
     secret.write_bytes(reports.cda())

@@ -128,6 +128,37 @@ def test_fifteen_correspondents_and_none_stops_another(make: Make, spool: Spool)
     assert {d.recipient for d in deliveries if d.state is DeliveryState.FAILED} == {UNTRUSTED, UNKNOWN}
 
 
+def test_all_paper_of_one_call_shares_its_pages(make: Make) -> None:
+    """Fifteen letters of many megabytes are one document in memory and on the control socket."""
+    papers = submit(make(), *(f"Dr {n}|1 place|69000 LYON" for n in range(15))).unreached
+    assert len(papers) == 15
+    assert len({id(one.pages) for one in papers}) == 1
+    assert len({one.cover for one in papers}) == 15
+
+
+def test_a_repeated_address_keeps_where_it_is_posted_to(make: Make) -> None:
+    result = submit(make(), UNKNOWN, f"{UNKNOWN.upper()}|Dr Inconnu|3 place|69000 LYON", UNKNOWN)
+    (one,) = result.unreached
+    assert "69000 LYON" in text_of(one.printed)
+
+
+def test_a_malformed_address_is_told_as_it_was_written(make: Make) -> None:
+    pasted = "Dr Alix ESSAI <Alix@test-ci-sis.mssante.fr>"
+    result = submit(make(), pasted, REACHED[0], pasted)
+    assert result.reached == (REACHED[0],)
+    assert [(one.recipient, one.code) for one in result.unreached] == [(pasted, "bridges.address-invalid")]
+
+
+@pytest.mark.parametrize("hidden", ["\udce9", "\u200b", "\x07", "\u202e"])
+def test_an_address_is_never_repaired_into_another(make: Make, spool: Spool, hidden: str) -> None:
+    """An undecodable accent left out of `andré.x@…` would be the mailbox of somebody else."""
+    result = submit(make(), f"andr{hidden}.x@test-ci-sis.mssante.fr")
+    assert [one.code for one in result.unreached] == ["bridges.address-invalid"]
+    assert sum(spool.counts().values()) == 0
+    both = submit(make(), "andr.x@test-ci-sis.mssante.fr", f"andr{hidden}.x@test-ci-sis.mssante.fr")
+    assert (len(both.reached), len(both.unreached)) == (1, 1)
+
+
 def test_what_is_kept_is_the_hospitals_own_message(make: Make, spool: Spool) -> None:
     result = submit(make(), *FIFTEEN)
     lease = spool.claim(1, 60)[0]

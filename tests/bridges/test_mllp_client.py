@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -166,6 +167,20 @@ async def test_an_answer_to_another_message_is_passed_over() -> None:
     assert receiver.connections == 1
     async with target(Receiver(says(positive(message(control_id="Z9").content))), answer=0.2) as client:
         assert reason(await client.deliver(message())) == SILENT
+
+
+async def test_endless_answers_to_others_are_cut() -> None:
+    async def babble(frame: bytes, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(positive(message(control_id="Z9").content))
+                await writer.drain()
+
+    receiver = Receiver(babble)
+    with structlog.testing.capture_logs() as logs:
+        async with target(receiver) as client, asyncio.timeout(5):
+            assert reason(await client.deliver(message())) == ANSWER_UNREADABLE
+    assert len(logs) < 100
 
 
 @pytest.mark.parametrize(

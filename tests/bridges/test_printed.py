@@ -21,10 +21,24 @@ SENDER = ("Hôpital des essais", "sortie@hopital.example")
 MILLIMETRE = 72 / 25.4
 
 
+def always_seen(height: float, width: float, above: float, folded: float) -> tuple[float, float, float, float]:
+    """What a window of 100 x 45 mm, 20 mm from the right and `above` mm over the lower edge of the envelope, shows of
+    a sheet 210 mm wide and `folded` mm high wherever it slides: left, top, right, bottom from the sheet's corner."""
+    left, right = width - 120, width - 20
+    top, bottom = height - above - 45, height - above
+    return left, top, right - (width - 210), bottom - (height - folded)
+
+
+DL = always_seen(110, 220, 20, 99)
+C5 = always_seen(162, 229, 60, 148.5)
+SEEN = (90, 34, 200, 102)
+"""What may be seen in one position or another."""
+
+
 def printed_letter(own: bytes | None = None, address: tuple[str, ...] = ADDRESS) -> bytes:
     letter = document(pdf=own, narrative="Sortie à domicile, état stable.")
     pages = printed.document_pages(report(letter), letter, Audience.PROFESSIONAL)
-    return printed.print_ready(letter, pages, address, SENDER, AT)
+    return printed.bind(printed.cover(letter, address, SENDER, AT), pages)
 
 
 def pages_of(data: bytes) -> list[str]:
@@ -64,26 +78,36 @@ def boxes(data: bytes) -> dict[str, tuple[float, float, float, float]]:
         ADDRESS,
         (
             "CENTRE HOSPITALIER UNIVERSITAIRE DES ESSAIS ET DES ÉPREUVES RÉUNIS",
-            *("ligne",) * 7,
+            *(f"ligne {n}" for n in range(7)),
             "99999 ESSAIVILLE-SUR-ESSAI CEDEX",
         ),
         ("adresse.tres.longue" * 10 + "@hopital.example",),
+        ("Dr Zoé ŒUVRÉ-ÇELİK", "Cabinet médical", "Bâtiment B", "12 rue des Essais", "75000 PARIS CEDEX"),
     ],
 )
 def test_the_address_stands_in_the_window(address: tuple[str, ...]) -> None:
     found = boxes(printed_letter(address=address))
-    in_window = {text: box for text, box in found.items() if box[0] > 100 and box[1] < 90}
-    for text, (left, top, right, bottom) in in_window.items():
-        assert 104 <= left <= 110, text
-        assert top >= 45, text
-        assert right <= 200, text
-        assert bottom <= 85, text
-    assert next(iter(in_window)).startswith(address[0][:10])
-    assert list(in_window)[-1].startswith(address[-1][:20])
-    # nothing else, above all nothing that names the patient, can show in the window
-    for text, (_, top, right, _) in found.items():
-        if text not in in_window:
-            assert right < 100 or top > 99, text
+    shown = {text: box for text, box in found.items() if box[2] > SEEN[0] and box[1] < SEEN[3] and box[0] < SEEN[2]}
+    for text, (left, top, right, bottom) in shown.items():
+        assert DL[0] <= left, text
+        assert top >= DL[1], text
+        assert right <= DL[2], text
+        assert bottom <= DL[3], text
+        if len(address) <= 5:
+            assert left >= C5[0], text
+            assert top >= C5[1], text
+            assert bottom <= C5[3], text
+    # the address, and nothing else, above all nothing that names the patient
+    assert next(iter(shown)).startswith(address[0][:10])
+    assert list(shown)[-1].startswith(address[-1][:20])
+    assert len(shown) == min(len(address), 6)
+
+
+def test_a_long_name_goes_on_below_while_lines_are_free() -> None:
+    name = "CENTRE HOSPITALIER UNIVERSITAIRE DES ESSAIS ET DES ÉPREUVES RÉUNIS"
+    cover = " ".join(pages_of(printed_letter(address=(name, *ADDRESS[1:])))[0].split())
+    assert name in cover
+    assert "…" not in cover
 
 
 def test_the_patient_stands_below_the_fold() -> None:
@@ -131,7 +155,6 @@ def test_the_same_letter_is_the_same_sheet() -> None:
 def test_odd_characters_and_a_missing_font(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     assert pages_of(printed_letter(address=("Dr \u4e2d\u202e\x07\U0001f600", "", "\ud800")))
     letter = replace(document(), pdf=None)
-    pages = printed.document_pages(report(letter), letter, Audience.PATIENT)
     monkeypatch.setattr(pdf, "FONT_DIRECTORY", tmp_path)
     with pytest.raises(pdf.FontMissingError):
-        printed.print_ready(letter, pages, ADDRESS, SENDER, AT)
+        printed.cover(letter, ADDRESS, SENDER, AT)

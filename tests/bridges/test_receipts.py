@@ -98,6 +98,7 @@ class Gateway:
         signature: str = "none",
         signer: str = "-",
         opened: bool = True,
+        outcome: Outcome = Delivered("250 kept"),  # noqa: B008 - frozen
     ) -> EndedDelivery:
         """A mail delivered into a local mailbox, as the open stage leaves it."""
         self.spool.accept(
@@ -114,7 +115,7 @@ class Gateway:
         )
         verdict = f"X-Relais-Verdict: decrypted=yes; signature={signature};\r\n signer={signer}; path=ok\r\n".encode()
         facts = {"verdict": f"decrypted=yes; signature={signature}; path=ok; dkim=pass"} if opened else {}
-        return self.settle(Delivered("250 kept"), verdict + content, facts)
+        return self.settle(outcome, verdict + content, facts)
 
     async def zam(self, *ends: EndedDelivery) -> list[Er7Message]:
         """What these ends make the consumer say; each is shown twice, as after a crash."""
@@ -157,10 +158,17 @@ def shown(message: Er7Message) -> tuple[str, str, str]:
     return message.header.field(9).component(2).text, value, "".join(errors)
 
 
-def dsn(envelope_id: str, *groups: RecipientStatus) -> bytes:
+def dsn(
+    envelope_id: str,
+    *groups: RecipientStatus,
+    message_id: str = "",
+    author: str = "postmaster@test-ci-sis.mssante.fr",
+) -> bytes:
     return compose_dsn(
-        DeliveryNotification(groups, original_envelope_id=envelope_id, reporting_mta="b.example"),
-        author="postmaster@test-ci-sis.mssante.fr",
+        DeliveryNotification(
+            groups, original_envelope_id=envelope_id, original_message_id=message_id, reporting_mta="b.example"
+        ),
+        author=author,
         to=LABORATORY,
         subject="x",
         text="x",
@@ -302,6 +310,7 @@ async def test_one_receipt_for_two_recipients_and_the_original_address_first(gat
         {"sender": "user@test-ci-sis.mssante.fr"},
         {"origin": Origin.SUBMISSION},
         {"origin": Origin.SYSTEM},
+        {"origin": Origin.COLLECTED},
         {"signature": "invalid"},
         {"signature": "mismatch"},
         {"opened": False},
@@ -315,6 +324,74 @@ async def test_a_receipt_from_who_cannot_know_is_not_believed(gateway: Gateway, 
     with structlog.testing.capture_logs() as logs:
         assert await gateway.zam(receipt) == []
     assert "@" not in str(logs)
+
+
+@pytest.mark.parametrize(
+    ("author", "believed"),
+    [
+        ("MAILER-DAEMON@mx1.test-ci-sis.mssante.fr", True),
+        ("PostMaster@test-ci-sis.mssante.fr", True),
+        ("MicrosoftExchange329e71ec88ae4615bbc36ab6ce41109e@test-ci-sis.mssante.fr", True),
+        (OTHER_DOCTOR, False),
+        (DOCTOR.address, False),
+        ("postmaster.x@test-ci-sis.mssante.fr", False),
+        ("a.postmaster@test-ci-sis.mssante.fr", False),
+    ],
+)
+@pytest.mark.parametrize("signature", ["none", "valid"])
+async def test_a_user_of_the_recipients_operator_writes_no_receipts(
+    gateway: Gateway, author: str, believed: bool, signature: str
+) -> None:
+    """A user may submit with a null reverse-path, and one who got the same report knows its envelope id."""
+    spool_id = gateway.report()
+    sent = gateway.settle(Delivered("250 queued", reports=True))
+    content = dsn(spool_id, status("failed", "5.1.1"), message_id=sent.message_id, author=author)
+    messages = await gateway.zam(gateway.mail(content, signature=signature, signer=author))
+    assert [shown(message) for message in messages] == ([("Z02", "N", "550")] if believed else [])
+
+
+async def test_a_receipt_the_full_mailbox_did_not_take(gateway: Gateway) -> None:
+    spool_id = gateway.report()
+    gateway.settle(Delivered("250 queued", reports=True))
+    full = Failed(Refused(mta_refusals.REMOTE_REFUSED, "RCPT: 552 5.2.2 full"))
+    (message,) = await gateway.zam(gateway.mail(dsn(spool_id, status("delivered")), outcome=full))
+    assert shown(message) == ("Z02", "Y", "")
+
+
+@pytest.mark.parametrize(
+    ("message_id", "to", "peer", "expected"),
+    [
+        ("", DOCTOR.address, OPERATOR, [("Z02", "N", "550")]),
+        ("", OTHER_DOCTOR, OPERATOR, []),
+        ("", DOCTOR.address, "CN=another operator", []),
+        ("<other@labo.example>", DOCTOR.address, OPERATOR, []),
+        ("M1", DOCTOR.address, OPERATOR, []),
+    ],
+)
+async def test_a_mail_sent_back_by_a_server_that_was_given_no_envelope_id(
+    gateway: Gateway, message_id: str, to: str, peer: str, expected: list[tuple[str, str, str]]
+) -> None:
+    """It does not speak DSN: it took the mail, and its bounce names it by what it returns of it."""
+    gateway.report(NewDelivery(DOCTOR.address, TargetKind.SMTP), NewDelivery(OTHER_DOCTOR, TargetKind.SMTP))
+    sent = {}
+    for lease in gateway.spool.claim(10, 60.0):
+        gateway.spool.settle(lease, Delivered("250 queued"))
+        sent[lease.recipient] = lease.message_id
+    content = dsn("", status("failed", "5.1.1", to=to), message_id=message_id or sent[DOCTOR.address])
+    messages = await gateway.zam(gateway.mail(content, peer=peer))
+    assert [shown(message) for message in messages] == expected
+
+
+async def test_one_not_settled_does_not_hold_back_what_is(gateway: Gateway) -> None:
+    spool_id = gateway.report(NewDelivery(DOCTOR.address, TargetKind.SMTP), NewDelivery(OTHER_DOCTOR, TargetKind.SMTP))
+    first, second = gateway.spool.claim(10, 60.0)
+    gateway.spool.settle(first, Delivered("250", reports=True))
+    receipt = gateway.mail(dsn(spool_id, status("delivered", to=first.recipient)))
+    waiting = gateway.mail(dsn(spool_id, status("delivered", to=second.recipient)))
+    stranger = gateway.mail(dsn(spool_id, status("delivered", to=second.recipient)), peer="CN=another operator")
+    assert [shown(message) for message in await gateway.zam(receipt, stranger)] == [("Z02", "Y", "")]
+    with pytest.raises(NotSettledError):
+        await gateway.consumer.ended(waiting)
 
 
 @pytest.mark.parametrize("envelope_id", ["", "x" * 32, "0" * 32, "' OR 1=1"])

@@ -117,6 +117,7 @@ def test_the_identifier_is_stable_and_short() -> None:
         ("mta.mailbox-unknown", "", "550"),
         ("mta.remote-refused", "RCPT: 551 5.1.6 moved to 10.0.0.550", "551"),
         ("mta.remote-refused", "DATA: 571 5.7.1 no", "554"),
+        ("mta.remote-refused", "DATA: 425 no", "554"),
         ("mta.remote-refused", "", "554"),
         ("mta.expired", "mta.unreachable", "554"),
         ("directory.recipient-unknown", "", "550"),
@@ -142,6 +143,7 @@ def test_our_refusals_in_smtp_codes(code: str, detail: str, expected: str) -> No
         ("5.3.4 (too big)", "x-other; 5.3.4", "523"),
         ("4.4.7", "", "441"),
         ("4.9.9", "", "451"),
+        ("4.9.9", "smtp; 424 4.9.9 busy", "451"),
         ("", "", "554"),
         ("nonsense", "550x 250 ok", "554"),
     ],
@@ -153,5 +155,5 @@ def test_status_codes_in_smtp_codes(status: str, diagnostic: str, expected: str)
 def test_the_dossier_s_and_the_integrators_codes() -> None:
     assert dossier_failure("bridges.dossier-closed", CATALOGUE).code == "DMPClosed"
     assert dossier_failure("bridges.hl7-unreadable", CATALOGUE).code == "XDSRegistryError"
-    assert integration_failure("902").label == "Patient inconnu"
+    assert integration_failure("902").label == "Identifiant patient inconnu"
     assert integration_failure("123").code == integration_failure("").code == "906"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,6 +14,8 @@ from click.testing import CliRunner, Result
 from config import doctor
 from config.catalogue import CATALOGUE
 from config.cli import relais
+from config.control import ControlSocket
+from tests.support.private import service_directory
 
 
 def run(*arguments: str) -> Result:
@@ -33,6 +38,9 @@ def test_every_command_explains_itself() -> None:
         ("queue", "list"),
         ("journal", "verify"),
         ("serve", "--config", "absent.toml"),
+        ("trace", "MSG-1"),
+        ("submit", "--from", "a@b.fr", "--to", "c@d.fr", "--document", __file__),
+        ("bridge", "send", __file__),
     ],
 )
 def test_without_a_gateway_a_sentence_and_status_one(
@@ -53,9 +61,73 @@ def test_sending_to_nobody_says_the_message_was_not_accepted(tmp_path: Path) -> 
     assert "not accepted" in result.output
 
 
-def test_wrong_arguments_are_status_two() -> None:
-    assert run("up", "--port", "imaps=many").exit_code == 2
-    assert run("bridge", "send").exit_code == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("up", "--port", "imaps=many"),
+        ("up", "--port", "imaps=²"),
+        ("up", "--port", "imaps=65536"),
+        ("bridge", "send"),
+        ("bridge", "send", "--to", "127.0.0.1:99999", __file__),
+        ("bridge", "send", "--to", "127.0.0.1:²", __file__),
+        ("bridge", "send", "--to", ":2575", __file__),
+        ("submit", "--from", "a@b.fr", "--to", "c@d.fr", "--document", "absent.xml"),
+        ("submit", "--from", "a@b.fr", "--document", __file__),
+        ("trace",),
+        ("nothing",),
+    ],
+)
+def test_wrong_arguments_are_status_two(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.output
+
+
+def test_what_is_no_host_or_no_message_is_a_sentence(tmp_path: Path) -> None:
+    envelope = tmp_path / "envelope.hl7"
+    envelope.write_bytes(b"\x0bMSH|^~\\&|\x1c\r")
+    for arguments in (("..:2575", __file__), ("127.0.0.1:1", str(envelope))):
+        result = run("bridge", "send", "--to", *arguments)
+        assert result.exit_code == 1
+        assert "not accepted" in result.output
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "nonsense", '{"mllp": 1}'])
+def test_endpoints_nobody_can_read_are_a_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "endpoints.json").write_text(content)
+    result = run("bridge", "send", "--state", str(tmp_path), __file__)
+    assert result.exit_code == 1
+    assert "endpoints.json cannot be read" in result.output
+
+
+def test_a_document_past_the_limit_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    large = tmp_path / "large.xml"
+    with large.open("wb") as file:
+        file.truncate(60_000_000)
+    result = run("submit", "--from", "a@b.fr", "--to", "c@d.fr", "--document", str(large), "--state", str(tmp_path))
+    assert result.exit_code == 1
+    assert "bridges.document-too-large" in result.output
+
+
+def test_a_gateway_that_is_away_hides_no_other(tmp_path: Path) -> None:
+    async def trace(request: Mapping[str, Any]) -> Any:
+        return []
+
+    async def asked() -> Result:
+        with service_directory() as place:
+            (place / "one").mkdir()
+            (place / "two").mkdir()
+            (place / "one" / "control.sock").touch()  # left by one that was killed
+            control = ControlSocket(place / "two" / "control.sock", {"queue.counts": trace})
+            await control.start()
+            result = await asyncio.to_thread(run, "queue", "list", "--json", "--state", str(place))
+            await control.stop()
+            return result
+
+    result = asyncio.run(asked())
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"two": []}
+    assert "is it running" in result.stderr
 
 
 def test_the_catalogue_of_errors_is_complete_and_printable() -> None:
@@ -66,6 +138,28 @@ def test_the_catalogue_of_errors_is_complete_and_printable() -> None:
         assert refusal.text_fr.endswith(".")
         assert refusal.enhanced[0] == str(refusal.smtp)[0], refusal.code
         assert refusal.code.count(".") >= 1
+
+
+def test_the_printed_catalogue_names_every_code_once_in_both_languages() -> None:
+    lines = run("doctor", "--errors").output.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == sorted(CATALOGUE)
+    for refusal in CATALOGUE.values():
+        assert f"    {refusal.text}" in lines
+        assert f"    {refusal.text_fr}" in lines
+
+
+def test_a_state_that_is_no_directory_is_a_problem() -> None:
+    result = run("doctor", "--state", __file__)
+    assert result.exit_code == 1
+    assert "is no directory" in result.output
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"mllp": 1}', '{"imaps": 99999}', '{"imaps": null}'])
+def test_doctor_reads_any_state(tmp_path: Path, content: str) -> None:
+    for name in ("ports.json", "endpoints.json"):
+        (tmp_path / name).write_text(content)
+    findings = json.loads(run("doctor", "--state", str(tmp_path), "--json").stdout)
+    assert {row["subject"] for row in findings} >= {"clock", "disk"}
 
 
 def test_doctor_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

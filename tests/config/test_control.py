@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
+from bridges.cda import MAX_DOCUMENT_BYTES
 from config.control import ControlError, ControlSocket, ask
 from tests.support.private import service_directory
 from trust.refusals import HL7Code, Refusal, Refused
@@ -36,14 +37,18 @@ async def unspeakable(request: Mapping[str, Any]) -> Any:
     return {"bytes": b"\xff"}
 
 
-CALLS = {"echo": echo, "refuse": refuse, "fail": fail, "unspeakable": unspeakable}
+async def sleep(request: Mapping[str, Any]) -> Any:
+    await asyncio.sleep(1.0)
+
+
+CALLS = {"sleep": sleep, "echo": echo, "refuse": refuse, "fail": fail, "unspeakable": unspeakable}
 
 
 @asynccontextmanager
 async def answering() -> AsyncIterator[Path]:
     with service_directory() as place:
         path = place / "control.sock"
-        control = ControlSocket(path, CALLS)
+        control = ControlSocket(path, CALLS, request_limit=2**20)
         await control.start()
         try:
             yield path
@@ -98,6 +103,21 @@ async def test_every_no_is_a_sentence_and_the_door_stays_open(call: str, argumen
             with pytest.raises(ControlError, match=said):
                 await asked(path, call, **arguments)
             assert await asked(path, "echo", value=1) == 1
+
+
+async def test_a_document_of_the_largest_size_passes_both_ways() -> None:
+    document = "x" * (MAX_DOCUMENT_BYTES * 4 // 3)
+    with service_directory() as place:
+        control = ControlSocket(place / "control.sock", CALLS)
+        await control.start()
+        assert await asked(place / "control.sock", "echo", value=document) == document
+        await control.stop()
+
+
+async def test_a_gateway_that_is_slow_is_not_said_to_be_absent() -> None:
+    async with answering() as path:
+        with pytest.raises(ControlError, match="did not answer within"):
+            await asyncio.to_thread(ask, path, "sleep", 0.2)
 
 
 @pytest.mark.parametrize("line", [b"\n", b"[]\n", b"{}\n", b'{"call": []}\n', b"\xff\n", b"[" * 100_000 + b"\n"])

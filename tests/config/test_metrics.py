@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import math
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -108,16 +109,56 @@ async def test_metrics_say_how_the_road_stands_and_name_nobody(spool: Spool) -> 
     assert status == 200
     found = values(text)
     assert found["relais_up",] == 1
-    assert [found["relais_deliveries", state] for state in ("ready", "delivered", "failed")] == [2, 1, 1]
+    states = ("ready", "delivered", "failed", "parked")
+    assert [found["relais_deliveries", state] for state in states] == [2, 1, 1, 0]
     assert found["relais_queue_due",] == 1
     assert found["relais_unreported",] == 2
     assert 0 < found["relais_queue_oldest_seconds",] < 60
     assert 0 < found["relais_oldest_unacknowledged_seconds",] < 60
+    assert found["relais_receipts_awaited",] == 0
     assert 86_000 < found["relais_certificate_expiry_seconds", "operator"] <= 86_400
     assert found["process_resident_memory_bytes",] > 0
     assert any(name[0] == "relais_build_info" for name in found)
     assert "279035121518989" not in text
     assert "mssante" not in text
+
+
+async def test_unacknowledged_until_the_other_operator_s_receipt_is_here(spool: Spool) -> None:
+    accept(spool, "1", 1)
+    (lease,) = spool.claim(1, 60)
+    spool.settle(lease, Delivered("250 ok", reports=True))
+    (ended,) = spool.ended(1)
+    spool.reported(ended)
+    async with serving(spool) as port:
+        found = values((await ask(port, "/metrics"))[1])
+        assert found["relais_queue_oldest_seconds",] == 0
+        assert found["relais_receipts_awaited",] == 1
+        assert 0 < found["relais_oldest_unacknowledged_seconds",] < 60
+        spool.answered(ended, "delivered")
+        found = values((await ask(port, "/metrics"))[1])
+        assert found["relais_receipts_awaited",] == found["relais_oldest_unacknowledged_seconds",] == 0
+
+
+async def test_a_certificate_that_cannot_be_read_is_an_alarm_and_hides_nothing(spool: Spool) -> None:
+    server = MetricsServer(spool, lambda: [("operator", None)], {})
+    port = await server.start("127.0.0.1", 0)
+    try:
+        status, text = await ask(port, "/metrics")
+    finally:
+        await server.stop()
+    assert status == 200
+    assert values(text)["relais_certificate_expiry_seconds", "operator"] == -math.inf
+    assert values(text)["relais_up",] == 1
+
+
+async def test_ages_are_never_negative_when_the_clock_is_set_back(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(spool, "1", 1)
+    monkeypatch.setattr(spool, "_clock", lambda: 0.0)
+    async with serving(spool) as port:
+        found = values((await ask(port, "/metrics"))[1])
+    assert found["relais_queue_oldest_seconds",] == found["relais_oldest_unacknowledged_seconds",] == 0
 
 
 async def test_a_queue_that_cannot_be_read_is_said(spool: Spool, tmp_path: Path) -> None:

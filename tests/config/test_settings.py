@@ -65,3 +65,11 @@ def test_the_environment_overrides_a_key() -> None:
     assert loaded.settings.dossier.enabled is True
     with pytest.raises(SettingsError, match="spool"):
         load(REFERENCE, {"RELAIS_SPOOL__CONCURRENCY": "many"})
+
+
+def test_collected_mailboxes_have_names_of_their_own(tmp_path: Path) -> None:
+    text = REFERENCE.read_text()
+    section = "[[collect]]" + text.partition("\n[[collect]]")[2].partition("\n\n")[0]
+    assert "password_file" in section
+    with pytest.raises(SettingsError, match="same name"):
+        load(write(tmp_path, f"{text}\n{section}\n"), {})

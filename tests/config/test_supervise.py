@@ -19,11 +19,11 @@ from config.supervise import StartError, Supervisor
 
 
 class Server:
-    """A process that writes `up` when it has started; `prepare` fails as told."""
+    """A process that runs `first`, writes `up`, then runs `program`; `prepare` fails as told."""
 
-    def __init__(self, place: Path, program: str = "import signal; signal.pause()") -> None:
+    def __init__(self, place: Path, program: str = "import signal; signal.pause()", *, first: str = "") -> None:
         self.up = place / "up"
-        self.program = f"import pathlib; pathlib.Path({str(self.up)!r}).touch()\n{program}"
+        self.program = f"{first}\nimport pathlib; pathlib.Path({str(self.up)!r}).touch()\n{program}"
         self.failures: list[Exception] = []
         self.prepared = 0
 
@@ -188,9 +188,10 @@ async def test_what_others_need_to_the_last_is_ended_last(tmp_path: Path) -> Non
         place.mkdir()
         return Server(
             place,
-            "import signal, sys\n"
+            "signal.pause()",
+            first="import signal, sys\n"
             f"def end(*_):\n    open({str(ended)!r}, 'a').write({name!r} + ' ')\n    sys.exit()\n"
-            "signal.signal(signal.SIGTERM, end)\nsignal.pause()",
+            "signal.signal(signal.SIGTERM, end)",
         )
 
     async with supervising(tmp_path) as supervisor:

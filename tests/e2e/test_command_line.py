@@ -19,13 +19,15 @@ from tests.support.running import Running
 pytestmark = [pytest.mark.e2e]
 
 
-def relais(*arguments: str, state: Path | None = None, seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
+def relais(
+    *arguments: str, state: Path | None = None, seconds: float = 60, cwd: Path = Path("/")
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "config", *arguments],
         capture_output=True,
         check=False,
         timeout=seconds,
-        cwd="/",
+        cwd=cwd,
         env={**os.environ, **({"RELAIS_STATE": str(state)} if state else {})},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import smtplib
 import ssl
 import urllib.request
@@ -12,6 +13,7 @@ import pytest
 
 from tests.e2e.test_command_line import relais
 from tests.e2e.test_submission import letter
+from tests.support import reports
 from tests.support.private import give, until
 from tests.support.reports import cda
 from tests.support.running import Running
@@ -41,10 +43,77 @@ def test_one_call_reaches_whom_it_can_and_prints_for_the_others(up: Running, tmp
     assert len(list((tmp_path / "print").glob("*.pdf"))) == 4
     up.wait_settled()
     assert len(up.mails("gp")) == before + 1
-    again = relais("submit", "--from", HOSPITAL, *arguments, "--document", str(document), "--json", state=up.state)
+    printed = {path: path.read_bytes() for path in (tmp_path / "print").iterdir()}
+    again = relais(
+        "submit", "--from", HOSPITAL, *arguments, "--document", str(document), "--print-to", str(tmp_path / "print"),
+        "--json", state=up.state,
+    )  # fmt: skip
     assert json.loads(again.stdout)["duplicate"] is True
+    assert {path: path.read_bytes() for path in (tmp_path / "print").iterdir()} == printed
     up.wait_settled()
     assert len(up.mails("gp")) == before + 1
+
+
+def test_the_letters_of_two_calls_stand_side_by_side(up: Running, tmp_path: Path) -> None:
+    """Into the same folder, by default the one the call is made in: no letter to post takes another's place."""
+    document = tmp_path / "letter.xml"
+    document.write_bytes(cda(level=1, unique_id="1.2.250.1.999.7.2", set_id="1.2.250.1.999.7"))
+    files = []
+    for town in ("75012 PARIS", "69001 LYON"):
+        sent = relais(
+            "submit", "--from", HOSPITAL, "--to", f"Dr Jean SANSBOITE|12 rue des Lilas|{town}",
+            "--document", str(document), "--json", state=up.state, cwd=tmp_path,
+        )  # fmt: skip
+        assert sent.returncode == 0, sent.stderr
+        (unreached,) = json.loads(sent.stdout)["unreached"]
+        files.append(tmp_path / unreached["file"])
+    assert {path.parent for path in files} == {tmp_path / "letters-to-print"}
+    assert len(set(files)) == 2
+    for path in files:
+        assert path.read_bytes().startswith(b"%PDF-")
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_letters_that_cannot_be_written_are_told_and_not_lost(up: Running, tmp_path: Path) -> None:
+    document = tmp_path / "letter.xml"
+    document.write_bytes(cda(level=1, unique_id="1.2.250.1.999.7.3", set_id="1.2.250.1.999.7"))
+    (tmp_path / "taken").touch()
+    arguments = ("submit", "--from", HOSPITAL, "--to", DOCTOR, "--to", POSTAL, "--document", str(document), "--json")
+    sent = relais(*arguments, "--print-to", str(tmp_path / "taken" / "x"), state=up.state)
+    assert sent.returncode == 1
+    assert json.loads(sent.stdout)["reached"] == [DOCTOR]
+    assert b"--print-to" in sent.stderr
+    assert b"Traceback" not in sent.stderr
+    again = relais(*arguments, "--print-to", str(tmp_path / "print"), state=up.state)
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["duplicate"] is True
+    assert len(list((tmp_path / "print").iterdir())) == 1
+
+
+def test_a_document_with_many_pages_passes(up: Running, tmp_path: Path) -> None:
+    """Its own PDF of some megabytes, as scanners make them."""
+    pages = reports.pdf(["Lettre"]) + b"%" + os.urandom(3_000_000).replace(b"%%EOF", b"")
+    document = tmp_path / "letter.xml"
+    document.write_bytes(cda(level=1, unique_id="1.2.250.1.999.7.4", set_id="1.2.250.1.999.7", document_pdf=pages))
+    sent = relais(
+        "submit", "--from", HOSPITAL, "--to", DOCTOR, "--to", POSTAL, "--document", str(document),
+        "--print-to", str(tmp_path), "--json", state=up.state,
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    assert json.loads(sent.stdout)["reached"] == [DOCTOR]
+    assert list(tmp_path.glob("*.pdf"))
+
+
+def test_who_gets_neither_mail_nor_paper_is_not_called_printed(up: Running, tmp_path: Path) -> None:
+    document = tmp_path / "letter.xml"
+    document.write_bytes(cda(level=1, unique_id="1.2.250.1.999.7.5", set_id="1.2.250.1.999.7"))
+    patient = up.account("patient")["address"]
+    sent = relais(
+        "submit", "--from", HOSPITAL, "--to", patient, "--document", str(document), state=up.state, cwd=tmp_path
+    )
+    assert sent.returncode == 1
+    assert sent.stdout.startswith(f"not sent   {patient}".encode())
+    assert not (tmp_path / "letters-to-print").exists()
 
 
 def test_a_service_that_is_not_ours_cannot_send(up: Running, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import smtplib
 import ssl
 from email.message import EmailMessage
-from email.policy import SMTP
 from email.utils import make_msgid
 from pathlib import Path
 
@@ -77,33 +76,70 @@ def test_nothing_is_told_that_was_not_asked_for(up: Running) -> None:
     assert acknowledgements(up, "RECEIPT-3") == {}
 
 
-def test_reading_is_told_when_the_client_returns_the_receipt(up: Running) -> None:
-    message = oru("RECEIPT-5", flags=Flags(ack_reading=True))
-    up.accepted(message)
-    up.wait_settled()
-    (report,) = mails_about(up, "gp", digest_of(message))
-    account = up.account("gp")
-    receipt = EmailMessage()
-    receipt["From"] = account["address"]
-    receipt["To"] = report["Disposition-Notification-To"]
-    receipt["Subject"] = "Lu"
-    receipt["Message-ID"] = make_msgid(domain="test-ci-sis.mssante.fr")
-    receipt.make_mixed()
-    receipt.replace_header("Content-Type", "multipart/report; report-type=disposition-notification")
-    text = EmailMessage()
-    text.set_content("Le message a été affiché.\n")
-    told = EmailMessage()
-    told["Content-Type"] = "message/disposition-notification"
-    told.set_payload(
-        f"Final-Recipient: rfc822; {account['address']}\r\nOriginal-Message-ID: {report['Message-ID']}\r\n"
-        "Disposition: manual-action/MDN-sent-manually; displayed\r\n"
-    )
-    receipt.set_payload([text, told])
+THUNDERBIRD = """\
+Content-Type: multipart/report; report-type=disposition-notification; boundary="mdn"
+
+--mdn
+Content-Type: text/plain; charset=UTF-8
+Content-Transfer-Encoding: 8bit
+
+Le message a été affiché.
+--mdn
+Content-Type: message/disposition-notification; name="MDNPart2.txt"
+Content-Disposition: inline
+
+Final-Recipient: rfc822;{address}
+Original-Message-ID: {original}
+Disposition: manual-action/MDN-sent-manually; displayed
+
+--mdn--
+"""
+OUTLOOK = """\
+In-Reply-To: {original}
+Content-Type: multipart/report; boundary="_000_";
+\treport-type=disposition-notification
+
+--_000_
+Content-Type: text/html; charset="iso-8859-1"
+Content-Transfer-Encoding: quoted-printable
+
+<p>Lu=A0: r=E9sultats</p>
+--_000_
+Content-Type: message/disposition-notification
+
+Final-recipient: RFC822; {address}
+Disposition: automatic-action/MDN-sent-automatically;
+\tdisplayed
+
+--_000_--
+"""
+
+
+def submit(up: Running, role: str, to: str, content: str, sender: str | None = None) -> None:
+    """As a mail client of that account does, with a null reverse-path when `sender` is empty."""
+    account = up.account(role)
+    head = f"From: {account['address']}\nTo: {to}\nMessage-ID: {make_msgid()}\nSubject: Lu\nMIME-Version: 1.0\n"
     with smtplib.SMTP("127.0.0.1", up.endpoints["submission"]["port"], timeout=20) as client:
         client.starttls(context=ssl.create_default_context(cafile=up.endpoints["ca_file"]))
         client.login(account["user"], account["password"])
-        client.sendmail(account["address"], [receipt["To"]], receipt.as_bytes(policy=SMTP))
-    assert wait_for(up, "RECEIPT-5", "Z03") == ["Y"]
+        octets = (head + content).replace("\n", "\r\n").encode()
+        client.sendmail(account["address"] if sender is None else sender, [to], octets)
+
+
+@pytest.mark.parametrize(
+    ("control_id", "receipt", "sender"), [("RECEIPT-5", THUNDERBIRD, None), ("RECEIPT-6", OUTLOOK, "")]
+)
+def test_reading_is_told_when_the_client_returns_the_receipt(
+    up: Running, control_id: str, receipt: str, sender: str | None
+) -> None:
+    message = oru(control_id, flags=Flags(ack_reading=True))
+    up.accepted(message)
+    up.wait_settled()
+    (report,) = mails_about(up, "gp", digest_of(message))
+    to = report["Disposition-Notification-To"]
+    address = up.account("gp")["address"]
+    submit(up, "gp", to, receipt.format(address=address, original=report["Message-ID"]), sender)
+    assert wait_for(up, control_id, "Z03") == ["Y"]
 
 
 def test_trace_shows_every_step_of_both_messages_of_a_reused_identifier(up: Running) -> None:

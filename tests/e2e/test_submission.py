@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import smtplib
 import ssl
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
@@ -13,10 +15,15 @@ from email.utils import make_msgid
 
 import pytest
 
+from bridges.screening_refusals import ARCHIVE_REFUSED
+from mta import refusals
+from tests.support.private import until
 from tests.support.running import Running
+from trust.refusals import Refused
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("up")]
 
+SENDER_NOT_ALLOWED, MESSAGE_TOO_LARGE = Refused(refusals.SENDER_NOT_ALLOWED), Refused(refusals.MESSAGE_TOO_LARGE)
 LABORATORY = "resultats@labo-tilleuls.mssante.fr"
 
 
@@ -99,6 +106,47 @@ def test_impossible_recipients_are_refused_at_once(up: Running, recipient: str, 
     code, words = refused.value.recipients[recipient]
     assert 500 <= code < 600
     assert words.startswith(status)
+
+
+def test_the_sender_field_is_ones_own_as_well(up: Running) -> None:
+    account, mail = up.account("gp"), letter(up)
+    mail["Sender"] = "thomas.eric@medecin.mssante.fr"
+    with connected(up) as client:
+        client.login(account["user"], account["password"])
+        with pytest.raises(smtplib.SMTPDataError) as refused:
+            client.send_message(mail, from_addr=account["address"])
+    assert (refused.value.smtp_code, refused.value.smtp_error) == (550, SENDER_NOT_ALLOWED.reply[4:].encode())
+
+
+def test_too_large_a_message_is_refused_before_it_is_sent(up: Running) -> None:
+    account = up.account("gp")
+    with connected(up) as client:
+        client.login(account["user"], account["password"])
+        limit = int(client.esmtp_features["size"])
+        code, words = client.mail(account["address"], [f"size={limit + 1}"])
+    assert f"{code} {words.decode()}" == MESSAGE_TOO_LARGE.reply
+
+
+def test_a_zip_bomb_comes_back_with_its_reason(up: Running) -> None:
+    account, mail = up.account("gp"), letter(up)
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("resultats.txt", bytes(20_000_000))
+    mail.add_attachment(bomb.getvalue(), maintype="application", subtype="zip", filename="resultats.zip")
+    with connected(up) as client:
+        client.login(account["user"], account["password"])
+        client.send_message(mail)
+
+    def told() -> list[EmailMessage]:
+        return [found for found in up.mails("gp") if found["In-Reply-To"] == mail["Message-ID"]]
+
+    until(lambda: bool(told()), 30, "a notification")
+    (notification,) = told()
+    human = notification.get_body(("plain",))
+    assert human is not None
+    assert ARCHIVE_REFUSED.text_fr in human.get_content()
+    assert f"Code: {ARCHIVE_REFUSED.code} {ARCHIVE_REFUSED.enhanced}" in human.get_content()
+    assert not [found for found in up.mails("laboratory") if found["Message-ID"] == mail["Message-ID"]]
 
 
 def test_operators_come_with_a_certificate_or_not_at_all(up: Running) -> None:

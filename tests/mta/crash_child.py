@@ -34,7 +34,7 @@ class Protecting:
 
 
 class File:
-    """Recognises a delivery it has had, as a mailbox with a duplicate rule does; logs every call."""
+    """Recognises a delivery it has had, as a mailbox with a duplicate rule does; logs every call. Poison kills it."""
 
     def __init__(self, root: Path) -> None:
         self.calls = os.open(root / "calls", os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)
@@ -42,6 +42,8 @@ class File:
         self.box.mkdir(exist_ok=True)
 
     async def deliver(self, message: Message) -> Outcome:
+        if b"poison" in message.content:
+            os._exit(1)
         digest = sha256(message.content).hexdigest()
         os.write(self.calls, f"{message.delivery_id} {digest}\n".encode())
         await asyncio.sleep(0)

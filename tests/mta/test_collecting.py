@@ -64,7 +64,7 @@ def options_for(running: Running, user: str, **changes: object) -> CollectorOpti
 
 @asynccontextmanager
 async def collecting(options: CollectorOptions, spool: Spool) -> AsyncIterator[Collector]:
-    collector = Collector(options, spool, lambda address: address == HERE)
+    collector = Collector(options, spool, lambda address: address.endswith("@hopital.example"))
     task = asyncio.create_task(collector.run())
     try:
         yield collector
@@ -562,3 +562,72 @@ async def test_thousands_of_lines_in_one_packet_are_read(tmp_path: Path, make_sp
     server, spool = Scripted(tmp_path, search=chatter + b"* SEARCH 5\r\nTAG OK\r\n"), make_spool()
     async with scripted(server, spool) as collector:
         await eventually(lambda: collector.status.collected == 1)
+
+
+class Poisoned(Scripted):
+    """UIDs 5, 6 and 7; what concerns UID 5 ends as the test wants."""
+
+    def __init__(self, directory: Path, poison: bytes, *, already_its_size: bool) -> None:
+        super().__init__(directory, search=b"* SEARCH 5 6 7\r\nTAG OK\r\n")
+        self.poison = poison
+        self.already_its_size = already_its_size
+
+    def answer(self, tag: bytes, command: str) -> bytes:
+        if not command.startswith("UID FETCH"):
+            return super().answer(tag, command)
+        uids = [int(uid) for uid in command.split()[2].split(",")]
+        if 5 in uids and ("BODY" in command or self.already_its_size):
+            return self.poison.replace(b"TAG", tag)
+        if "SIZE" in command:
+            lines = [b"* %d FETCH (UID %d RFC822.SIZE 60)\r\n" % (uid - 4, uid) for uid in uids]
+        else:
+            (uid,) = uids
+            lines = [b"* %d FETCH (UID %d BODY[] {%d}\r\n%s)\r\n" % (uid - 4, uid, len(mail(uid)), mail(uid))]
+        return b"".join(lines) + tag + b" OK done\r\n"
+
+
+@pytest.mark.parametrize("already_its_size", [False, True])
+@pytest.mark.parametrize(
+    "poison",
+    [
+        b"TAG NO [SERVERBUG] it is broken\r\n",
+        b"TAG BAD\r\n",
+        b"* 1 FETCH (UID 5 BODY[] NIL)\r\nTAG OK\r\n",
+        b"* BYE it is broken\r\nZZZ9 OK nonsense\r\n",
+        b"* 1 FETCH (UID 5 BODY[] {" + b"9" * 5000 + b"}\r\n",
+    ],
+)
+async def test_what_cannot_be_fetched_holds_up_nobody(
+    tmp_path: Path, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture, poison: bytes, already_its_size: bool
+) -> None:
+    server, spool = Poisoned(tmp_path, poison, already_its_size=already_its_size), make_spool()
+    async with scripted(server, spool, message_seconds=0.3, idle_seconds=0.05) as collector:
+        await eventually(lambda: collector.status.collected == 2)
+        await eventually(lambda: collector.status.connected)
+        await eventually(lambda: collector.status.refused == 1)
+        server.poison = b"* 1 FETCH (UID 5 RFC822.SIZE 60 BODY[] {%d}\r\n%s)\r\nTAG OK\r\n" % (len(mail(5)), mail(5))
+        await eventually(lambda: collector.status.collected == 3)
+    assert sorted(content for _, content in kept(spool)) == [mail(5), mail(6), mail(7)]
+    assert len([r for r in caplog.records if "UID 5 cannot be fetched" in r.getMessage()]) == 1
+
+
+async def test_one_name_for_two_mailboxes_loses_nothing(running: Running, user: str, make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    for reader in (HERE, "autre@hopital.example"):
+        append(running, user, mail(1))
+        async with collecting(options_for(running, user, deliver_to=reader), spool) as collector:
+            await eventually(lambda one=collector: one.status.connected)
+    assert sorted(lease.recipient for lease, _ in kept(spool)) == ["autre@hopital.example", HERE]
+
+
+async def test_what_is_kept_is_logged_by_its_number(
+    tmp_path: Path, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    spool = make_spool()
+    async with scripted(Scripted(tmp_path), spool) as collector:
+        await eventually(lambda: collector.status.connected)
+    ((lease, _),) = kept(spool)
+    assert [r.getMessage() for r in caplog.records if "kept" in r.getMessage()] == [
+        f"collector m: message {lease.spool_id} kept"
+    ]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mta.breakdowns import BREAKDOWNS
 from mta.message import DeliveryState
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
@@ -38,12 +39,44 @@ class Child:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
+    def say(self, *keys: str) -> None:
+        with suppress(BrokenPipeError):
+            self.process.stdin.write("".join(f"{key}\n" for key in keys))
+            self.process.stdin.flush()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             with suppress(BrokenPipeError):
                 stream.close()
+
+
+@pytest.mark.e2e
+def test_one_message_that_kills_the_process_does_not_stop_the_others(tmp_path: Path) -> None:
+    vault = KeyVault.create(tmp_path / "vault")
+    reader = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+    metadata.create_all(reader.engine)
+    spool = Spool(reader, BlobStore(tmp_path / "blobs", vault), vault, node="reader", schedule=RetrySchedule())
+    innocent = [f"m{n}" for n in range(10)]
+    child, crashes = Child(tmp_path), 0
+    try:
+        child.say("poison", *innocent)
+
+        def restarted_until_the_rest_is_delivered() -> bool:
+            nonlocal child, crashes
+            if child.process.poll() is not None:
+                child.kill()
+                child, crashes = Child(tmp_path), crashes + 1
+                child.say(*innocent)  # whoever saw no acknowledgement repeats
+            return crashes > 0 and spool.counts()[DeliveryState.DELIVERED] >= 2 * len(innocent)
+
+        until(restarted_until_the_rest_is_delivered, 40.0, what="the others being delivered")
+        assert 0 < crashes < BREAKDOWNS
+        assert spool.counts()[DeliveryState.READY] == 2, "the poison waits for its next chance"
+    finally:
+        child.kill()
+        reader.close()
 
 
 @pytest.mark.e2e
@@ -61,14 +94,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_comes_twice(tmp_path: 
         # a client that lost its reply repeats: acknowledged messages are sent again now and then too
         batch = sorted(unacknowledged)[:quota] + [f"m{n}" for n in rng.sample(range(MESSAGES), 3)]
 
-        def feed(child: Child = child, batch: list[str] = batch) -> None:
-            try:
-                child.process.stdin.write("".join(f"{key}\n" for key in batch))
-                child.process.stdin.flush()
-            except BrokenPipeError:
-                pass
-
-        feeder = threading.Thread(target=feed)
+        feeder = threading.Thread(target=child.say, args=batch)
         feeder.start()
         for _ in range(rng.randrange(1, len(batch) + 1) if kills < KILLS else len(batch)):
             unacknowledged.discard(child.process.stdout.readline().strip())

@@ -183,6 +183,17 @@ async def test_why_it_failed(make_spool: MakeSpool, code: str, detail: str, stat
     assert (said.status, said.diagnostic, said.final_recipient) == (status, diagnostic, "279035121518989")
 
 
+async def test_who_has_no_address_at_all(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    await consumer(spool).ended(replace(ENDED, origin=Origin.MLLP, code="mta.address-invalid", recipient=""))
+    ((_, _, content),) = receipts(spool)
+    found = parse_notification(content)
+    assert isinstance(found, DeliveryNotification)
+    assert [(each.final_recipient, each.action) for each in found.recipients] == [("none", "failed")]
+    text = next(email.message_from_bytes(content, policy=email.policy.default).iter_parts()).get_content()
+    assert "n'a pas pu être remis à un destinataire sans adresse." in text
+
+
 async def test_a_sending_system_is_named_its_message_by_us(make_spool: MakeSpool) -> None:
     """As its mails do at the next operator's: it has no ENVID of its own to find the receipt by."""
     spool = make_spool()

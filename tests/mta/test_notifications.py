@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email
 import email.policy
 
@@ -18,6 +19,8 @@ from mta.notifications import (
     parse_notification,
     xtext_decoded,
 )
+from tests.smime.craft import pkcs7_mime, signed_data
+from tests.smime.people import person
 
 PATIENT = "279035121518989@patient.mssante.test"
 NOTIFICATION = DeliveryNotification(
@@ -255,3 +258,162 @@ def test_never_raises_on_broken_notifications(message: bytes, edits: list[tuple[
     if isinstance(found, DispositionNotification):
         assert found.disposition
         assert found.error_text.isprintable()
+
+
+# As others write them
+
+
+THUNDERBIRD = """\
+Message-ID: <c0ffee@op2.example>
+In-Reply-To: <1@op1.example>
+From: Docteur Gris <medecin@op2.example>
+Subject: =?UTF-8?Q?Accus=C3=A9_de_r=C3=A9ception?=
+MIME-Version: 1.0
+Content-Type: multipart/report; report-type=disposition-notification;
+\tboundary="mdn0123456789abcdef"
+References: <1@op1.example>
+
+--mdn0123456789abcdef
+Content-Type: text/plain; charset=UTF-8
+Content-Transfer-Encoding: 8bit
+
+Ceci est un accusé de réception.
+
+--mdn0123456789abcdef
+Content-Type: message/disposition-notification; name="MDNPart2.txt"
+Content-Disposition: inline
+Content-Transfer-Encoding: 7bit
+
+Reporting-UA: poste.op2.example; Mozilla/5.0 Thunderbird/128.4
+Final-Recipient: rfc822;medecin@op2.example
+Original-Message-ID: <1@op1.example>
+Disposition: manual-action/MDN-sent-manually; displayed
+
+--mdn0123456789abcdef
+Content-Type: text/rfc822-headers; name="MDNPart3.txt"
+Content-Transfer-Encoding: 7bit
+Content-Disposition: inline
+
+Message-ID: <1@op1.example>
+Subject: x
+
+--mdn0123456789abcdef--
+"""
+EXCHANGE = """\
+From: "Gris, Docteur" <medecin@op2.example>
+To: labo@op1.example
+Subject: Lu : x
+In-Reply-To: <1@op1.example>
+Content-Type: multipart/report;
+\tboundary="_000_AB12_";
+\treport-type=disposition-notification
+MIME-Version: 1.0
+
+--_000_AB12_
+Content-Type: multipart/alternative; boundary="_002_AB12_"
+
+--_002_AB12_
+Content-Type: text/plain; charset="us-ascii"
+
+Lu
+--_002_AB12_
+Content-Type: text/html; charset="us-ascii"
+
+<p>Lu</p>
+--_002_AB12_--
+
+--_000_AB12_
+Content-Type: message/disposition-notification
+
+Reporting-UA: serveur; Microsoft Exchange Server
+Final-recipient: RFC822; Medecin@op2.example
+Disposition: automatic-action/MDN-sent-automatically;
+\tdisplayed
+X-MSExch-Correlation-Key: AbC/dE==
+X-Display-Name: Docteur Gris
+
+--_000_AB12_--
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "automatic", "recipient"),
+    [(THUNDERBIRD, False, "medecin@op2.example"), (EXCHANGE, True, "Medecin@op2.example")],
+)
+def test_what_mail_clients_return(written: str, automatic: bool, recipient: str) -> None:
+    for ends in ("\n", "\r\n"):
+        found = parse_notification(written.replace("\n", ends).encode())
+        assert found == DispositionNotification(
+            recipient, "displayed", original_message_id="<1@op1.example>", automatic=automatic
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("Original-Message-ID:\n <1@op1.example>\n", "<1@op1.example>"),
+        ("Original-Message-ID: (yours) <1@op1.example>\n", "<1@op1.example>"),
+        ("Original-Message-ID: 1@op1.example\n", "<1@op1.example>"),
+        ("Original-Message-ID: < 1@op1.example >\n", "<1@op1.example>"),
+        ("Original-Message-ID: not one\n", ""),
+        ("Original-Message-ID:\n", ""),
+        ("", ""),
+    ],
+)
+def test_how_the_original_is_named(field: str, expected: str) -> None:
+    status = f"Final-Recipient: rfc822;medecin@op2.example\n{field}Disposition: a/b; displayed\n"
+    found = parse_notification(report("disposition-notification", status))
+    assert isinstance(found, DispositionNotification)
+    assert found.original_message_id == expected
+
+
+def test_internationalised_reports() -> None:
+    """RFC 6533: other types, other address type, eight bits; one in base64, as a server between has made it."""
+    status = (
+        "Reporting-MTA: dns; mx.op2.example\n\nOriginal-Recipient: utf-8;médecin@op2.example\n"
+        "Final-Recipient: utf-8; medecin@op2.example\nAction: failed\nStatus: 5.1.1\n"
+        "Diagnostic-Code: smtp; 550 boîte inconnue\n"
+    )
+    expected = RecipientStatus(
+        "medecin@op2.example", "failed", "5.1.1", "médecin@op2.example", "smtp; 550 boîte inconnue"
+    )
+    encoded = b"status\r\nContent-Transfer-Encoding: base64\r\n\r\n" + base64.b64encode(status.encode()) + b"\r\n"
+    plain = report("global-delivery-status", status)
+    for content in (plain, plain.replace(b"status\r\n\r\n" + status.replace("\n", "\r\n").encode(), encoded)):
+        found = parse_notification(content)
+        assert isinstance(found, DeliveryNotification)
+        assert found.recipients == (expected,)
+
+
+def test_a_server_that_breaks_lines_and_groups() -> None:
+    status = (
+        "Reporting-MTA: dns; mx.op2.example\nOriginal-Envelope-Id: E1\n \t\n"
+        "Final-Recipient: rfc822; a@op2.example\nAction: failed\nStatus: 5.1.1\n"
+        "Diagnostic-Code: smtp; 550-5.1.1 The mailbox\n550 5.1.1 does not exist: sorry\nLast-Attempt-Date: x\n"
+        "\n\n\nFinal-Recipient: rfc822; b@op2.example\nAction: delivered\n"
+    )
+    found = parse_notification(report("delivery-status", status))
+    assert isinstance(found, DeliveryNotification)
+    assert found.original_envelope_id == "E1"
+    assert [(each.final_recipient, each.action, each.status) for each in found.recipients] == [
+        ("a@op2.example", "failed", "5.1.1"),
+        ("b@op2.example", "delivered", ""),
+    ]
+
+
+def test_a_part_that_cannot_be_read_hides_no_other() -> None:
+    content = report("disposition-notification", MDN + AUTOMATIC + "processed/error\nError: 902^x\n")
+    for broken in (b"Le document n'a pas", b"Content-Type: a/b\r\nContent-Type: c/d\r\n\r\n"):
+        found = parse_notification(content.replace(b"Content-Type: text/plain\r\n\r\n", broken))
+        assert isinstance(found, DispositionNotification)
+        assert found.error_code == "902"
+
+
+def test_inside_an_opaque_signature() -> None:
+    inner = report("disposition-notification", MDN + "Disposition: manual-action/MDN-sent-manually; displayed\n")
+    entity = inner[inner.index(b"Content-Type:") :]
+    opaque = pkcs7_mime(signed_data(entity, person("a@b.example"), attached=entity), "signed-data")
+    assert parse_notification(b"From: a@b.example\r\n" + opaque) == READ
+    detached = pkcs7_mime(signed_data(entity, person("a@b.example")), "signed-data")
+    for broken in (detached, opaque[:-400], pkcs7_mime(b"\x30\x03abc", "signed-data")):
+        assert parse_notification(b"From: a@b.example\r\n" + broken) is None

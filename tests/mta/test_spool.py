@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, select, update
 
 from mta import refusals
-from mta.delivery import Accepted, Duplicate, NewDelivery
-from mta.message import Deferred, Delivered, DeliveryState, Failed, TargetKind
+from mta.breakdowns import BREAKDOWNS
+from mta.delivery import Accepted, Duplicate, Lease, NewDelivery
+from mta.message import Deferred, Delivered, DeliveryState, Failed, Outcome, TargetKind
+from mta.schedule import RetrySchedule
 from mta.spool import REPEATED_EXTERNAL_ID, Spool
 from mta.tables import deliveries
 from trust.refusals import Refused
@@ -173,8 +175,8 @@ def test_deferred_waits_as_the_schedule_says_with_the_same_bytes(make_spool: Mak
     clock.now += 10
     (again,) = spool.claim(10, 60)
     assert (again.attempts, spool.prepared(again), again.message_id) == (1, b"protected", lease.message_id)
-    assert spool.settle(again, Deferred(UNREACHABLE, retry_after=33))
-    assert spool.next_due() == pytest.approx(clock.now + 33)
+    assert spool.settle(again, Deferred(UNREACHABLE))
+    assert spool.next_due() == pytest.approx(clock.now + 10)
     assert kinds(spool, kept.spool_id) == ["accept", "attempt", "prepare", "deferred", "attempt", "deferred"]
 
 
@@ -226,13 +228,13 @@ def test_trace_finds_by_external_id_and_message_id(make_spool: MakeSpool) -> Non
     assert spool.find(one.message_ids[0]) == [one.spool_id]
     assert spool.find("<given@labo.example>") == [two.spool_id]
     assert spool.find("") == spool.find("nothing") == []
-    assert spool.counts() == {DeliveryState.READY: 2, DeliveryState.DELIVERED: 0, DeliveryState.FAILED: 0}
+    assert spool.counts() == dict.fromkeys(DeliveryState, 0) | {DeliveryState.READY: 2}
 
 
 def test_gauges_tell_how_the_road_stands(make_spool: MakeSpool, clock: Clock) -> None:
     spool = make_spool(clock=clock)
     assert spool.gauges().states == dict.fromkeys(DeliveryState, 0)
-    assert (spool.gauges().oldest_waiting, spool.gauges().oldest_unreported) == (None, None)
+    assert (spool.gauges().oldest_waiting, spool.gauges().oldest_unanswered) == (None, None)
     began = clock.now
     accepted(spool, key="1")
     clock.now += 5
@@ -248,11 +250,192 @@ def test_gauges_tell_how_the_road_stands(make_spool: MakeSpool, clock: Clock) ->
     clock.now += 1
     assert spool.settle(leases[1], Failed(UNREACHABLE))
     now = spool.gauges()
-    assert now.states == {DeliveryState.READY: 1, DeliveryState.DELIVERED: 1, DeliveryState.FAILED: 1}
-    assert (now.unreported, now.oldest_unreported, now.at) == (2, clock.now - 1, clock.now)
+    one_each = (DeliveryState.READY, DeliveryState.DELIVERED, DeliveryState.FAILED)
+    assert now.states == dict.fromkeys(DeliveryState, 0) | dict.fromkeys(one_each, 1)
+    assert (now.unreported, now.oldest_unanswered, now.at) == (2, began, clock.now)
     spool.reported(spool.ended(1)[0])
-    assert (spool.gauges().unreported, spool.gauges().oldest_unreported) == (1, clock.now)
+    assert (spool.gauges().unreported, spool.gauges().oldest_unanswered) == (1, began), "one waits for its retry"
     assert make_spool(clock=clock).gauges().states == now.states == spool.counts(), "a new process counts the history"
+
+
+def test_the_oldest_without_a_final_answer_waits_for_other_operators_too(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    began = clock.now
+    accepted(spool, key="1")
+    clock.now += 5
+    (lease,) = spool.claim(1, 60)
+    assert spool.settle(lease, Delivered("250 ok", reports=True))
+    (ended,) = spool.ended(10)
+    assert spool.gauges().oldest_unanswered == began, "its end is not reported"
+    spool.reported(ended)
+    now = spool.gauges()
+    assert (now.unreported, now.awaited, now.oldest_unanswered, now.oldest_waiting) == (0, 1, began, None)
+    assert make_spool(clock=clock).gauges().oldest_unanswered == began, "after a restart too"
+    clock.now += 60
+    spool.answered(ended, "delivered")
+    spool.answered(ended, "delivered")
+    now = spool.gauges()
+    assert (now.awaited, now.oldest_unanswered) == (0, None)
+    assert [(step.kind, step.at, step.detail) for step in spool.steps(ended.spool_id)][-1:] == [
+        ("answered", clock.now, "delivered")
+    ], "once, for the trace"
+
+
+@pytest.mark.parametrize("outcome", [Delivered("250 ok"), Failed(UNREACHABLE)])
+def test_who_promised_no_receipt_is_not_waited_for(make_spool: MakeSpool, outcome: Outcome) -> None:
+    spool = make_spool()
+    accepted(spool)
+    assert spool.settle(spool.claim(1, 60)[0], outcome)
+    spool.reported(spool.ended(1)[0])
+    assert (spool.gauges().awaited, spool.gauges().oldest_unanswered) == (0, None)
+
+
+def test_a_receipt_that_never_comes_does_not_hide_the_others_for_ever(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    accepted(spool)
+    assert spool.settle(spool.claim(1, 60)[0], Delivered("250 ok", reports=True))
+    spool.reported(spool.ended(1)[0])
+    clock.now += 199  # the schedule's lifetime is 100
+    assert spool.gauges().oldest_unanswered == clock.now - 199
+    clock.now += 2
+    assert (spool.gauges().awaited, spool.gauges().oldest_unanswered) == (1, None)
+
+
+def crash(make_spool: MakeSpool, clock: Clock) -> tuple[Spool, list[Lease]]:
+    """Wait until something is due, take it, and die with it in hand."""
+    spool = make_spool(clock=clock)
+    leases = spool.claim(10, 60)
+    if not leases:
+        due = spool.next_due()
+        assert due is not None
+        clock.now = due
+        leases = spool.claim(10, 60)
+    make_spool(clock=clock).recover()
+    return spool, leases
+
+
+def test_what_kills_the_process_is_parked_and_takes_nobody_with_it(make_spool: MakeSpool, clock: Clock) -> None:
+    schedule = RetrySchedule(lifetime=1e6)
+
+    def spool_of(**more: object) -> Spool:
+        return make_spool(schedule=schedule, **more)
+
+    spool = spool_of(clock=clock)
+    poison = accepted(spool, key="poison")
+    innocents = [accepted(spool, key=str(n)) for n in range(3)]
+    for _ in range(2):
+        _, leases = crash(spool_of, clock)
+        assert len(leases) == 4, "once killed says nothing: all at once"
+    waits = []
+    for _ in range(3 + 8):
+        before = clock.now
+        leases = spool.claim(10, 60)
+        if not leases:
+            due = spool.next_due()
+            if due is None:
+                break
+            clock.now = due
+            leases = spool.claim(10, 60)
+        (lease,) = leases
+        waits.append(clock.now - before)
+        if lease.spool_id != poison.spool_id:
+            assert spool.claim(10, 60) == [], "one suspect at a time"
+            assert spool.settle(lease, Delivered())
+            continue
+        spool_of(clock=clock).recover()
+    assert spool.counts() == dict.fromkeys(DeliveryState, 0) | {DeliveryState.DELIVERED: 3, DeliveryState.PARKED: 1}
+    assert sorted(waits)[-5:] == [4.0, 16.0, 64.0, 256.0, 1024.0], "longer each time"
+    for kept in innocents:
+        assert kinds(spool, kept.spool_id)[-1] == "delivered"
+    (record,) = spool.deliveries(poison.spool_id)
+    assert (record.state, record.code, record.ended_at) == (DeliveryState.PARKED, "mta.parked", clock.now)
+    assert kinds(spool, poison.spool_id)[-3:] == ["interrupted", "attempt", "parked"]
+    (ended,) = [end for end in spool.ended(10) if end.spool_id == poison.spool_id]
+    assert not ended.delivered, "its sender is told"
+    assert spool.gauges().states == spool.counts()
+    assert spool.claim(10, 60) == []
+
+
+def test_new_mail_passes_a_suspect(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    for key in ("1", "2"):
+        accepted(spool, key=key)
+    crash(make_spool, clock)
+    crash(make_spool, clock)
+    accepted(spool, key="new")
+    clock.now += 1
+    first = spool.claim(10, 60)
+    assert sorted(lease.breakdowns for lease in first) == [0, 2]
+    accepted(spool, key="newer")
+    assert [lease.breakdowns for lease in spool.claim(10, 60)] == [0]
+    assert spool.next_due() == clock.now + 60, "the other suspect is no reason to look again at once"
+    for lease in first:
+        assert spool.settle(lease, Deferred(UNREACHABLE))
+    assert [lease.breakdowns for lease in spool.claim(10, 60)] == [2]
+    clock.now += 10
+    assert [lease.breakdowns for lease in spool.claim(10, 60)] == [0, 0], "an attempt that ends clears the suspicion"
+
+
+def test_a_bug_that_stops_every_attempt_parks_the_delivery(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock, schedule=RetrySchedule(pauses=(10.0,), jitter=0.0))
+    kept = accepted(spool)
+    bug = Deferred(Refused(refusals.INTERNAL_ERROR, "KeyError"))
+    for outcome in (bug, Deferred(UNREACHABLE), *[bug] * BREAKDOWNS):
+        (lease,) = spool.claim(10, 60)
+        assert spool.settle(lease, outcome)
+        clock.now += 10
+    (record,) = spool.deliveries(kept.spool_id)
+    assert (record.state, record.code, record.detail) == (
+        DeliveryState.PARKED,
+        "mta.parked",
+        "mta.internal-error KeyError",
+    )
+    assert record.attempts == 2 + BREAKDOWNS, "in a row: the one that could not reach its destination begins anew"
+    assert kinds(spool, kept.spool_id)[-1] == "parked"
+
+
+def test_an_envelope_damaged_on_disk_stands_in_nobodys_way(make_spool: MakeSpool, database: Database) -> None:
+    spool = make_spool()
+    damaged = accepted(spool, key="1")
+    sound = accepted(spool, key="2")
+
+    def damage(spool_id: str) -> None:
+        query = update(deliveries).where(deliveries.c.spool_id == spool_id).values(recipient=b"rot")
+        database.transact(lambda connection: connection.execute(query).rowcount)
+
+    damage(damaged.spool_id)
+    (lease,) = spool.claim(10, 60)
+    assert lease.spool_id == sound.spool_id
+    assert spool.counts()[DeliveryState.PARKED] == 1
+    assert spool.ended(10) == [], "nobody can be told"
+    assert kinds(spool, damaged.spool_id) == ["accept", "attempt", "parked"]
+    later = accepted(spool, "c@op2.example", key="3")
+    assert spool.settle(spool.claim(10, 60)[0], Delivered())
+    damage(later.spool_id)
+    assert spool.settle(lease, Delivered())
+    assert [end.spool_id for end in spool.ended(10)] == [sound.spool_id]
+    assert spool.gauges().unreported == 2, "the operator sees that one is never told"
+
+
+def test_a_clock_set_back_leaves_nothing_waiting_for_years(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    accepted(spool, key="1")
+    leased = spool.claim(1, 60)
+    accepted(spool, key="2")
+    clock.now -= 86_400 * 365
+    assert spool.claim(10, 60) == []
+    assert len(spool.claim(10, 60)) == 1, "what waits is due; what somebody works on stays his"
+    assert spool.settle(leased[0], Delivered())
+
+
+def test_a_clock_set_forward_does_not_lease_again_what_is_in_hand(make_spool: MakeSpool, clock: Clock) -> None:
+    spool = make_spool(clock=clock)
+    accepted(spool)
+    (lease,) = spool.claim(1, 60)
+    clock.now += 86_400
+    assert spool.claim(1, 60, holding={lease.delivery_id}) == []
+    assert spool.next_due(holding={lease.delivery_id}) is None
+    assert spool.settle(lease, Delivered())
 
 
 def test_no_question_of_the_road_scans_the_history(make_spool: MakeSpool, database: Database) -> None:
@@ -286,9 +469,10 @@ def test_no_question_of_the_road_scans_the_history(make_spool: MakeSpool, databa
             for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
         ]
 
+    small = ("ix_mta_deliveries_ready", "ix_mta_deliveries_unreported", "mta_awaited_receipts", "SCAN mta_breakdowns")
     for line in database.read(plan):
         if line.startswith("SCAN"):
-            assert "ix_mta_deliveries_ready" in line or "ix_mta_deliveries_unreported" in line, line
+            assert any(name in line for name in small), line
 
 
 def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from dataclasses import replace
 import pytest
 
 from mta import refusals
+from mta.breakdowns import BREAKDOWNS
+from mta.delivery import Lease
 from mta.message import (
     Deferred,
     Delivered,
@@ -25,12 +27,12 @@ from mta.message import (
     TargetKind,
 )
 from mta.schedule import RetrySchedule
-from mta.spool import Lease, Spool
+from mta.spool import Spool
 from mta.worker import Worker, WorkerOptions
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
 
-from .conftest import MakeSpool, submission
+from .conftest import Clock, MakeSpool, submission
 
 AT_ONCE = RetrySchedule(pauses=(0.01,), jitter=0.0, lifetime=100.0)
 
@@ -164,6 +166,104 @@ async def test_a_bug_is_retried_and_logged_without_content(
     assert "DURAND" not in caplog.text
 
 
+async def test_what_raises_each_time_is_parked_and_stands_in_nobodys_way(make_spool: MakeSpool) -> None:
+    class Poisoned(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            await super().deliver(message)
+            if b"poison" in message.content:
+                raise RecursionError("Subject: DURAND")
+            return Delivered()
+
+    spool, target = make_spool(schedule=AT_ONCE), Poisoned()
+    poison = spool.accept(submission(key="poison", content=b"poison"))
+    async with working(spool, [], target, per_destination=1):
+        for n in range(10):
+            spool.accept(submission(key=str(n)))
+        await until(ended(spool, 10))
+        await until(lambda: spool.counts()[DeliveryState.PARKED] == 1)
+    assert len([message for message in target.seen if b"poison" in message.content]) == BREAKDOWNS
+    (record,) = spool.deliveries(poison.spool_id)
+    assert (record.code, record.detail) == ("mta.parked", "mta.internal-error RecursionError")
+
+
+async def test_what_never_gets_prepared_is_parked(make_spool: MakeSpool) -> None:
+    class Endless:
+        async def apply(self, message: Message, phase: Phase) -> Message | Refused:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    spool = make_spool(schedule=AT_ONCE)
+    kept = spool.accept(submission())
+    async with working(spool, [Endless()], Recorder(), attempt_seconds=0.3, lease_seconds=30):
+        await until(lambda: spool.counts()[DeliveryState.PARKED] == 1)
+    assert {step.code for step in spool.steps(kept.spool_id)} == {"", "mta.internal-error", "mta.parked"}
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailableError("full"), OSError("full")])
+async def test_a_store_that_fails_for_long_parks_nothing(make_spool: MakeSpool, failure: Exception) -> None:
+    spool, target = make_spool(schedule=AT_ONCE), Recorder(*[failure] * 2 * BREAKDOWNS)
+    spool.accept(submission())
+    async with working(spool, [], target):
+        await until(ended(spool, 1))
+    assert spool.counts()[DeliveryState.DELIVERED] == 1
+
+
+async def test_a_clock_that_jumps_forward_makes_nothing_be_sent_twice(make_spool: MakeSpool, clock: Clock) -> None:
+    """A virtual machine that slept longer than a lease wakes up in the middle of a delivery."""
+    gate = asyncio.Event()
+
+    class Gated(Recorder):
+        async def deliver(self, message: Message) -> Outcome:
+            self.seen.append(message)
+            await gate.wait()
+            return Delivered()
+
+    spool, target = make_spool(schedule=AT_ONCE, clock=clock), Gated()
+    kept = spool.accept(submission())
+    worker = Worker(spool, [], {TargetKind.SMTP: target}, WorkerOptions(poll_seconds=0.02), clock)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: len(target.seen) == 1)
+    clock.now += 86_400
+    looks = 0
+    next_due = spool.next_due
+
+    def counting(*arguments: object) -> float | None:
+        nonlocal looks
+        looks += 1
+        return next_due(*arguments)  # type: ignore[arg-type]
+
+    spool.next_due = counting  # type: ignore[method-assign]
+    await until(lambda: looks >= 3)
+    gate.set()
+    await until(ended(spool, 1))
+    await worker.stop(5)
+    await running
+    assert len(target.seen) == 1
+    assert [step.kind for step in spool.steps(kept.spool_id)] == ["accept", "attempt", "prepare", "delivered"]
+
+
+async def test_at_work_only_while_it_runs_and_reaches_the_spool(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*_: object) -> None:
+        raise StoreUnavailableError("locked")
+
+    spool = make_spool()
+    worker = Worker(
+        spool, [], {}, WorkerOptions(poll_seconds=0.02, stalled_seconds=0.2, pause_after_error_seconds=0.01)
+    )
+    assert not worker.at_work
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.at_work)
+    with monkeypatch.context() as broken:
+        broken.setattr(spool, "claim", locked)
+        await until(lambda: not worker.at_work)
+    await until(lambda: worker.at_work)
+    await worker.stop(1)
+    await running
+    assert not worker.at_work
+
+
 async def test_a_hanging_attempt_is_cut_before_its_lease_ends(make_spool: MakeSpool) -> None:
     class Hanging(Recorder):
         async def deliver(self, message: Message) -> Outcome:
@@ -239,9 +339,9 @@ async def test_a_stuck_delivery_does_not_hold_up_the_stop(make_spool: MakeSpool)
     await until(lambda: bool(target.seen))
     await worker.stop(0.05)
     await running
-    assert spool.claim(1, 60) == []
-    assert spool.recover() == 1
-    assert len(spool.claim(1, 60)) == 1
+    assert spool.recover() == 0, "given back in good order: no breakdown"
+    (lease,) = spool.claim(1, 60)
+    assert (lease.attempts, lease.breakdowns) == (0, 0)
 
 
 async def test_what_was_delivered_is_settled_when_the_store_comes_back(

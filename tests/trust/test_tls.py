@@ -18,7 +18,6 @@ from trust.tls import (
     TlsMaterialError,
     operator_client_context,
     operator_server_context,
-    peer_certificate,
     peer_name,
     service_server_context,
 )
@@ -233,7 +232,6 @@ def test_a_certificate_our_parser_refuses_names_nobody() -> None:
 def test_no_name_before_the_handshake(operators: Operators) -> None:
     context = operator_client_context(*operators.here.triple)
     waiting = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
-    assert peer_certificate(waiting) is None
     assert peer_name(waiting) is None
 
 
