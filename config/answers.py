@@ -11,7 +11,7 @@ import base64
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from bridges.dossier.entries import PatientKey
@@ -19,11 +19,11 @@ from bridges.dossier.repository import Dossier
 from bridges.dossier.rights import Reader
 from bridges.letters import Letters
 from config.catalogue import CATALOGUE
+from config.journal_answers import JournalAnswers
 from config.trace import life
 from directory import refusals as directory_refusals
 from directory.resolve import Directory, DirectoryUnavailableError
 from mta.spool import Spool
-from trust.journal import Journal
 from trust.refusals import Refused
 from trust.store.database import Database
 
@@ -35,7 +35,7 @@ class Answers:
     """The rooms the calls reach into; `dossier` is None where no record is kept."""
 
     database: Database
-    journal: Journal
+    journal: JournalAnswers
     spool: Spool
     directory: Directory
     letters: Letters
@@ -47,17 +47,14 @@ class Answers:
             "ping": self.ping,
             "queue.counts": self.counts,
             "trace": self.trace,
-            "journal.verify": self.verify,
+            **self.journal.calls(),
             "directory.resolve": self.resolve,
             "letters.submit": self.submit,
         }
         if self.dossier is not None:
             calls |= {"dossier.list": self.dossier_list, "dossier.read": self.dossier_read}
 
-        def off_loop(work: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Any]]:
-            return lambda request: asyncio.get_running_loop().run_in_executor(threads, work, request)
-
-        return {name: off_loop(work) for name, work in calls.items()}
+        return off_loop(calls, threads)
 
     def ping(self, _: Request) -> Any:
         return {"pid": os.getpid()}
@@ -67,9 +64,6 @@ class Answers:
 
     def trace(self, request: Request) -> Any:
         return life(self.spool, request["reference"], CATALOGUE)
-
-    def verify(self, _: Request) -> Any:
-        return asdict(self.database.read(self.journal.verify))
 
     def resolve(self, request: Request) -> Any:
         try:
@@ -160,6 +154,17 @@ class Answers:
         if person is None:
             return Refused(directory_refusals.RECIPIENT_UNKNOWN, detail="no professional has this identifier")
         return Reader(person.id_nat, person.display_name, person.profession)
+
+
+def off_loop(
+    calls: Mapping[str, Callable[[Request], Any]], threads: Executor
+) -> dict[str, Callable[[Request], Awaitable[Any]]]:
+    """Synchronous calls, each run in `threads`."""
+
+    def beside(work: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Any]]:
+        return lambda request: asyncio.get_running_loop().run_in_executor(threads, work, request)
+
+    return {name: beside(work) for name, work in calls.items()}
 
 
 def _patient(request: Request) -> PatientKey:

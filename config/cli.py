@@ -18,17 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from config import allocator, doctor, logs
+from config.accounts_command import account
 from config.control import ControlError, ask
+from config.journal_command import journal
+from config.keys_command import keys
 from config.privileges import PrivilegeError, drop
 from config.settings import SettingsError, load
 from config.supervise import StartError
 from config.trace import render
+from config.trust_command import trust
+from trust.memory import guard_memory, permit_locking
 
 DEFAULT_STATE = "var"
 _LONGEST_WORK = 600.0
-"""Seconds for what reads a whole journal or a large document."""
+"""Seconds for what reads a large document."""
 _STATE = click.option(
     "--state",
     type=click.Path(path_type=Path),
@@ -83,7 +89,11 @@ def serve(path: Path, log_level: str) -> None:
     logs.configure(log_level)
     try:
         loaded = load(path)
+        permit_locking()
         drop(loaded.state)
+        guard = guard_memory(lock=loaded.settings.keys.lock_memory)
+        if guard.degraded:
+            structlog.get_logger(__name__).warning("keys.exposed", how=guard.degraded)
         from config.wiring import serve as run
 
         asyncio.run(run(loaded))
@@ -191,24 +201,8 @@ def trace(state: Path, reference: str, as_json: bool) -> None:
         click.echo(line)
 
 
-@relais.group()
-def journal() -> None:
-    """Prove what happened."""
-
-
-@journal.command("verify")
-@_STATE
-@_JSON
-def journal_verify(state: Path, as_json: bool) -> None:
-    """Recompute every journal's hash chain."""
-    verdicts = _ask_all(state, "journal.verify", _LONGEST_WORK)
-    if as_json:
-        click.echo(json.dumps(verdicts, indent=1))
-    else:
-        for operator, verdict in verdicts.items():
-            state_text = "unbroken" if verdict["ok"] else f"BROKEN: {verdict['problem']}"
-            click.echo(f"{operator:<15} {verdict['entries']} entries, {state_text}")
-    sys.exit(0 if all(verdict["ok"] for verdict in verdicts.values()) else 1)
+relais.add_command(journal)
+relais.add_command(trust)
 
 
 @relais.group()
@@ -481,6 +475,10 @@ def _say(sentence: str) -> None:
 def _fail(sentence: str) -> Any:
     click.echo(sentence, err=True)
     sys.exit(1)
+
+
+relais.add_command(keys)
+relais.add_command(account)
 
 
 def main() -> None:

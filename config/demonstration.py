@@ -345,7 +345,7 @@ def _operator(
     if HOSPITAL in operator.mailboxes:
         write(home / "collect.password", known[COLLECTED.address].encode())
         (home / "letters").mkdir(mode=0o700, exist_ok=True)
-    vault = KeyVault.open(home / "vault") if (home / "vault" / "kek").exists() else KeyVault.create(home / "vault")
+    vault = KeyVault.open(home / "vault") if KeyVault.exists(home / "vault") else KeyVault.create(home / "vault")
     for mailbox in operator.mailboxes:
         name = mailbox.display_name or "Boite patient"
         if not vault.certificates(mailbox.address, KeyUse.SIGNING):

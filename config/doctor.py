@@ -19,6 +19,9 @@ from typing import Literal
 from cryptography import x509
 
 from config.settings import Loaded, SettingsError, load
+from trust.list_keeper import LIST_DIRECTORY, RefreshOutcome, read_record
+from trust.revocation.cache import kept
+from trust.tls import TlsMaterialError, operator_server_context, service_server_context
 
 PROGRAMS = {
     "slapd": "slapd",
@@ -33,6 +36,8 @@ FILES = {
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
 }
 _NEAR_EXPIRY = timedelta(days=30)
+_OLD_LIST = timedelta(days=7)
+"""The national list is published daily."""
 _OLDEST_SANE_CLOCK = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -171,10 +176,74 @@ def _configuration(path: Path) -> Iterator[Finding]:
     if loaded.settings.submission is not None:
         yield from _certificates(loaded, loaded.settings.submission.chain)
     for name in (trust.list, trust.operator_key):
-        if not loaded.path(name).exists():
+        if not name.startswith(("http://", "https://")) and not loaded.path(name).exists():
             yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
+    yield from _trust_list(loaded)
+    yield from _revocation(loaded)
+    yield from _tls_files(loaded)
     if loaded.settings.identity.environment == "test":
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
+
+
+def _trust_list(loaded: Loaded) -> Iterator[Finding]:
+    """What the gateway recorded of its trust list; nothing before its first start."""
+    record = read_record(loaded.state / LIST_DIRECTORY)
+    if record is None or record.kept is None:
+        return
+    age = datetime.now(UTC) - record.kept.generated_at
+    if record.held is not None:
+        reasons = "; ".join(record.held.reasons)
+        yield Finding(
+            "problem",
+            "trust list",
+            f"a list of {record.held.generated_at:%Y-%m-%d %H:%M} is held because {reasons}: relais trust list diff",
+        )
+    if record.last is not None and record.last.outcome in (RefreshOutcome.REFUSED, RefreshOutcome.UNAVAILABLE):
+        yield Finding(
+            "problem", "trust list", f"the last refresh brought none: {record.last.text} ({record.last.detail})"
+        )
+    if age > _OLD_LIST:
+        yield Finding("problem", "trust list", f"the list in use is {age.days} days old: find out why none comes")
+    elif record.held is None:
+        yield Finding("ok", "trust list", f"{record.kept.rows} rows of {record.kept.generated_at:%Y-%m-%d %H:%M}")
+
+
+def _revocation(loaded: Loaded) -> Iterator[Finding]:
+    """What the gateway has kept of the CRLs it fetched."""
+    section = loaded.settings.revocation
+    if {section.inbound, section.outbound, section.operators, section.list} == {"off"}:
+        yield Finding("notice", "revocation", "nobody is asked whether a certificate was revoked: [revocation] is off")
+        return
+    if not section.cache or not (loaded.state / section.cache).is_dir():
+        return
+    try:
+        lists = [each for each in kept(loaded.state / section.cache) if each.kind == "crl"]
+    except OSError as error:
+        yield Finding("notice", "revocation", f"{loaded.state / section.cache} cannot be read: {error.strerror}")
+        return
+    now = datetime.now(UTC)
+    if not lists:
+        yield Finding("ok", "revocation", "no CRL has been needed yet")
+        return
+    first = min(each.ends or each.as_of or now for each in lists)
+    ended = sum((each.ends or each.as_of or now) < now for each in lists)
+    oldest = min(each.as_of or now for each in lists)
+    told = f"{len(lists)} CRLs, the oldest of {oldest:%Y-%m-%d %H:%M}, next update {first:%Y-%m-%d %H:%M}"
+    if ended:
+        yield Finding("notice", "revocation", f"{told}; {ended} have ended: no newer one came, or none was needed")
+    else:
+        yield Finding("ok", "revocation", told)
+
+
+def _tls_files(loaded: Loaded) -> Iterator[Finding]:
+    """Whether certificate, key and anchors can be used together: what a running gateway would take at a renewal."""
+    trust, submission = loaded.settings.trust, loaded.settings.submission
+    try:
+        operator_server_context(*map(loaded.path, (trust.operator_chain, trust.operator_key, trust.anchors)))
+        if submission is not None:
+            service_server_context(loaded.path(submission.chain), loaded.path(submission.key))
+    except TlsMaterialError as error:
+        yield Finding("problem", "tls", f"{error}: a running gateway goes on with what it has, a restart fails")
 
 
 def _certificates(loaded: Loaded, name: str) -> Iterator[Finding]:

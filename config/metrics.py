@@ -108,10 +108,16 @@ class MetricsServer:
     """
 
     def __init__(
-        self, spool: SpoolReader, certificates: Certificates, checks: Mapping[str, Callable[[], bool]]
+        self,
+        spool: SpoolReader,
+        certificates: Certificates,
+        checks: Mapping[str, Callable[[], bool]],
+        collectors: Iterable[Collector] = (),
     ) -> None:
+        """`collectors` give gauges of their own, read anew at every scrape."""
         self._registry = CollectorRegistry()
-        self._registry.register(RoadCollector(spool, certificates))
+        for collector in (RoadCollector(spool, certificates), *collectors):
+            self._registry.register(collector)
         ProcessCollector(registry=self._registry)
         self._work: dict[str, Callable[[], object]] = {"/metrics": lambda: generate_latest(self._registry), **checks}
         self._checks = tuple(checks)

@@ -53,8 +53,12 @@ class TrustSettings(Strict, frozen=True, kw_only=True):
     anchors: str
     intermediates: str = ""
     list: str
+    """A file, or the http(s) address it is fetched from."""
     list_signer: str
     """Subject the list's signing certificate must have, RFC 4514."""
+    list_refresh_seconds: Annotated[float, msgspec.Meta(ge=60)] = 3600.0
+    list_ca: str = ""
+    """PEM the list's https server must chain to; empty: the anchors."""
     operator_chain: str
     operator_key: str
 
@@ -163,12 +167,102 @@ class SmimeSettings(Strict, frozen=True, kw_only=True):
     failures_per_hour: Annotated[int, msgspec.Meta(ge=1)] = 20
 
 
+RevocationModeName = Literal["hard", "soft", "off"]
+
+
+class RevocationSettings(Strict, frozen=True, kw_only=True):
+    """What is demanded in each direction before a certificate is used, and how it is found out."""
+
+    inbound: RevocationModeName = "soft"
+    """Signatures of mail we open."""
+    outbound: RevocationModeName = "hard"
+    """Certificates we encrypt to."""
+    operators: RevocationModeName = "hard"
+    """Other operators, on both sides of TLS."""
+    list: RevocationModeName = "hard"
+    """The signer of the trust list."""
+    stale_hours: Annotated[float, msgspec.Meta(ge=0, le=8760)] = 24.0
+    cache: str = "revocation"
+    """Directory, relative to the state; empty: nothing is kept over a restart."""
+    max_crl_bytes: Annotated[int, msgspec.Meta(ge=1024, le=2**31 - 1)] = 100 * 1024 * 1024
+    max_cache_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 1024 * 1024 * 1024
+    max_memory_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 1024 * 1024 * 1024
+    allowed_hosts: tuple[str, ...] = ()
+    """`host` or `host:port` that may be internal."""
+    fetch_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
+    per_host_a_minute: Annotated[int, msgspec.Meta(ge=1)] = 60
+    ocsp_nonce: Literal["off", "offer", "require"] = "offer"
+
+
+class KeySettings(Strict, frozen=True, kw_only=True):
+    """Where mailboxes' keys are besides the vault, and how this process guards those it holds."""
+
+    pkcs11_module: str = ""
+    """The PKCS#11 library of a token; empty: none."""
+    token: str = ""
+    """The token's label."""
+    pin_file: str = ""
+    """Empty: the systemd credential `relais-pin`."""
+    sessions: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    new_keys: Literal["vault", "token"] = "vault"
+    lock_memory: bool = True
+
+
 class SpoolSettings(Strict, frozen=True, kw_only=True):
     max_message_bytes: int = 64 * 1024 * 1024
     first_retry_seconds: float = 60.0
     longest_retry_seconds: float = 3600.0
     expire_seconds: float = 5 * 86400.0
     concurrency: int = 8
+
+
+class JournalSettings(Strict, frozen=True, kw_only=True):
+    """Signed heads of the journal, and where they are published."""
+
+    name: str = ""
+    """Of this journal in its heads, the same on every node; empty: the operator's host."""
+    heads: str = "journal-heads.jsonl"
+    """Append-only file; empty: none."""
+    syslog: tuple[str, ...] = ()
+    """tls://host:port, tcp://host:port, udp://host:port or unix:///path."""
+    syslog_ca: str = ""
+    syslog_chain: str = ""
+    syslog_key: str = ""
+    signer: str = ""
+    """Mailbox of ours whose signing key signs heads; empty: an Ed25519 key of the journal's own."""
+    checkpoint_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    idle_seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+
+
+class AccountSettings(Strict, frozen=True, kw_only=True):
+    """How guessing at passwords is stopped."""
+
+    max_failures: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    """In a row, for an account from one network (IPv4 /24, IPv6 /56)."""
+    lock_seconds: Annotated[float, msgspec.Meta(ge=1)] = 900.0
+    longest_lock_seconds: Annotated[float, msgspec.Meta(ge=1)] = 86400.0
+    account_failures: Annotated[int, msgspec.Meta(ge=1)] = 50
+    """A day, for an account from all networks where its right password was not said lately."""
+    familiar_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+
+
+class OidcSettings(Strict, frozen=True, kw_only=True):
+    """An identity provider whose access tokens log in."""
+
+    issuer: str
+    audiences: tuple[str, ...]
+    """Our client identifiers with it."""
+    jwks_uri: str = ""
+    """Empty: found by discovery."""
+    algorithms: tuple[str, ...] = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
+    claims: tuple[str, ...] = ("sub", "SubjectNameID", "preferred_username")
+    leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=300)] = 60.0
+    refresh_seconds: Annotated[float, msgspec.Meta(ge=60)] = 3600.0
+    stale_seconds: Annotated[float, msgspec.Meta(ge=60)] = 86400.0
+    ca: str = ""
+    """PEM its https server must chain to; empty: the system's."""
+    internal_hosts: tuple[str, ...] = ()
+    """`host` or `host:port` of a provider that is not on the public Internet."""
 
 
 class Settings(Strict, frozen=True, kw_only=True):
@@ -189,7 +283,12 @@ class Settings(Strict, frozen=True, kw_only=True):
     dkim: DkimSettings = DkimSettings()
     partners: tuple[PartnerSettings, ...] = ()
     smime: SmimeSettings = SmimeSettings()
+    revocation: RevocationSettings = RevocationSettings()
+    keys: KeySettings = KeySettings()
     spool: SpoolSettings = SpoolSettings()
+    journal: JournalSettings = JournalSettings()
+    accounts: AccountSettings = AccountSettings()
+    oidc: tuple[OidcSettings, ...] = ()
 
 
 class Loaded(msgspec.Struct, frozen=True):

@@ -54,6 +54,7 @@ class _Child:
     process: asyncio.subprocess.Process
     clean: Callable[[bytes], bytes] | None = None
     outlives: bool = False
+    holds_keys: bool = False
     keeper: asyncio.Task[None] | None = None
 
 
@@ -74,16 +75,18 @@ class Supervisor:
         *,
         clean: Callable[[bytes], bytes] | None = None,
         outlives: bool = False,
+        holds_keys: bool = False,
     ) -> None:
         """Start one child and return when it is ready; raises `StartError`.
 
         A child that stops at once is tried again for a few seconds: one of a killed supervisor's may still be ending.
         `clean` is applied to each line the child prints before it is written to its log. One that `outlives` the others
-        is ended after them: they need it to the last.
+        is ended after them: they need it to the last. Only one that `holds_keys` is told of systemd's credentials.
         """
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        child = _Child(name, server, await self._first(name, server, clean), clean, outlives)
+        process = await self._first(name, server, clean, holds_keys)
+        child = _Child(name, server, process, clean, outlives, holds_keys)
         self._children.append(child)
         while not await asyncio.to_thread(server.ready):
             status = child.process.returncode
@@ -92,7 +95,7 @@ class Supervisor:
                     raise StartError(f"{name} stopped at start with status {status}: see {self.log(name)}")
                 _kill_session(child.process.pid)
                 await asyncio.sleep(0.5)
-                child.process = await self._first(name, server, clean)
+                child.process = await self._first(name, server, clean, holds_keys)
             if loop.time() > begun + seconds:
                 raise StartError(f"{name} did not answer within {seconds:g} s: see {self.log(name)}")
             await asyncio.sleep(0.02)
@@ -122,15 +125,15 @@ class Supervisor:
             await asyncio.wait(self._copies, timeout=_LAST_WORDS_SECONDS)
 
     async def _first(
-        self, name: str, server: PrivateServer, clean: Callable[[bytes], bytes] | None
+        self, name: str, server: PrivateServer, clean: Callable[[bytes], bytes] | None, holds_keys: bool
     ) -> asyncio.subprocess.Process:
         try:
-            return await self._spawn(name, server, clean)
+            return await self._spawn(name, server, clean, holds_keys)
         except Exception as error:  # each server has its own ways to say what it lacks
             raise StartError(f"{name} cannot be started: {error}") from error
 
     async def _spawn(
-        self, name: str, server: PrivateServer, clean: Callable[[bytes], bytes] | None
+        self, name: str, server: PrivateServer, clean: Callable[[bytes], bytes] | None, holds_keys: bool
     ) -> asyncio.subprocess.Process:
         await asyncio.to_thread(server.prepare)
         output = os.open(self.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -141,6 +144,7 @@ class Supervisor:
                 stdout=output if clean is None else asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
+                env=None if holds_keys else _without_credentials(),
                 preexec_fn=partial(die_with_parent, os.getpid()),
             )
             if clean is not None and process.stdout is not None:
@@ -166,12 +170,17 @@ class Supervisor:
             await asyncio.sleep(pause)
             while True:
                 try:
-                    child.process = await self._spawn(child.name, child.server, child.clean)
+                    child.process = await self._spawn(child.name, child.server, child.clean, child.holds_keys)
                     break
                 except Exception as error:  # a full disk, a file that is gone: whatever it is, it may pass
                     log.error("child.not-restarted", child=child.name, exc_info=error)
                     pause = min(max(pause * 2, 0.5), 10.0)
                     await asyncio.sleep(pause)
+
+
+def _without_credentials() -> dict[str, str]:
+    """The environment without the way to the key-encryption key and PINs that systemd hands over."""
+    return {name: value for name, value in os.environ.items() if name != "CREDENTIALS_DIRECTORY"}
 
 
 async def _copy(lines: asyncio.StreamReader, output: int, clean: Callable[[bytes], bytes]) -> None:

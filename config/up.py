@@ -152,7 +152,7 @@ async def up(
         }
         await asyncio.gather(
             supervisor.start("receiver", Receiver(chosen["receiver"], world.received)),
-            *(supervisor.start(name, gateway) for name, gateway in gateways.items()),
+            *(supervisor.start(name, gateway, holds_keys=True) for name, gateway in gateways.items()),
         )
         # After the gateways that answer its questions, and ended after them: what they drain still finds its mailbox.
         afterwards.append(dovecot.clear)
@@ -322,6 +322,11 @@ def _configure(
         f"key = {text(str(world.server_key))}",
         "[metrics]",
         f"port = {chosen[f'metrics-{operator.key}']}",
+        # The authority of the demonstration publishes no revocation: nobody could ever answer.
+        "[revocation]",
+        'outbound = "soft"',
+        'operators = "soft"',
+        'list = "soft"',
         # A machine's next try soon: in a demonstration somebody is watching.
         "[spool]",
         "first_retry_seconds = 1",

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,20 @@ from bridges.letters import Letters
 from bridges.receipts import ReceiptConsumer
 from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
-from config.answers import Answers
+from config.accounts_answers import AccountAnswers
+from config.answers import Answers, off_loop
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
+from config.journal_answers import JournalAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
 from config.monitored import checks, expiries
+from config.publishing import PublishingTask
 from config.reading import ReadOnce
+from config.revocation_service import RevocationCollector, patiently, revocation_checker, revocation_policies
 from config.settings import CollectSettings, Loaded, MllpListener, SettingsError
+from config.trust_service import TrustCollector, TrustService
+from config.vaults import open_vault
 from directory.partners import PartnerBook
 from directory.records import Partner
 from directory.resolve import Directory, DirectoryOptions
@@ -75,15 +80,17 @@ from smime.dkim import DkimKey, public_record
 from smime.failures import DecryptionFailures
 from smime.policy import GcmVariant, ReadPolicy
 from trust.accounts import Accounts
-from trust.certificates import CertificateValidator
+from trust.accounts_administration import Administration
+from trust.certificates import CertificateValidator, Purpose
+from trust.checkpoints import Checkpoints
 from trust.journal import Journal
+from trust.lockout import LockoutOptions
 from trust.names import DistinguishedName
-from trust.refusals import Refused
+from trust.publishing import Destination, HeadFile, HeadSyslog, Publisher, PublisherOptions
+from trust.signed_heads import HeadSigner, KeyHeadSigner, SealedHeadSigner
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
-from trust.store.durable import write_durably
-from trust.tls import operator_client_context, operator_server_context, service_server_context
-from trust.trustlist import TrustList
+from trust.syslog import SyslogAddress
 from trust.vault import KeyVault
 
 log = structlog.get_logger(__name__)
@@ -125,19 +132,36 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     database = Database(f"sqlite:///{loaded.state / 'relais.db'}")
     stack.callback(database.close)
     await asyncio.to_thread(upgrade, database)
-    vault = KeyVault.open(loaded.state / "vault")
+    vault = open_vault(loaded)
+    if vault.token is not None:
+        stack.callback(vault.token.close)
     blobs = BlobStore(loaded.state / "blobs", vault)
     journal = Journal(vault, settings.operator.host)
-    accounts = Accounts(database, vault)
+    running: list[asyncio.Task[None]] = []
+    journal_answers = await _publish_journal(loaded, database, vault, journal, stack, running)
+    accounts = Accounts(database, vault, options=_lockout(loaded), journal=journal)
 
     # Whom to believe.
     anchors = loaded.path(settings.trust.anchors)
     intermediates = settings.trust.intermediates
-    validator = CertificateValidator(
-        _certificates(anchors), _certificates(loaded.path(intermediates)) if intermediates else ()
+    authorities = (
+        _certificates(anchors),
+        _certificates(loaded.path(intermediates)) if intermediates else [],
     )
-    trust_list = _trust_list(loaded, validator)
-    chain, private_key = loaded.path(settings.trust.operator_chain), loaded.path(settings.trust.operator_key)
+    revocation = revocation_checker(loaded, *authorities)
+    await asyncio.to_thread(revocation.start)
+    stack.callback(revocation.stop)
+    validator = CertificateValidator(*authorities, revocation, revocation_policies(loaded), source=revocation)
+    trust = await patiently(
+        functools.partial(
+            TrustService.open,
+            loaded,
+            validator,
+            lambda entry: database.transact(lambda connection: journal.append(connection, entry)),
+        ),
+        revocation,
+    )
+    trust_list = trust.keeper
 
     # Who is where.
     directory = _directory(loaded)
@@ -215,9 +239,10 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     stack.push_async_callback(lmtp.close)
     smtp = SmtpTarget(
         partners,
-        lambda: trust_list,
-        operator_client_context(chain, private_key, anchors),
+        lambda: trust_list.current,
+        trust.partners,
         SmtpTargetOptions(settings.operator.host),
+        trust.judge(Purpose.OPERATOR_TLS_SERVER),
     )
     stack.push_async_callback(smtp.close)
     dossier = Dossier(database, blobs, vault, journal, load_matrix()) if settings.dossier.enabled else None
@@ -241,12 +266,12 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         home,
         lambda address: vault.pseudonym("mailbox home", address)[:40],
     )
-    authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of)
+    authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of, accounts.open_mailbox)
     await authentication.start()
     stack.push_async_callback(authentication.stop)
 
     worker = Worker(spool, (compose, protect, opening, screen), targets, _worker_options(settings.spool.concurrency))
-    running = [_run(worker.run(), "worker")]
+    running.append(_run(worker.run(), "worker"))
     stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
 
     # Who is told how it ended: the sender's mailbox, the sender's system.
@@ -277,6 +302,11 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     running.append(_run(reporter.run(), "reporter"))
     stack.push_async_callback(reporter.stop)
 
+    oidc = OidcService(loaded, accounts)
+    if oidc:
+        running.append(_run(oidc.run(), "oidc"))
+        stack.push_async_callback(oidc.stop)
+
     # The doors, last: whatever they accept can be worked on.
     door_options = DoorOptions(settings.operator.host, Limits(message_bytes=settings.spool.max_message_bytes))
 
@@ -284,19 +314,25 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         return accounts.by_address(address) is not None
 
     operators = OperatorDoor(
-        spool, lambda: trust_list, exists, operator_server_context(chain, private_key, anchors), door_options
+        spool,
+        lambda: trust_list.current,
+        exists,
+        trust.operators,
+        door_options,
+        trust.judge(Purpose.OPERATOR_TLS_CLIENT),
     )
     await _open(operators.start, settings.operators.host, settings.operators.port)
     stack.push_async_callback(operators.stop)
-    if settings.submission is not None:
+    if settings.submission is not None and trust.submission is not None:
         submission = SubmissionDoor(
             spool,
             accounts,
             exists,
             frozenset(settings.operator.domains).__contains__,
             trust_list.is_trusted,
-            service_server_context(loaded.path(settings.submission.chain), loaded.path(settings.submission.key)),
+            trust.submission,
             door_options,
+            oidc.authenticate if oidc else None,
         )
         await _open(submission.start, settings.submission.host, settings.submission.port)
         stack.push_async_callback(submission.stop)
@@ -335,14 +371,65 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
             "worker": lambda: worker.at_work,
             "tasks": lambda: not any(task.done() for task in running),
         }
-        metrics = MetricsServer(spool, expiries(loaded, vault), {**checks(loaded, directory, database), **alive})
+        metrics = MetricsServer(
+            spool,
+            expiries(loaded, vault),
+            {**checks(loaded, directory, database), **alive},
+            (TrustCollector(trust), RevocationCollector(revocation)),
+        )
         await _open(metrics.start, settings.metrics.host, settings.metrics.port)
         stack.push_async_callback(metrics.stop)
 
-    answers = Answers(database, journal, spool, directory, letters, dossier)
-    control = ControlSocket(loaded.state / "control.sock", answers.calls(threads))
+    answers = Answers(database, journal_answers, spool, directory, letters, dossier)
+    running.append(_run(trust.run(), "trust"))
+    stack.push_async_callback(trust.stop)
+    account_answers = AccountAnswers(
+        Administration(accounts, journal), validator, frozenset(each.issuer for each in settings.oidc)
+    )
+    calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(account_answers.calls(), threads)}
+    control = ControlSocket(loaded.state / "control.sock", calls)
     await control.start()
     stack.push_async_callback(control.stop)
+
+
+async def _publish_journal(
+    loaded: Loaded,
+    database: Database,
+    vault: KeyVault,
+    journal: Journal,
+    stack: AsyncExitStack,
+    running: list[asyncio.Task[None]],
+) -> JournalAnswers:
+    """Signed heads of the journal leave the machine from now on."""
+    section = loaded.settings.journal
+    name = section.name or loaded.settings.operator.host
+    try:
+        signer: HeadSigner
+        if section.signer:
+            held = await asyncio.to_thread(vault.signer, section.signer)
+            if held is None:
+                raise SettingsError(f"journal.signer: no valid signing key of {section.signer} is held")
+            signer = KeyHeadSigner(held)
+        else:
+            signer = await asyncio.to_thread(SealedHeadSigner.open, loaded.state / "journal.key", vault)
+        context = None
+        if any(url.startswith("tls:") for url in section.syslog):
+            context = ssl.create_default_context(
+                cafile=str(loaded.path(section.syslog_ca)) if section.syslog_ca else None
+            )
+            if section.syslog_chain:
+                context.load_cert_chain(loaded.path(section.syslog_chain), loaded.path(section.syslog_key))
+        destinations: list[Destination] = [HeadFile(loaded.path(section.heads))] if section.heads else []
+        destinations += [HeadSyslog(SyslogAddress(url, context), journal.writer) for url in section.syslog]
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the journal's heads cannot be published as [journal] says: {error}") from error
+    checkpoints = Checkpoints(database, journal, signer, name)
+    options = PublisherOptions(section.checkpoint_seconds, section.idle_seconds)
+    publisher = Publisher(database, checkpoints, destinations, name, journal.writer, options)
+    publishing = PublishingTask(publisher, section.checkpoint_seconds)
+    running.append(_run(publishing.run(), "journal heads"))
+    stack.push_async_callback(publishing.stop)
+    return JournalAnswers(database, vault, journal, checkpoints, publisher, name, signer.public_key)
 
 
 async def _own(state: Path, patience: float = _DRAIN_SECONDS + 6.0) -> int:
@@ -363,6 +450,17 @@ async def _own(state: Path, patience: float = _DRAIN_SECONDS + 6.0) -> int:
         await asyncio.sleep(0.1)
 
 
+def _lockout(loaded: Loaded) -> LockoutOptions:
+    section = loaded.settings.accounts
+    return LockoutOptions(
+        section.max_failures,
+        section.lock_seconds,
+        section.longest_lock_seconds,
+        section.account_failures,
+        section.familiar_days * 86400.0,
+    )
+
+
 def _worker_options(per_destination: int) -> WorkerOptions:
     """More places in all than for one destination, or one that stalls would stop every other."""
     return WorkerOptions(concurrency=4 * per_destination, per_destination=per_destination)
@@ -378,26 +476,6 @@ def _certificates(path: Path) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path} must hold PEM certificates") from error
-
-
-def _trust_list(loaded: Loaded, validator: CertificateValidator) -> TrustList:
-    trust = loaded.settings.trust
-    try:
-        xml = loaded.path(trust.list).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"the trust list {loaded.path(trust.list)} cannot be read: {error.strerror}") from error
-    try:
-        signer = DistinguishedName.parse(trust.list_signer)
-    except ValueError as error:
-        raise SettingsError("trust.list_signer is not a distinguished name") from error
-    accepted = loaded.state / "trust-list.date"
-    before = datetime.fromisoformat(accepted.read_text()) if accepted.exists() else None
-    found = TrustList.load(xml, validator, datetime.now(UTC), not_before=before, signer=signer)
-    if isinstance(found, Refused):
-        raise SettingsError(f"the trust list is not believed: {found.refusal.text} {found.detail}".strip())
-    # An older list than the last one believed is refused from now on, across restarts too.
-    write_durably(accepted, found.generated_at.isoformat().encode())
-    return found
 
 
 def _directory(loaded: Loaded) -> Directory:

@@ -25,10 +25,11 @@ from smime import DecryptionResult, DkimResult, MessageVerdict, SignatureResult,
 from smime.failures import DecryptionFailures
 from smime.mime import MimeError, parse_entity
 from smime.policy import DEFAULT_POLICY, ReadPolicy
-from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED
+from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED, KEY_UNAVAILABLE
 from trust.certificates import CertificateValidator
+from trust.keys import KeyUnavailableError
 from trust.refusals import Refused
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 VERDICT_FIELD = "X-Relais-Verdict"
 
@@ -115,14 +116,17 @@ class OpenStage:
             return Refused(DECRYPTION_PAUSED)
         now = self._clock()
         dkim = verify_dkim(message.content, self._public_key, now)
-        opened = open_message(
-            message.content,
-            self._vault.decryptors(message.recipient),
-            self._validator,
-            now,
-            published_addresses=self._published_addresses,
-            policy=self._policy,
-        )
+        try:
+            opened = open_message(
+                message.content,
+                self._vault.decryptors(message.recipient),
+                self._validator,
+                now,
+                published_addresses=self._published_addresses,
+                policy=self._policy,
+            )
+        except (KeyUnavailableError, VaultError):  # says nothing of the message, which waits until the key is back
+            return Refused(KEY_UNAVAILABLE)
         if opened.verdict.decryption is DecryptionResult.FAILED:
             self._failures.failed(sender)
             return Refused(CANNOT_OPEN)

@@ -29,7 +29,7 @@ from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, SIGNER_UNA
 from smime.signing import SignerFailedError
 from trust.certificates import CertificateValidator, Purpose
 from trust.refusals import Refused
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 
 class Recipients(Protocol):
@@ -93,7 +93,10 @@ class ProtectStage:
         if author is None:
             return Refused(refusals.HEADER_INVALID)
         now = self._clock()
-        signer = self._vault.signer(author, now)
+        try:
+            signer = self._vault.signer(author, now)
+        except VaultError:  # a key file that is damaged: the operator repairs it, the mail waits
+            return Refused(SIGNER_UNAVAILABLE)
         if signer is None:
             return Refused(NO_SIGNING_KEY)
         certificates = self._certificates(message.recipient, now)

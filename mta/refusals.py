@@ -213,6 +213,20 @@ PEER_NOT_OPERATOR = _entry(
     "The server's certificate is not listed for the recipient's domain: check the trust list.",
     "Le certificat du serveur n'est pas inscrit pour le domaine du destinataire : vérifiez la liste blanche.",
 )
+OPERATOR_NOT_BELIEVED = _entry(
+    "operator-not-believed",
+    451,
+    "4.7.1",
+    "Your certificate is not believed for operators, or its revocation cannot be excluded now: check it.",
+    "Votre certificat n'est pas accepté pour un opérateur, ou sa révocation ne peut être exclue : vérifiez-le.",
+)
+PEER_NOT_BELIEVED = _entry(
+    "peer-not-believed",
+    451,
+    "4.7.1",
+    "The server's certificate is not believed for operators, or its revocation cannot be excluded now.",
+    "Le certificat du serveur n'est pas accepté pour un opérateur, ou sa révocation ne peut être exclue.",
+)
 PARTNER_SIZE_LIMIT = _entry(
     "partner-size-limit",
     552,
@@ -268,6 +282,8 @@ CATALOGUE = (
     CONNECTION_LOST,
     TLS_UNAVAILABLE,
     PEER_NOT_OPERATOR,
+    OPERATOR_NOT_BELIEVED,
+    PEER_NOT_BELIEVED,
     PARTNER_SIZE_LIMIT,
     EIGHT_BIT_UNSUPPORTED,
     REMOTE_DEFERRED,

@@ -1,50 +1,87 @@
 """Who may log in, as whom, and which mailboxes are theirs.
 
-Passwords are kept as argon2id hashes (RFC 9106). Guessing is stopped by a lock that survives a restart and cannot be
-raced by parallel attempts; an unknown login takes as long as a wrong password.
+Passwords are kept as argon2id hashes (RFC 9106); besides them an identity may have application passwords, client
+certificates and subjects of an OpenID provider. Guessing is stopped by locks that survive a restart and cannot be raced
+by parallel attempts (`trust.lockout` says what they promise); an unknown login takes as long as a wrong password.
 
-Logins and addresses may be a patient's matricule: they are looked up by a keyed pseudonym and kept sealed.
+What administrators do is in `trust.accounts_administration`.
 """
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2 import PasswordHasher, extract_parameters
+from argon2.exceptions import Argon2Error, InvalidHashError
+from argon2.low_level import hash_secret_raw
 from argon2.profiles import RFC_9106_LOW_MEMORY
-from sqlalchemy import Connection, Row, delete, exists, insert, or_, select, update
+from cryptography import x509
+from sqlalchemy import Connection, Select, delete, insert, or_, select, update
 
-from trust.catalogue import ACCOUNT_LOCKED, AUTHENTICATION_FAILED
+from trust import lockout
+from trust.application_passwords import ApplicationPasswords, Owner, secret_of
+from trust.catalogue import (
+    ACCOUNT_DISABLED,
+    ACCOUNT_LOCKED,
+    AUTHENTICATION_FAILED,
+    CERTIFICATE_REFUSED,
+    TOKEN_REFUSED,
+)
+from trust.certificates import CertificateValidator, Purpose
+from trust.client_certificates import ClientCertificates
+from trust.identities import AccountError, Identities, Identity, NameTakenError, Right, Service
+from trust.journal import Journal, JournalEntry
+from trust.lockout import Attempt, Judgement, LockoutOptions
+from trust.oidc import OidcProvider, Subject, TokenKind
+from trust.oidc_subjects import OidcSubjects
 from trust.refusals import Refused
 from trust.store.database import Database
-from trust.tables import credentials, identities, identity_addresses
+from trust.tables import (
+    application_passwords,
+    client_certificates,
+    credentials,
+    identities,
+    identity_addresses,
+    identity_locks,
+    oidc_subjects,
+)
 from trust.vault import KeyVault
+
+__all__ = ["AccountError", "Accounts", "Identity", "NameTakenError", "Service"]
 
 _PASSWORD_MAX_BYTES = 1024
 """Beyond it nobody types, and hashing only costs us."""
+_DAY = 86400
+_DEFAULT_OPTIONS = LockoutOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """A person, a team or a machine that may log in."""
+class _Hash:
+    """An argon2id hash, taken apart (PHC string format)."""
 
-    id: str
-    """Opaque: the pseudonym of its login, fit for logs."""
-    login: str = field(repr=False)
-    """Lower case; may be an address."""
-    addresses: tuple[str, ...] = field(repr=False)
-    """Its mailboxes, main one first, lower case."""
+    salt: bytes
+    digest: bytes
+    time_cost: int
+    memory_cost: int
+    parallelism: int
+    version: int
 
-
-class NameTakenError(ValueError):
-    """The identity's name or one of its addresses already names somebody else: a login must mean one identity."""
+    @classmethod
+    def parse(cls, text: str) -> _Hash:
+        """Raises InvalidHashError, ValueError."""
+        parameters = extract_parameters(text)
+        salt, digest = (base64.b64decode(each + "=" * (-len(each) % 4)) for each in text.split("$")[-2:])
+        return cls(
+            salt, digest, parameters.time_cost, parameters.memory_cost, parameters.parallelism, parameters.version
+        )
 
 
 class Accounts:
@@ -53,9 +90,9 @@ class Accounts:
     Each method that gives an `Identity` or an address raises `trust.vault.VaultError` when the database was altered or
     belongs to another vault.
 
-    After `max_failures` wrong passwords in a row, none more than `lock_seconds` after the one before, the identity is
-    locked for `lock_seconds`. `clock` gives UNIX seconds. `hasher` sets the argon2id parameters; the default is the
-    second recommended option of RFC 9106 §4: 64 MiB, 3 passes, 4 lanes.
+    `clock` gives UNIX seconds. `hasher` sets the argon2id parameters; the default is the second recommended option of
+    RFC 9106 §4: 64 MiB, 3 passes, 4 lanes. `max_failures` and `lock_seconds`, when given, stand before those of
+    `options`. With a `journal` it is told when guessing locks an account.
     """
 
     def __init__(
@@ -63,16 +100,28 @@ class Accounts:
         database: Database,
         vault: KeyVault,
         *,
-        max_failures: int = 5,
-        lock_seconds: float = 900,
+        max_failures: int | None = None,
+        lock_seconds: float | None = None,
         clock: Callable[[], float] = time.time,
         hasher: PasswordHasher | None = None,
+        options: LockoutOptions = _DEFAULT_OPTIONS,
+        journal: Journal | None = None,
     ) -> None:
-        self._database = database
+        self.database = database
+        self.identities = Identities(vault)
+        self.application_passwords = ApplicationPasswords(vault)
+        self.certificates = ClientCertificates(vault)
+        self.subjects = OidcSubjects(vault)
         self._vault = vault
-        self._max_failures = max_failures
-        self._lock_seconds = lock_seconds
-        self._clock = clock
+        self._options = LockoutOptions(
+            options.max_failures if max_failures is None else max_failures,
+            options.lock_seconds if lock_seconds is None else lock_seconds,
+            options.longest_seconds,
+            options.account_failures,
+            options.familiar_seconds,
+        )
+        self.clock = clock
+        self._journal = journal
         self._hasher = hasher or PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
         self._hash_of_nobody = self._hasher.hash(os.urandom(16))
         # Each hash takes 64 MiB: more at once than processors would only cost memory.
@@ -81,161 +130,299 @@ class Accounts:
     def create(self, login: str, addresses: Sequence[str], password: str | None) -> None:
         """Make the identity of that login exactly this, whatever it was before, and unlock it.
 
-        Without a password it cannot log in with one. Raises `NameTakenError`; ValueError for an empty or overlong
-        (1,024 bytes of UTF-8) password.
+        Without a password it cannot log in with one. Its application passwords, certificates and linked subjects are
+        gone. Raises `NameTakenError`, `AccountError` for a password that cannot be one (`hash_password`).
         """
-        login = _normalised(login)
-        identity_id = self._pseudonym(login)
-        sealed_login = self._vault.seal(login.encode(), _login_context(identity_id))
-        owned = {self._pseudonym(address): address for address in map(_normalised, addresses)}
-        rows = [
-            {
-                "address": pseudonym,
-                "identity_id": identity_id,
-                "position": position,
-                "sealed": self._vault.seal(address.encode(), _address_context(pseudonym, identity_id)),
-            }
-            for position, (pseudonym, address) in enumerate(owned.items())
-        ]
-        password_hash = None if password is None else self._hash(password)
+        password_hash = None if password is None else self.hash_password(password)
 
         def replace(connection: Connection) -> None:
-            taken = exists().where(
-                identity_addresses.c.address.in_([identity_id, *owned]),
-                identity_addresses.c.identity_id != identity_id,
-            )
-            named = exists().where(identities.c.id.in_(list(owned)), identities.c.id != identity_id)
-            if connection.scalar(select(or_(taken, named))):
-                raise NameTakenError("the name or an address already belongs to another identity")
-            unlocked = update(identities).where(identities.c.id == identity_id).values(failures=0, locked_until=0.0)
-            if connection.execute(unlocked).rowcount == 0:
-                connection.execute(insert(identities).values(id=identity_id, sealed_login=sealed_login))
-            for theirs in (identity_addresses, credentials):
+            identity_id = self.identities.pseudonym(login)
+            for theirs in (application_passwords, client_certificates, oidc_subjects, identity_locks):
                 connection.execute(delete(theirs).where(theirs.c.identity_id == identity_id))
-            if rows:
-                connection.execute(insert(identity_addresses), rows)
-            if password_hash is not None:
-                connection.execute(insert(credentials).values(identity_id=identity_id, password_hash=password_hash))
+            self.put(connection, login, addresses)
+            self.put_password(connection, identity_id, password_hash)
 
-        self._database.transact(replace)
+        self.database.transact(replace)
 
-    def authenticate(self, login: str, password: str) -> Identity | Refused:
-        """Who this is. `login` is an identity's login or one of its addresses, whatever the case.
+    def put(self, connection: Connection, login: str, addresses: Sequence[str]) -> str:
+        """Write the identity of that login with exactly these addresses; returns its id. Raises `NameTakenError`.
 
-        Refused with `trust.authentication-failed` or `trust.account-locked`. A locked account says so even to the
-        right password, which must not be found out meanwhile; addresses are public, so their existence is no secret.
-        Takes tens of milliseconds of processor time: not on an event loop.
+        What is granted on an address it keeps stays granted.
         """
-        name = self._pseudonym(login)
-        known = self._database.read(lambda connection: _password_of(connection, name))
-        if known is None:
-            self._matches(self._hash_of_nobody, password)
+        identity_id = self.identities.pseudonym(login)
+        rows = self.identities.address_rows(identity_id, addresses)
+        self.identities.check_free(connection, identity_id, rows)
+        if connection.scalar(select(identities.c.id).where(identities.c.id == identity_id)) is None:
+            sealed = self.identities.sealed_login(login)
+            connection.execute(insert(identities).values(id=identity_id, sealed_login=sealed))
+        mine = identity_addresses.c.identity_id == identity_id
+        kept = set(connection.scalars(select(identity_addresses.c.address).where(mine)))
+        wanted = {row["address"] for row in rows}
+        connection.execute(delete(identity_addresses).where(mine, identity_addresses.c.address.in_(kept - wanted)))
+        for row in rows:
+            if row["address"] in kept:
+                connection.execute(
+                    update(identity_addresses)
+                    .where(identity_addresses.c.address == row["address"])
+                    .values(position=row["position"])
+                )
+            else:
+                connection.execute(insert(identity_addresses).values(**row))
+        return identity_id
+
+    def put_password(self, connection: Connection, identity_id: str, password_hash: str | None) -> None:
+        """Replace the main password, and forget who guessed at the old one."""
+        connection.execute(delete(credentials).where(credentials.c.identity_id == identity_id))
+        if password_hash is not None:
+            connection.execute(insert(credentials).values(identity_id=identity_id, password_hash=password_hash))
+        lockout.release(connection, identity_id)
+
+    def authenticate(
+        self, login: str, password: str, client: str = "", service: Service | None = None
+    ) -> Identity | Refused:
+        """Who this is. `login` is an identity's login or one of its addresses, whatever the case; with an application
+        password it may also be an address the identity was granted.
+
+        `client` is the address of whoever says the password, empty when that is not known; `service` what for. Refused
+        with `trust.authentication-failed`, `trust.account-disabled` or `trust.account-locked`. A locked account says so
+        even to the right password, which must not be found out meanwhile; addresses are public, so their existence is
+        no secret. Takes tens of milliseconds of processor time: not on an event loop.
+        """
+        name = self.identities.pseudonym(login)
+
+        shown = self._application_password(login, password, service)
+        if shown is not None:
+            return shown
+        known = self.database.read(lambda connection: _password_of(connection, name))
+        identity_id, password_hash, disabled = known or ("", None, False)
+        matches, digest = self._work(password_hash or self._hash_of_nobody, password)
+        if disabled:
+            return Refused(ACCOUNT_DISABLED)
+        # What has the form of an application password is no guess, but a telephone with a withdrawn one.
+        if password_hash is None or (not matches and secret_of(password) is not None):
             return Refused(AUTHENTICATION_FAILED)
-        identity_id, password_hash = known
-        matches = self._matches(password_hash, password)
-        # Judged in the one writer's order and only now: of any number of parallel guesses no more than
-        # `max_failures` are answered.
-        return self._database.transact(lambda connection: self._settle(connection, identity_id, matches))
+        network = lockout.network_of(client)
+        source = self._vault.pseudonym("login source", identity_id, network) if network else ""
+        attempt = Attempt(identity_id, source, matches, digest)
+        # Judged in the one writer's order and only now: of any number of parallel guesses no more than allowed are
+        # answered.
+        return self.database.transact(lambda connection: self._settle(connection, attempt, password_hash))
+
+    def open_mailbox(
+        self, address: str, password: str, client: str = "", service: Service | None = Service.IMAP
+    ) -> Identity | Refused:
+        """As `authenticate`, for whoever wants to read the mailbox of this address; refused when they may not."""
+        found = self.authenticate(address, password, client, service)
+        if isinstance(found, Refused) or address.strip().lower() in found.addresses or self.may_use(found, address):
+            return found
+        return Refused(AUTHENTICATION_FAILED)
+
+    def authenticate_certificate(
+        self,
+        certificate: x509.Certificate,
+        intermediates: Iterable[x509.Certificate],
+        validator: CertificateValidator,
+        at: datetime | None = None,
+    ) -> Identity | Refused:
+        """Whose certificate this is, after `validator` believed it for TLS clients at the moment `at` (aware; now).
+
+        That its owner holds the key is for the TLS handshake to show. Refused with `trust.certificate-refused` or
+        `trust.account-disabled`. Guesses lock nobody here, and no lock holds: a key is not guessed.
+        """
+        moment = at or datetime.fromtimestamp(self.clock(), UTC)
+        verdict = validator.validate(certificate, intermediates, Purpose.OPERATOR_TLS_CLIENT, moment)
+        if not verdict.ok:
+            return Refused(CERTIFICATE_REFUSED, verdict.rule)
+        bound = self.database.read(lambda connection: self.certificates.holders(connection, verdict.path))
+        found = self._sole({each.identity_id for each in bound})
+        if found is None:
+            return Refused(CERTIFICATE_REFUSED)
+        if isinstance(found, Identity):
+            stale = [each.id for each in bound if each.last_used != self._today()]
+            if stale:
+                self.database.transact(lambda connection: self.certificates.used(connection, stale, self.clock()))
+        return found
+
+    def authenticate_token(
+        self, token: str, provider: OidcProvider, login: str = "", kind: TokenKind = TokenKind.ACCESS
+    ) -> Identity | Refused:
+        """Whose token of `provider` this is; `login`, when given, must be that identity or an address it may use.
+
+        Refused with `trust.token-refused`, `trust.token-keys-unavailable` or `trust.account-disabled`.
+        """
+        subject = provider.check(token, kind)
+        return subject if isinstance(subject, Refused) else self.by_subject(subject, login)
+
+    def by_subject(self, subject: Subject, login: str = "") -> Identity | Refused:
+        """The identity a believed token names; see `authenticate_token`."""
+        linked = self.database.read(lambda c: self.subjects.holders(c, subject.issuer, subject.claims))
+        found = self._sole({each.identity_id for each in linked})
+        if found is None:
+            return Refused(TOKEN_REFUSED)
+        if isinstance(found, Refused):
+            return found
+        if login and not self._answers_to(found, login):
+            return Refused(TOKEN_REFUSED)
+        stale = [each.id for each in linked if each.last_used != self._today()]
+        if stale:
+            self.database.transact(lambda connection: self.subjects.used(connection, stale, self.clock()))
+        return found
 
     def by_address(self, address: str) -> Identity | None:
         """The identity that owns this mailbox."""
-        owner = select(identity_addresses.c.identity_id).where(identity_addresses.c.address == self._pseudonym(address))
+        owner = select(identity_addresses.c.identity_id).where(
+            identity_addresses.c.address == self.identities.pseudonym(address)
+        )
 
         def find(connection: Connection) -> Identity | None:
             identity_id = connection.scalar(owner)
-            return None if identity_id is None else self._identity(connection, identity_id)
+            return None if identity_id is None else self.identities.load(connection, identity_id)
 
-        return self._database.read(find)
+        return self.database.read(find)
 
     def may_use(self, identity: Identity, address: str) -> bool:
-        """Whether the identity may read this mailbox and send from it; asked of the database, so revoking counts."""
-        owner = self.by_address(address)
-        return owner is not None and owner.id == identity.id
+        """Whether the identity may read this mailbox and send from it: its owner, or who was granted it.
+
+        Asked of the database, so that revoking, or closing the account, counts at once.
+        """
+        return self.database.read(lambda c: self.identities.may(c, identity.id, address, Right.USE))
 
     def may_sign_as(self, identity: Identity, address: str) -> bool:
-        """Whether mail of this identity may be signed with the mailbox's key: its owner alone."""
-        return self.may_use(identity, address)
+        """Whether mail of this identity may be signed with the mailbox's key, and be From it; as `may_use`."""
+        return self.database.read(lambda c: self.identities.may(c, identity.id, address, Right.SIGN))
 
     def addresses(self) -> tuple[str, ...]:
         """Every mailbox, sorted."""
         every = select(identity_addresses)
-        rows = self._database.read(lambda connection: connection.execute(every).all())
-        return tuple(sorted(self._address(row) for row in rows))
+        rows = self.database.read(lambda connection: connection.execute(every).all())
+        return tuple(sorted(self.identities.address(row) for row in rows))
 
-    def _settle(self, connection: Connection, identity_id: str, matches: bool) -> Identity | Refused:
-        row = connection.execute(select(identities).where(identities.c.id == identity_id).with_for_update()).first()
-        if row is None:  # removed meanwhile
-            return Refused(AUTHENTICATION_FAILED)
-        now = self._clock()
-        if now < row.locked_until:
-            return Refused(ACCOUNT_LOCKED)
-        change = update(identities).where(identities.c.id == identity_id)
-        if matches:
-            if row.failures:
-                connection.execute(change.values(failures=0))
-            return self._identity(connection, identity_id)
-        recent = now - row.failed_at <= self._lock_seconds
-        failures = row.failures + 1 if recent else 1
-        if failures >= self._max_failures:
-            connection.execute(change.values(failures=0, failed_at=now, locked_until=now + self._lock_seconds))
-        else:
-            connection.execute(change.values(failures=failures, failed_at=now))
-        return Refused(AUTHENTICATION_FAILED)
-
-    def _identity(self, connection: Connection, identity_id: str) -> Identity:
-        sealed_login = connection.scalar(select(identities.c.sealed_login).where(identities.c.id == identity_id))
-        theirs = (
-            select(identity_addresses)
-            .where(identity_addresses.c.identity_id == identity_id)
-            .order_by(identity_addresses.c.position)
-        )
-        login = self._vault.unseal(sealed_login or b"", _login_context(identity_id)).decode()
-        return Identity(identity_id, login, tuple(self._address(row) for row in connection.execute(theirs)))
-
-    def _address(self, row: Row[Any]) -> str:
-        return self._vault.unseal(row.sealed, _address_context(row.address, row.identity_id)).decode()
-
-    def _pseudonym(self, name: str) -> str:
-        """Of a login or an address: they are one name space, since either logs in."""
-        return self._vault.pseudonym("address", _normalised(name))
-
-    def _hash(self, password: str) -> str:
+    def hash_password(self, password: str) -> str:
+        """To keep a main password by. Raises `AccountError` when it has not 1 to 1,024 bytes of UTF-8, or could be an
+        application password."""
         prepared = _prepared(password)
         if not 1 <= len(prepared) <= _PASSWORD_MAX_BYTES:
-            raise ValueError(f"a password has 1 to {_PASSWORD_MAX_BYTES} bytes")
+            raise AccountError(f"a password has 1 to {_PASSWORD_MAX_BYTES} bytes")
+        if secret_of(password) is not None:
+            raise AccountError("this has the form of an application password: choose another password")
         return self._hasher.hash(prepared)
 
-    def _matches(self, password_hash: str, password: str) -> bool:
+    def _application_password(self, login: str, password: str, service: Service | None) -> Identity | Refused | None:
+        """Who logs in with an application password that exists and is meant for this login; else None."""
+
+        def look(connection: Connection) -> tuple[Owner, Identity | Refused] | None:
+            owner = self.application_passwords.owner(connection, password)
+            if owner is None:
+                return None
+            own = self.identities.named(connection, login) == owner.identity_id
+            if not own and not self.identities.may(connection, owner.identity_id, login, Right.USE):
+                return None
+            if self.identities.disabled(connection, owner.identity_id):
+                return owner, Refused(ACCOUNT_DISABLED)
+            if owner.services and service not in owner.services:
+                return owner, Refused(AUTHENTICATION_FAILED)
+            return owner, self.identities.load(connection, owner.identity_id)
+
+        found = self.database.read(look)
+        if found is None:
+            return None
+        owner, answer = found
+        if isinstance(answer, Identity) and owner.last_used != self._today():
+            self.database.transact(lambda c: self.application_passwords.used(c, owner.id, self.clock()))
+        return answer
+
+    def _sole(self, found: set[str]) -> Identity | Refused | None:
+        """The one identity, unless it is closed; None for nobody, or more than one."""
+        if len(found) != 1:
+            return None
+        (identity_id,) = found
+
+        def load(connection: Connection) -> Identity | Refused:
+            if self.identities.disabled(connection, identity_id):
+                return Refused(ACCOUNT_DISABLED)
+            return self.identities.load(connection, identity_id)
+
+        return self.database.read(load)
+
+    def _answers_to(self, identity: Identity, login: str) -> bool:
+        return self.identities.pseudonym(login) == identity.id or self.may_use(identity, login)
+
+    def _settle(self, connection: Connection, attempt: Attempt, password_hash: str) -> Identity | Refused:
+        # Checked against a hash that was replaced meanwhile, the old password would still open.
+        if connection.execute(_hash_of(attempt.identity_id)).scalar() != password_hash:
+            return Refused(AUTHENTICATION_FAILED)
+        if self.identities.disabled(connection, attempt.identity_id):
+            return Refused(ACCOUNT_DISABLED)
+        judgement = lockout.judge(connection, attempt, self._options, self.clock())
+        match judgement:
+            case Judgement.RIGHT:
+                return self.identities.load(connection, attempt.identity_id)
+            case Judgement.LOCKED:
+                return Refused(ACCOUNT_LOCKED)
+            case Judgement.LOCKS | Judgement.LOCKS_ACCOUNT if self._journal is not None:
+                scope = "network" if judgement is Judgement.LOCKS else "unfamiliar networks"
+                entry = JournalEntry(
+                    "accounts",
+                    "account.locked",
+                    "done",
+                    object_id=attempt.identity_id,
+                    reason="wrong passwords",
+                    details={"for": scope, "source": attempt.source[:16]},
+                )
+                self._journal.append(connection, entry)
+        return Refused(AUTHENTICATION_FAILED)
+
+    def _work(self, password_hash: str, password: str) -> tuple[bool, bytes]:
+        """Whether the password belongs to the hash, and a keyed digest of what argon2id made of it.
+
+        The same work for every password and every hash of one age, and never less than for nobody's.
+        """
         prepared = _prepared(password)
+        try:
+            stored = _Hash.parse(password_hash)
+        except (InvalidHashError, ValueError):
+            stored = _Hash.parse(self._hash_of_nobody)
         with self._hashing:
             try:
-                self._hasher.verify(password_hash, prepared[:_PASSWORD_MAX_BYTES])
-            except (VerificationError, InvalidHashError):
-                return False
-        return len(prepared) <= _PASSWORD_MAX_BYTES
+                made = hash_secret_raw(
+                    prepared[:_PASSWORD_MAX_BYTES],
+                    stored.salt,
+                    stored.time_cost,
+                    stored.memory_cost,
+                    stored.parallelism,
+                    len(stored.digest),
+                    extract_parameters(self._hash_of_nobody).type,
+                    stored.version,
+                )
+            except Argon2Error:
+                return False, bytes(lockout.DIGEST_BYTES)
+        matches = hmac.compare_digest(made, stored.digest) and 1 <= len(prepared) <= _PASSWORD_MAX_BYTES
+        digest = self._vault.pseudonym("wrong password", made.hex())[: 2 * lockout.DIGEST_BYTES]
+        return matches, bytes.fromhex(digest)
+
+    def is_familiar(self, good_at: float) -> bool:
+        """Whether a network is, where the right password was said last at `good_at`."""
+        return good_at > 0 and self.clock() - good_at <= self._options.familiar_seconds
+
+    def _today(self) -> int:
+        return int(self.clock() // _DAY)
 
 
-def _password_of(connection: Connection, name: str) -> tuple[str, str] | None:
-    """(identity, hash) of who logs in under this name; None when nobody can."""
+def _password_of(connection: Connection, name: str) -> tuple[str, str | None, bool] | None:
+    """Identity, hash and whether an administrator keeps it out, of who logs in under this name; None for nobody."""
     by_address = select(identity_addresses.c.identity_id).where(identity_addresses.c.address == name)
-    query = select(credentials.c.identity_id, credentials.c.password_hash).where(
-        or_(credentials.c.identity_id == name, credentials.c.identity_id.in_(by_address))
+    query = (
+        select(identities.c.id, credentials.c.password_hash, identity_locks.c.at)
+        .outerjoin(credentials, credentials.c.identity_id == identities.c.id)
+        .outerjoin(identity_locks, identity_locks.c.identity_id == identities.c.id)
+        .where(or_(identities.c.id == name, identities.c.id.in_(by_address)))
     )
     row = connection.execute(query).first()
-    return None if row is None else (row.identity_id, row.password_hash)
+    return None if row is None else (row.id, row.password_hash, row.at is not None)
 
 
-def _login_context(identity_id: str) -> bytes:
-    return f"identity login:{identity_id}".encode()
-
-
-def _address_context(pseudonym: str, identity_id: str) -> bytes:
-    """Binds an address to its row and its owner: a row given to somebody else does not open."""
-    return f"identity address:{pseudonym}:{identity_id}".encode()
-
-
-def _normalised(name: str) -> str:
-    return name.strip().lower()
+def _hash_of(identity_id: str) -> Select[tuple[str]]:
+    return select(credentials.c.password_hash).where(credentials.c.identity_id == identity_id)
 
 
 def _prepared(password: str) -> bytes:

@@ -1,57 +1,62 @@
-"""Whether a certificate is to be believed, for what, and whose mail addresses it vouches for.
+"""Whether a certificate is to be believed, for what, and whether anybody withdrew it.
 
 One `CertificateValidator` holds the anchors of one network (IGC-Santé, a demonstration authority) and judges any
-certificate anybody sends: the answer is always a `PathVerdict`, never an exception. The path itself is found in
-`trust.paths`; the rules about the end entity and its purpose are here. Revocation is not consulted yet, and the verdict
-says so.
+certificate anybody sends: the answer is always a `PathVerdict`, never an exception. The path itself is found and judged
+in `trust.paths`, what a purpose demands is in `trust.profiles`; here are the rules about the end entity, revocation,
+and the memory.
 
 A path that was found is remembered: it stays one whatever certificates come along with the next mail, for as long as
 every certificate on it is valid. That there is none is never remembered, for the next mail may bring the missing one.
-What can change meanwhile, revocation, has to be asked each time, after the memory.
+Revocation is asked for each time, after the memory: it is what can change meanwhile.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from enum import Enum
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from threading import Lock
+from types import MappingProxyType
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from trust.paths import Facts, Failure, Paths, in_time, read
+from trust.addresses import mail_addresses
+from trust.facts import Facts, read
+from trust.paths import IssuerSource, Path, Paths, in_time
+from trust.profiles import PROFILES, Profile, Purpose, key_usage_allows
+from trust.revocation import RevocationChecker, RevocationMode, RevocationPolicy, RevocationState, RevocationStatus
+from trust.revocation.holdings import is_revoked_at
+from trust.rules import RULES, Failure
 
-
-class Purpose(Enum):
-    """What a certificate is about to be used for."""
-
-    MAIL_SIGNATURE = "mail-signature"
-    """Verify a signed message: digitalSignature or nonRepudiation (CPS cards have only the latter), emailProtection."""
-    MAIL_ENCRYPTION = "mail-encryption"
-    """Encrypt to it: keyEncipherment for RSA, keyAgreement for EC and X25519; emailProtection."""
-    OPERATOR_TLS_SERVER = "operator-tls-server"
-    OPERATOR_TLS_CLIENT = "operator-tls-client"
-    LIST_SIGNATURE = "list-signature"
-    """Verify the trust list: an organisation's S/MIME signing certificate."""
-
-
-_EXTENDED: dict[Purpose, ObjectIdentifier] = {
-    Purpose.MAIL_SIGNATURE: ExtendedKeyUsageOID.EMAIL_PROTECTION,
-    Purpose.MAIL_ENCRYPTION: ExtendedKeyUsageOID.EMAIL_PROTECTION,
-    Purpose.OPERATOR_TLS_SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
-    Purpose.OPERATOR_TLS_CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH,
-    Purpose.LIST_SIGNATURE: ExtendedKeyUsageOID.EMAIL_PROTECTION,
-}
+__all__ = [
+    "DEFAULT_REVOCATION",
+    "MAX_REMEMBERED",
+    "NOT_CHECKED",
+    "CertificateValidator",
+    "PathVerdict",
+    "Purpose",
+    "mail_addresses",
+]
 
 NOT_CHECKED = "not-checked"
 MAX_REMEMBERED = 4096
-"""Accepted paths kept by one validator, the least recently asked for forgotten first: some 5 KB each at worst."""
+"""Accepted paths kept by one validator, the least recently asked for forgotten first: some 10 KB each."""
+
+DEFAULT_REVOCATION: Mapping[Purpose, RevocationPolicy] = MappingProxyType(
+    {
+        Purpose.MAIL_SIGNATURE: RevocationPolicy(RevocationMode.SOFT, timedelta(hours=24)),
+        Purpose.MAIL_ENCRYPTION: RevocationPolicy(RevocationMode.HARD, timedelta(hours=24)),
+        Purpose.OPERATOR_TLS_SERVER: RevocationPolicy(RevocationMode.HARD, timedelta(hours=24)),
+        Purpose.OPERATOR_TLS_CLIENT: RevocationPolicy(RevocationMode.HARD, timedelta(hours=24)),
+        Purpose.LIST_SIGNATURE: RevocationPolicy(RevocationMode.HARD, timedelta(hours=24)),
+    }
+)
+"""Used when a validator is given a checker. A mail that waits to be read is read and marked; what gives something
+away, or lets somebody in, wants an answer."""
+
+_WORST = ("good", "stale", "unknown", "revoked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +71,21 @@ class PathVerdict:
     detail: str
     """Which certificate broke it: serial (hexadecimal), and the subject of CAs only. Never a person's name."""
     revocation: str
-    """`not-checked`: neither CRL nor OCSP was consulted."""
+    """The worst that is known of a certificate on the path: `good`, `stale`, `unknown` or `revoked`; `not-checked` when
+    nobody was asked."""
+
+    @property
+    def section(self) -> str:
+        """The section of the standard behind `rule`, with what it demands."""
+        return RULES[self.rule]
 
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
     """A path found before and the time in which all its certificates are valid, both ends included."""
 
-    verdict: PathVerdict
+    path: Path
+    certificates: tuple[x509.Certificate, ...]
     since: datetime
     until: datetime
 
@@ -81,49 +93,68 @@ class _Accepted:
 class CertificateValidator:
     """Judges certificates against the anchors of one network. Thread-safe; make one and keep it."""
 
-    def __init__(self, anchors: Iterable[x509.Certificate], intermediates: Iterable[x509.Certificate] = ()) -> None:
+    def __init__(
+        self,
+        anchors: Iterable[x509.Certificate],
+        intermediates: Iterable[x509.Certificate] = (),
+        revocation: RevocationChecker | None = None,
+        policies: Mapping[Purpose, RevocationPolicy] = DEFAULT_REVOCATION,
+        *,
+        profiles: Mapping[Purpose, Profile] = PROFILES,
+        source: IssuerSource | None = None,
+    ) -> None:
         """`intermediates` help to find paths and are not trusted by themselves.
 
-        Raises ValueError when one of the certificates cannot be read.
+        `revocation` None asks nobody, whatever `policies` say. `source` finds issuers that nobody sent along. Purposes
+        that `policies` or `profiles` leave out have the defaults. Raises ValueError when one of the certificates cannot
+        be read.
         """
-        self._paths = Paths(anchors, intermediates)
+        self._paths = Paths(anchors, intermediates, source)
+        self._revocation = revocation
+        self._policies = {**DEFAULT_REVOCATION, **policies}
+        self._profiles = {**PROFILES, **profiles}
         self._remembered: OrderedDict[tuple[x509.Certificate, Purpose], _Accepted] = OrderedDict()
         self._lock = Lock()
 
     def validate(
-        self, cert: x509.Certificate, intermediates: Iterable[x509.Certificate], purpose: Purpose, at: datetime
+        self,
+        cert: x509.Certificate,
+        intermediates: Iterable[x509.Certificate],
+        purpose: Purpose,
+        at: datetime,
+        stapled: bytes | None = None,
     ) -> PathVerdict:
         """Judge `cert` for `purpose` at the moment `at` (aware), with the certificates that came with it.
 
-        RFC 5280 §6.1, bounded as `trust.paths` says. Never raises on bad input, whatever is in the certificates.
+        RFC 5280 §6.1, bounded as `trust.paths` says. `stapled` is an OCSP response in DER that came along. Never raises
+        on bad input, whatever is in the certificates.
         """
+        revocation = _Inquiry(self._revocation, self._policies[purpose], at, stapled)
         known = self._recalled(cert, purpose, at)
-        if known is not None:
-            return known
+        if known is not None and revocation.approve(known.path) is None:
+            return PathVerdict(True, known.certificates, "rfc5280-6.1", "", revocation.worst)
         facts = read(cert)
-        if facts is None:
-            return _refuse(Failure("rfc5280-4.1-unreadable", "end-entity certificate cannot be read"))
-        failure = _end_entity_failure(facts, purpose, at)
+        if isinstance(facts, Failure):
+            return _refuse(Failure(facts.rule, f"end-entity certificate: {facts.detail}"))
+        profile = self._profiles[purpose]
+        failure = _end_entity_failure(facts, purpose, profile, at)
         if failure is not None:
             return _refuse(failure)
-        path = self._paths.find(facts, intermediates, _EXTENDED[purpose], at)
+        path = self._paths.find(facts, intermediates, profile, at, revocation.approve if revocation.asked else None)
         if isinstance(path, Failure):
-            return _refuse(path)
-        verdict = PathVerdict(True, tuple(step.certificate for step in path), "rfc5280-6.1", "", NOT_CHECKED)
-        self._remember(
-            (cert, purpose),
-            _Accepted(verdict, max(step.not_before for step in path), min(step.not_after for step in path)),
-        )
-        return verdict
+            return _refuse(path, revocation.worst)
+        accepted = _accepted(path, profile)
+        self._remember((cert, purpose), accepted)
+        return PathVerdict(True, accepted.certificates, "rfc5280-6.1", "", revocation.worst)
 
-    def _recalled(self, cert: x509.Certificate, purpose: Purpose, at: datetime) -> PathVerdict | None:
+    def _recalled(self, cert: x509.Certificate, purpose: Purpose, at: datetime) -> _Accepted | None:
         """The path found before, if it holds at `at` too. Certificates are compared by their DER."""
         with self._lock:
             known = self._remembered.get((cert, purpose))
             if known is None or not known.since <= at <= known.until:
                 return None
             self._remembered.move_to_end((cert, purpose))
-            return known.verdict
+            return known
 
     def _remember(self, key: tuple[x509.Certificate, Purpose], accepted: _Accepted) -> None:
         with self._lock:
@@ -133,11 +164,71 @@ class CertificateValidator:
                 self._remembered.popitem(last=False)
 
 
-def _refuse(failure: Failure) -> PathVerdict:
-    return PathVerdict(False, (), failure.rule, failure.detail, NOT_CHECKED)
+class _Inquiry:
+    """Revocation asked for on the paths of one validation (§6.1.3 (a)(3)), under the policy of its purpose."""
+
+    def __init__(
+        self, checker: RevocationChecker | None, policy: RevocationPolicy, at: datetime, stapled: bytes | None
+    ) -> None:
+        self._checker = None if policy.mode is RevocationMode.OFF else checker
+        self._policy = policy
+        self._at = at
+        self._stapled = stapled
+        self.worst = NOT_CHECKED
+        """Of the path asked about last."""
+
+    @property
+    def asked(self) -> bool:
+        return self._checker is not None
+
+    def approve(self, path: Path) -> Failure | None:
+        """Ask about each certificate below the anchor, the highest first: what a revoked CA says counts for nothing."""
+        if self._checker is None:
+            return None
+        self.worst = "good"
+        for child, issuer in reversed(tuple(pairwise(path))):
+            stapled = self._stapled if child is path[0] else None
+            status = self._checker.check(child.certificate, issuer.certificate, self._at, stapled)
+            state, failure = self._judge(status)
+            self.worst = max(self.worst, state, key=_WORST.index)
+            if failure is not None:
+                who = child.where if child is not path[0] else f"end-entity certificate, serial {child.serial:x}"
+                return Failure(failure.rule, f"{who}, {failure.detail}")
+        return None
+
+    def _judge(self, status: RevocationStatus) -> tuple[str, Failure | None]:
+        if status.state is RevocationState.REVOKED and is_revoked_at(
+            status.reason, status.revoked_at, status.invalid_since, self._at
+        ):
+            since = status.invalid_since or status.revoked_at
+            when = f" since {since:%Y-%m-%d %H:%M}" if since else ""
+            return "revoked", Failure("rfc5280-6.1.3-revoked", f"is revoked{when} ({status.reason or 'unspecified'})")
+        if status.state in (RevocationState.GOOD, RevocationState.REVOKED):
+            return "good", None
+        if self._policy.mode is RevocationMode.SOFT:
+            return status.state.value, None
+        if status.state is RevocationState.STALE:
+            if status.next_update is not None and self._at - status.next_update <= self._policy.stale_for:
+                return "stale", None
+            return "stale", Failure("relais-revocation-unknown", "what says it is not revoked is too old")
+        return "unknown", Failure("relais-revocation-unknown", status.detail or "nobody says it is not revoked")
 
 
-def _end_entity_failure(facts: Facts, purpose: Purpose, at: datetime) -> Failure | None:
+def _accepted(path: Path, profile: Profile) -> _Accepted:
+    counted = path[:-1] if profile.expired_anchor else path
+    end = min(step.not_after for step in counted)
+    # the last second belongs to the validity, whole
+    until = (
+        end + timedelta(seconds=1, microseconds=-1) if end < datetime.max.replace(microsecond=0, tzinfo=UTC) else end
+    )
+    return _Accepted(path, tuple(step.certificate for step in path), max(step.not_before for step in counted), until)
+
+
+def _refuse(failure: Failure, revocation: str = NOT_CHECKED) -> PathVerdict:
+    return PathVerdict(False, (), failure.rule, failure.detail, revocation)
+
+
+def _end_entity_failure(facts: Facts, purpose: Purpose, profile: Profile, at: datetime) -> Failure | None:
     """What is wrong with the end entity itself, before any path is looked for."""
     where = f"end-entity certificate, serial {facts.serial:x}"
     if not in_time(facts, at):
@@ -145,85 +236,18 @@ def _end_entity_failure(facts: Facts, purpose: Purpose, at: datetime) -> Failure
         return Failure("rfc5280-6.1.3-validity", f"{where}, is {side}")
     if facts.unprocessed:
         return Failure("rfc5280-6.1.5-critical-extension", f"{where}, has {facts.unprocessed[0]}")
-    if facts.name_constraints:
+    if facts.name_constraints is not None and not (facts.basic_constraints and facts.basic_constraints[0]):
         return Failure("rfc5280-4.2.1.10-name-constraints", f"{where}, has name constraints but is no CA")
     if facts.key is None:
         return Failure("relais-key-too-weak", f"{where}, has a key of a kind or size that is not accepted")
-    if not facts.issuer.rdns:
+    try:
+        named = bool(facts.issuer)
+    except ValueError:
+        return Failure("rfc5280-4.1-unreadable", f"{where}, has an issuer name that cannot be read")
+    if not named:
         return Failure("rfc5280-4.1.2.4-issuer", f"{where}, has no issuer name")
-    if not _key_usage_allows(facts, purpose):
+    if not key_usage_allows(facts, purpose):
         return Failure("rfc5280-4.2.1.3-key-usage", f"{where}, may not be used for {purpose.value}")
-    if not facts.allows(_EXTENDED[purpose]):
+    if not facts.allows(profile.extended):
         return Failure("rfc5280-4.2.1.12-extended-key-usage", f"{where}, may not be used for {purpose.value}")
     return None
-
-
-def _key_usage_allows(facts: Facts, purpose: Purpose) -> bool:
-    """Whether kind of key and KeyUsage fit the purpose; an absent KeyUsage restricts nothing (§4.2.1.3)."""
-    usage = facts.key_usage
-    if purpose is Purpose.MAIL_ENCRYPTION:
-        if isinstance(facts.key, rsa.RSAPublicKey):
-            return usage is None or usage.key_encipherment
-        agrees = isinstance(facts.key, ec.EllipticCurvePublicKey | x25519.X25519PublicKey)
-        return agrees and (usage is None or usage.key_agreement)
-    if isinstance(facts.key, x25519.X25519PublicKey):
-        return False  # it cannot sign
-    if usage is None or usage.digital_signature:
-        return True
-    # TLS signs the handshake with digitalSignature (RFC 8446 §4.4.2.2); mail takes nonRepudiation too (RFC 8550 §4.4.2)
-    return purpose in (Purpose.MAIL_SIGNATURE, Purpose.LIST_SIGNATURE) and usage.content_commitment
-
-
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_DOMAIN = rf"{_LABEL}(?:\.{_LABEL}){{0,20}}"
-_ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.-]{{1,64}}@{_DOMAIN}")
-_UTF8_ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\x80-\U0010ffff-]{{1,64}}@{_DOMAIN}")
-_SMTP_UTF8_MAILBOX = ObjectIdentifier("1.3.6.1.5.5.7.8.9")
-_UTF8_STRING = 0x0C
-
-
-@lru_cache(maxsize=1024)
-def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
-    """Addresses the certificate vouches for: rfc822Name and SmtpUTF8Mailbox SubjectAltNames, then the legacy
-    emailAddress of the subject.
-
-    RFC 8550 §3, RFC 9598 §3. The local part as it is, the domain in lower case, as A-labels; each once. Values that are
-    no plain addr-spec (NUL, controls, quotes, display names) are left out; an unreadable certificate vouches for
-    nobody.
-    """
-    found: list[str] = []
-    international: list[str] = []
-    try:
-        try:
-            names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            found += names.get_values_for_type(x509.RFC822Name)
-            international = [
-                _utf8_mailbox(other.value)
-                for other in names.get_values_for_type(x509.OtherName)
-                if other.type_id == _SMTP_UTF8_MAILBOX
-            ]
-        except x509.ExtensionNotFound:
-            pass
-        found += [str(a.value) for a in cert.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)]
-    except Exception:  # the parser reads lazily and has no common error class
-        return ()
-    plain = [value for value in found if _ADDRESS.fullmatch(value)]
-    plain += [value for value in international if _UTF8_ADDRESS.fullmatch(value) and value.isprintable()]
-    split = [value.rpartition("@") for value in plain]
-    return tuple(dict.fromkeys(f"{local}@{domain.lower()}" for local, _, domain in split))
-
-
-def _utf8_mailbox(encoded: bytes) -> str:
-    """The UTF8String of a SmtpUTF8Mailbox (RFC 9598 §3); empty when it is none, or when ASCII would have done, which
-    belongs into an rfc822Name."""
-    if len(encoded) < 2 or encoded[0] != _UTF8_STRING:
-        return ""
-    size = 1 if encoded[1] < 0x80 else encoded[1] - 0x80 + 1
-    length = encoded[1] if size == 1 else int.from_bytes(encoded[2 : 1 + size], "big")
-    value = encoded[1 + size :]
-    if len(value) != length or value.isascii():
-        return ""
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return ""

@@ -5,92 +5,59 @@ one before it and a salted hash of its payload; the payload itself (who, what, a
 sealed by the vault. It can thus be erased when the law asks, by an entry that says so, and the chain still holds.
 
 The head of each chain is sealed with the vault's key: whoever can write to the database but does not hold that key
-cannot rebuild a chain or cut its end. Putting back an older state of the whole database is not seen from inside; that
-takes heads published off the machine.
+cannot rebuild a chain or cut its end. Whoever holds that key too, or puts back an older state of the whole database, is
+found out by the signed heads that `trust.checkpoints` makes and `trust.publishing` sends off the machine.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, union, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, update
 
+from trust.journal_chain import GENESIS, entry_hash, fields_of, place, prefix_of
+from trust.journal_check import check
+from trust.journal_entry import (
+    SALT_BYTES,
+    JournalEntry,
+    JournalVerdict,
+    Receipt,
+    StoredEntry,
+    decode_payload,
+    head_seal,
+    payload_context,
+    unseal_payload,
+)
+from trust.store.database import deferred, settle
+from trust.store.direct import DirectStatement
 from trust.tables import journal_entries, journal_heads, journal_payloads
 from trust.vault import KeyVault, VaultError
 
+__all__ = ["Journal", "JournalEntry", "JournalVerdict", "Receipt", "StoredEntry"]
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_GENESIS = bytes(32)
-_SALT_BYTES = 16
-_ROWS_IN_MEMORY = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """One thing that happened. Codes and pseudonyms only, no clinical content and no patient identity.
-
-    Strings are valid Unicode: whoever names a thing after a partner's bytes has decoded them first.
-    """
-
-    actor: str
-    """Who did it: an identity, a mailbox, a component."""
-    action: str
-    """Stable dotted name: `dossier.read`."""
-    outcome: str
-    """`done`, `refused`, ..."""
-    subject: str = ""
-    """Pseudonym of the patient concerned (`KeyVault.pseudonym`)."""
-    object_id: str = ""
-    reason: str = ""
-    purpose: str = ""
-    details: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Where an entry stands; `hash` vouches for it and all before it in its chain."""
-
-    writer: str
-    sequence: int
-    hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEntry:
-    """An entry read back."""
-
-    writer: str
-    sequence: int
-    at: datetime
-    entry: JournalEntry | None
-    """None when its payload was erased, or is damaged (`verify` tells)."""
-
-
-@dataclass(frozen=True, slots=True)
-class JournalVerdict:
-    ok: bool
-    entries: int
-    """How many were examined."""
-    problem: str = ""
-    """The first thing that does not hold, empty when all is well."""
 
 
 # Compiled once: appending is on the road of every message.
-_HEAD = (
+_HEAD = DirectStatement(
     select(journal_heads.c.sequence, journal_heads.c.hash)
     .where(journal_heads.c.writer == bindparam("of"))
     .with_for_update()
 )
-_ADD_HEAD = insert(journal_heads)
-_MOVE_HEAD = update(journal_heads).where(journal_heads.c.writer == bindparam("of"))
-_ADD_ENTRY = insert(journal_entries)
-_ADD_PAYLOAD = insert(journal_payloads)
+_ADD_HEAD = DirectStatement(insert(journal_heads))
+_MOVE_HEAD = DirectStatement(
+    update(journal_heads)
+    .where(journal_heads.c.writer == bindparam("of"))
+    .values({name: bindparam(f"new_{name}") for name in ("sequence", "hash", "seal")})
+)
+_ADD_ENTRY = DirectStatement(insert(journal_entries))
+_ADD_PAYLOAD = DirectStatement(insert(journal_payloads))
 _ENTRIES_AND_PAYLOADS = select(journal_entries, journal_payloads.c.subject, journal_payloads.c.sealed).outerjoin_from(
     journal_entries,
     journal_payloads,
@@ -109,6 +76,12 @@ class Journal:
             raise ValueError("a journal writer's name has 1 to 64 characters and no #")
         self._vault = vault
         self._writer = writer
+        self._prefix = prefix_of(writer)
+
+    @property
+    def writer(self) -> str:
+        """The name of the chain this journal appends to."""
+        return self._writer
 
     def append(self, connection: Connection, entry: JournalEntry, at: datetime | None = None) -> Receipt:
         """Add an entry in the caller's transaction: it stands if and only if that transaction does. `at` is aware."""
@@ -124,7 +97,7 @@ class Journal:
         connection.execute(
             delete(journal_payloads).where(journal_payloads.c.writer == writer, journal_payloads.c.sequence == sequence)
         )
-        return self._append(connection, entry, at, erases=_place(writer, sequence))
+        return self._append(connection, entry, at, erases=place(writer, sequence))
 
     def entries(self, connection: Connection, *, subject: str | None = None, limit: int = 100) -> list[StoredEntry]:
         """The latest entries of all writers, newest first; those about one patient when `subject` is given."""
@@ -138,115 +111,60 @@ class Journal:
             for row in connection.execute(query)
         ]
 
-    def verify(self, connection: Connection) -> JournalVerdict:
-        """Walk every chain of every writer; stops at the first problem. Memory does not grow with the journal.
+    def verify(self, connection: Connection, *, payloads: bool = True, keys: Collection[bytes] = ()) -> JournalVerdict:
+        """Walk every chain, every checkpoint and every payload; see `trust.journal_check.check`."""
+        settle(connection)
+        return check(connection, self._vault, payloads=payloads, keys=keys)
 
-        Sees entries edited, removed, inserted or reordered, a cut end, payloads edited, moved or removed without an
-        entry that erased them.
-        """
-        examined = 0
-        writers = union(select(journal_entries.c.writer), select(journal_heads.c.writer)).order_by("writer")
-        for writer in connection.scalars(writers).all():
-            verdict = self._verify_chain(connection, writer)
-            examined += verdict.entries
-            if not verdict.ok:
-                return JournalVerdict(False, examined, verdict.problem)
-        return JournalVerdict(True, examined)
+    def payload(self, connection: Connection, writer: str, sequence: int) -> bytes | None:
+        """Salt and JSON of one entry, whose SHA-256 is its `payload_hash`; None when erased. Raises `VaultError`."""
+        sealed = connection.scalar(
+            select(journal_payloads.c.sealed).where(
+                journal_payloads.c.writer == writer, journal_payloads.c.sequence == sequence
+            )
+        )
+        return None if sealed is None else unseal_payload(self._vault, writer, sequence, sealed)
 
     def _append(self, connection: Connection, entry: JournalEntry, at: datetime | None, erases: str) -> Receipt:
         microseconds = ((at or datetime.now(UTC)) - _EPOCH) // _MICROSECOND
-        head = connection.execute(_HEAD, {"of": self._writer}).one_or_none()
-        previous, sequence = (head.hash, head.sequence + 1) if head else (_GENESIS, 1)
-        # Salted: an erased payload must not be guessed from the hash that stays.
-        payload = secrets.token_bytes(_SALT_BYTES) + msgspec.json.encode(entry)
-        payload_hash = hashlib.sha256(payload).digest()
-        entry_hash = _chain(previous, self._writer, sequence, microseconds, payload_hash, erases)
-        key = {"writer": self._writer, "sequence": sequence}
-        connection.execute(
-            _ADD_ENTRY,
-            key | {"at": microseconds, "payload_hash": payload_hash, "erases": erases, "hash": entry_hash},
-        )
-        sealed = self._vault.seal(payload, _context(self._writer, sequence))
-        connection.execute(_ADD_PAYLOAD, key | {"subject": entry.subject, "sealed": sealed})
-        new_head = {
-            "sequence": sequence,
-            "hash": entry_hash,
-            "seal": self._head_seal(self._writer, sequence, entry_hash),
-        }
-        if head:
-            connection.execute(_MOVE_HEAD, new_head | {"of": self._writer})
+        waiting = deferred(connection)
+        place_of_head = (Journal, self._writer)
+        head: Sequence[Any] | None
+        if waiting is not None and place_of_head in waiting:
+            head = waiting[place_of_head][1]
         else:
-            connection.execute(_ADD_HEAD, new_head | {"writer": self._writer})
-        return Receipt(self._writer, sequence, entry_hash)
-
-    def _verify_chain(self, connection: Connection, writer: str) -> JournalVerdict:
-        previous = _GENESIS
-        sequence = 0
-        rows = connection.execute(
-            _ENTRIES_AND_PAYLOADS.where(journal_entries.c.writer == writer).order_by(journal_entries.c.sequence),
-            execution_options={"yield_per": _ROWS_IN_MEMORY},
+            head = _HEAD.first(connection, {"of": self._writer})
+        previous, sequence = (head[1], head[0] + 1) if head else (GENESIS, 1)
+        # Salted: an erased payload must not be guessed from the hash that stays.
+        payload = secrets.token_bytes(SALT_BYTES) + msgspec.json.encode(entry)
+        payload_hash = hashlib.sha256(payload).digest()
+        hash_ = entry_hash(previous, fields_of(self._prefix, sequence, microseconds, payload_hash, erases))
+        key = {"writer": self._writer, "sequence": sequence}
+        _ADD_ENTRY.run(
+            connection, key | {"at": microseconds, "payload_hash": payload_hash, "erases": erases, "hash": hash_}
         )
-        with rows:
-            for row in rows:
-                sequence += 1
-                if row.sequence != sequence:
-                    return JournalVerdict(False, sequence - 1, f"entry {_place(writer, sequence)} is missing")
-                expected = _chain(previous, writer, sequence, row.at, row.payload_hash, row.erases)
-                if row.hash != expected:
-                    return JournalVerdict(
-                        False, sequence, f"entry {_place(writer, sequence)} or one before it was altered"
-                    )
-                if problem := self._payload_problem(connection, row):
-                    return JournalVerdict(False, sequence, f"the payload of {_place(writer, sequence)} {problem}")
-                previous = expected
-        head = connection.execute(select(journal_heads).where(journal_heads.c.writer == writer)).one_or_none()
-        if head is None or not hmac.compare_digest(head.seal, self._head_seal(writer, head.sequence, head.hash)):
-            return JournalVerdict(False, sequence, f"the head of {writer} is missing or altered")
-        if (head.sequence, head.hash) != (sequence, previous):
-            return JournalVerdict(False, sequence, f"the chain of {writer} does not end where its head says")
-        return JournalVerdict(True, sequence)
+        sealed = self._vault.seal(payload, payload_context(self._writer, sequence))
+        _ADD_PAYLOAD.run(connection, key | {"subject": entry.subject, "sealed": sealed})
+        if waiting is None or head is None:
+            self._write_head(connection, (sequence, hash_), new=head is None)
+        if waiting is not None:  # once for all that is committed together
+            waiting[place_of_head] = (self._write_head, (sequence, hash_))
+        return Receipt(self._writer, sequence, hash_)
 
-    def _payload_problem(self, connection: Connection, row: Row[tuple[object, ...]]) -> str:
-        if row.sealed is None:
-            erasure = select(journal_entries.c.sequence).where(
-                journal_entries.c.erases == _place(row.writer, row.sequence), journal_entries.c.erases != ""
+    def _write_head(self, connection: Connection, end: tuple[int, bytes], *, new: bool = False) -> None:
+        sequence, hash_ = end
+        seal = head_seal(self._vault, self._writer, sequence, hash_)
+        if new:
+            _ADD_HEAD.run(connection, {"writer": self._writer, "sequence": sequence, "hash": hash_, "seal": seal})
+        else:
+            _MOVE_HEAD.run(
+                connection, {"new_sequence": sequence, "new_hash": hash_, "new_seal": seal, "of": self._writer}
             )
-            return "" if connection.execute(erasure.limit(1)).first() else "was removed without an entry that erased it"
-        try:
-            payload = self._vault.unseal(row.sealed, _context(row.writer, row.sequence))
-        except VaultError:
-            return "was altered"
-        if hashlib.sha256(payload).digest() != row.payload_hash:
-            return "is not the one that was written"
-        if _decode(payload).subject != row.subject:
-            return "is filed under another subject"
-        return ""
 
     def _open(self, row: Row[tuple[object, ...]]) -> JournalEntry | None:
         if row.sealed is None:
             return None
         try:
-            return _decode(self._vault.unseal(row.sealed, _context(row.writer, row.sequence)))
-        except VaultError:
+            return decode_payload(unseal_payload(self._vault, row.writer, row.sequence, row.sealed))
+        except (VaultError, msgspec.DecodeError, TypeError):
             return None
-
-    def _head_seal(self, writer: str, sequence: int, entry_hash: bytes) -> str:
-        return self._vault.pseudonym("journal head", writer, str(sequence), entry_hash.hex())
-
-
-def _chain(previous: bytes, writer: str, sequence: int, at: int, payload_hash: bytes, erases: str) -> bytes:
-    """SHA-256 of the previous hash, then a JSON array: anybody can recompute it without us."""
-    fields = msgspec.json.encode([writer, sequence, at, payload_hash.hex(), erases])
-    return hashlib.sha256(previous + fields).digest()
-
-
-def _decode(payload: bytes) -> JournalEntry:
-    return msgspec.json.decode(payload[_SALT_BYTES:], type=JournalEntry)
-
-
-def _context(writer: str, sequence: int) -> bytes:
-    return f"journal:{_place(writer, sequence)}".encode()
-
-
-def _place(writer: str, sequence: int) -> str:
-    return f"{writer}#{sequence}"

@@ -12,6 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 
+class KeyUnavailableError(Exception):
+    """A key's owner (a token, an HSM) does not answer: nothing is wrong with the message, try again later.
+
+    The text says what the operator has to look at; never a PIN, a key or a person.
+    """
+
+
 class Signer(Protocol):
     """The newest valid signing key of one address."""
 
@@ -26,20 +33,25 @@ class Signer(Protocol):
     def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
         """Signature over `data` (hashed here): RSASSA-PKCS1-v1_5, or ECDSA as DER, by the kind of key.
 
-        A key on Edwards25519 signs `data` itself, whatever the algorithm (RFC 8419 §3.1).
+        A key on Edwards25519 signs `data` itself, whatever the algorithm (RFC 8419 §3.1). Raises
+        `KeyUnavailableError`.
         """
         ...
 
     def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
         """RSASSA-PSS over `data` (hashed here), MGF1 with the same hash, salt as long as the hash (RFC 4056 §3).
 
-        Raises ValueError when the key is not RSA.
+        Raises ValueError when the key is not RSA, `KeyUnavailableError`.
         """
         ...
 
 
 class Decryptor(Protocol):
-    """One decryption key of one address; expired and retired keys included, for they still open old mail."""
+    """One decryption key of one address; expired and retired keys included, for they still open old mail.
+
+    Each of the three operations raises `KeyUnavailableError` when the key cannot be asked, which says nothing of what
+    was to be opened.
+    """
 
     @property
     def certificate(self) -> x509.Certificate: ...

@@ -16,11 +16,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cryptography import x509
 
+from trust import der
+
 MAX_TEXT = 4096
-"""Longest text `parse` reads, in characters."""
+"""Longest text `parse` reads, in characters, and longest DER `comparable` reads, in octets."""
 MAX_ATTRIBUTES = 32
 """Most attributes in one name."""
 
@@ -73,7 +76,15 @@ _OIDS = _KEYWORDS | {
 _TYPE = re.compile(r"\s*(?:OID\.)?([A-Za-z][A-Za-z0-9-]{0,40}|[0-2](?:\.[0-9]{1,20}){1,20})\s*=\s*", re.IGNORECASE)
 _HEX = re.compile(r"[0-9A-Fa-f]{2}")
 _HEX_VALUE = re.compile(r"#((?:[0-9A-Fa-f]{2})+)\s*$")
-_TEXT_TAGS = {0x0C: "utf-8", 0x12: "ascii", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
+_TEXT_TAGS = {
+    0x0C: "utf-8",
+    0x12: "ascii",
+    0x13: "ascii",
+    0x14: "latin-1",
+    0x16: "ascii",
+    0x1C: "utf-32-be",
+    0x1E: "utf-16-be",
+}
 
 _Rdn = tuple[tuple[str, str], ...]
 
@@ -145,8 +156,48 @@ class DistinguishedName:
 
 def fold(value: str) -> str:
     """A value as it is compared: compatibility forms, case and runs of white space made equal (RFC 5280 §7.1)."""
+    if value.isascii():
+        return " ".join(value.lower().split())
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold())
     return " ".join(folded.split())
+
+
+Rdns = tuple[frozenset[tuple[str, str | bytes]], ...]
+"""A name as certification paths compare it: RDNs in the order of the certificate, each a set of (dotted OID, folded
+text or, where the value is no text, its DER)."""
+
+
+@lru_cache(maxsize=1024)
+def comparable(encoded: bytes) -> Rdns:
+    """A Name in DER as paths and name constraints compare it: RDN by RDN, in order, spelling aside (RFC 5280 §7.1).
+
+    Unlike a `DistinguishedName` it is never turned around. Raises ValueError when it is no name, or is longer than
+    `MAX_TEXT` octets or `MAX_ATTRIBUTES` attributes.
+    """
+    if len(encoded) > MAX_TEXT:
+        raise der.DerError("name too long")
+    rdns: list[frozenset[tuple[str, str | bytes]]] = []
+    left = MAX_ATTRIBUTES
+    for rdn in der.read(encoded).sequence(MAX_ATTRIBUTES):
+        attributes = set()
+        for attribute in rdn.set(left):
+            left -= 1
+            kind, value = attribute.sequence(2)
+            attributes.add((kind.oid(), _folded(value)))
+        if not attributes:
+            raise der.DerError("empty relative name")
+        rdns.append(frozenset(attributes))
+    return tuple(rdns)
+
+
+def _folded(value: der.Element) -> str | bytes:
+    encoding = _TEXT_TAGS.get(value.tag)
+    if encoding is None:
+        return bytes(value.encoded)
+    try:
+        return fold(bytes(value.content).decode(encoding))
+    except UnicodeDecodeError:
+        return bytes(value.encoded)
 
 
 def _has_country(rdn: Iterable[tuple[str, str]]) -> bool:

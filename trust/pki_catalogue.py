@@ -40,6 +40,17 @@ LIST_FROM_FUTURE = _list_refused(
     "The trust list is dated in the future; check the clock of this machine.",
     "La liste blanche est datée dans le futur : vérifiez l'horloge de cette machine.",
 )
+LIST_UNAVAILABLE = _list_refused(
+    "list-unavailable",
+    "The trust list cannot be had from where it is configured; the last accepted one stays in use meanwhile.",
+    "La liste blanche est inaccessible à l'emplacement configuré : la dernière acceptée reste en service.",
+)
+LIST_NOT_HELD = _list_refused(
+    "list-not-held",
+    "No trust list with this digest waits for a decision; run relais trust list diff and give the digest it shows.",
+    "Aucune liste blanche de cette empreinte n'attend de décision : lancez relais trust list diff et reprenez "
+    "l'empreinte affichée.",
+)
 
 CATALOGUE: tuple[Refusal, ...] = (
     LIST_UNREADABLE,
@@ -48,4 +59,6 @@ CATALOGUE: tuple[Refusal, ...] = (
     LIST_SIGNER,
     LIST_OLD,
     LIST_FROM_FUTURE,
+    LIST_UNAVAILABLE,
+    LIST_NOT_HELD,
 )

@@ -4,6 +4,13 @@ TLS 1.2 and 1.3 only. Under TLS 1.2 the four suites the French rules name for MS
 C027, all ECDHE-RSA), and their ECDHE-ECDSA twins, which can only be negotiated where our own certificate is on an
 elliptic curve. TLS 1.3 keeps the suites of the library; all of them are AEAD with forward secrecy.
 
+Contexts follow their files: `FollowedContext` builds a new one when certificate, key or anchors were renewed.
+Connections keep what they began with; new ones get the new context. Files that cannot be used change nothing but what
+is told.
+
+OCSP stapling is neither asked for nor read: Python's `ssl` offers no way to either, on no side. Revocation of a peer is
+answered from CRLs and OCSP by the validator instead (`peer_judge`).
+
 Between operators both sides show a certificate of the health PKI; what counts is that its distinguished name is listed
 for the mail domain, so the caller asks `peer_name` after the handshake and compares with the trust list.
 """
@@ -12,17 +19,47 @@ from __future__ import annotations
 
 import functools
 import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
+import structlog
 from cryptography import x509
 
+from trust.certificates import CertificateValidator, PathVerdict, Purpose
+from trust.listed_names import subject_of
 from trust.names import DistinguishedName
 
+log = structlog.get_logger(__name__)
+
+_REASONS = {
+    "PEM lib": "no certificate or unencrypted key in PEM",
+    "NO_START_LINE": "nothing in PEM",
+    "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
+    "BAD_DECRYPT": "the key is encrypted",
+}
+_DER = 2
+"""`_ssl.ENCODING_DER`"""
 _TLS12_SUITES = ":".join(
     f"ECDHE-{kind}-{suite}"
     for suite in ("AES256-GCM-SHA384", "AES128-GCM-SHA256", "AES256-SHA384", "AES128-SHA256")
     for kind in ("RSA", "ECDSA")
 )
+
+
+_MAX_PRESENTED = 16
+"""Certificates looked at of what a peer presents; OpenSSL itself takes at most 100 KB."""
+
+Context = ssl.SSLContext | Callable[[], ssl.SSLContext]
+"""One context for ever, or a way to the one in force: whoever opens a connection asks `in_force`."""
+
+
+def in_force(context: Context) -> ssl.SSLContext:
+    """The context for a connection that begins now."""
+    return context if isinstance(context, ssl.SSLContext) else context()
 
 
 class TlsMaterialError(Exception):
@@ -76,9 +113,163 @@ def peer_name(connection: ssl.SSLObject | ssl.SSLSocket) -> DistinguishedName | 
 def _subject(der: bytes) -> DistinguishedName | None:
     """Remembered for as many certificates as a trust space has operators: doors ask again for every command."""
     try:
-        return DistinguishedName.from_x509(x509.load_der_x509_certificate(der).subject)
+        return subject_of(x509.load_der_x509_certificate(der))
     except (ValueError, x509.InvalidVersion):  # DER that OpenSSL tolerates and our parser does not
         return None
+
+
+def presented(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
+    """The chain as the peer sent it, end entity first, DER, at most `_MAX_PRESENTED`; empty without a certificate.
+
+    Only Python 3.13 has a public call for it; before, the object below has the same one. Where neither is there, the
+    end entity alone.
+    """
+    below: Any = getattr(connection, "_sslobj", None)
+    call = getattr(connection, "get_unverified_chain", None) or getattr(below, "get_unverified_chain", None)
+    try:
+        if call is not None:
+            chain = [each if isinstance(each, bytes) else each.public_bytes(_DER) for each in call() or ()]
+            if chain:
+                own = connection.getpeercert(binary_form=True)
+                if own is not None and chain[0] != own:  # servers are not told the end entity with the chain
+                    chain.insert(0, own)
+                return tuple(chain[:_MAX_PRESENTED])
+        alone = connection.getpeercert(binary_form=True)
+    except (ValueError, ssl.SSLError):  # no handshake yet
+        return ()
+    return (alone,) if alone else ()
+
+
+def judge_peer(
+    connection: ssl.SSLObject | ssl.SSLSocket, validator: CertificateValidator, purpose: Purpose, at: datetime
+) -> PathVerdict | None:
+    """What our own validator, which knows about revocation, says of the peer; None when it presented nothing readable.
+
+    OpenSSL has checked the chain in the handshake already; this adds the profile of the purpose and revocation.
+    """
+    certificates = []
+    for encoded in presented(connection):
+        try:
+            certificates.append(x509.load_der_x509_certificate(encoded))
+        except (ValueError, x509.InvalidVersion):
+            if not certificates:
+                return None
+    if not certificates:
+        return None
+    return validator.validate(certificates[0], certificates[1:], purpose, at)
+
+
+PeerJudge = Callable[[ssl.SSLObject], str]
+"""Why a peer whose name is listed is not believed all the same; empty when it is."""
+
+
+def peer_judge(validator: CertificateValidator, purpose: Purpose) -> PeerJudge:
+    """The validator's word on peers, for doors and targets: rule and detail of what is wrong, without a name."""
+
+    def judge(connection: ssl.SSLObject) -> str:
+        verdict = judge_peer(connection, validator, purpose, datetime.now(UTC))
+        if verdict is None:
+            return "unreadable certificate"
+        return "" if verdict.ok else f"{verdict.rule}: {verdict.detail}"
+
+    return judge
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What changes when a file is written, replaced, or reached through another link."""
+
+    path: Path
+    device: int
+    inode: int
+    modified_ns: int
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> _Stamp:
+        try:
+            status = path.stat()
+        except OSError:
+            return cls(path, 0, 0, 0, -1)
+        return cls(path, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+class FollowedContext:
+    """A context that follows its files. Call it for the one in force; call `look` from time to time, from any thread.
+
+    Nothing that is in use is touched: a renewal is another context. When the new files cannot be used (half written,
+    key and certificate that do not fit, expired), the old context stays and `problem` says why until they can.
+    """
+
+    def __init__(
+        self, name: str, build: Callable[[], ssl.SSLContext], files: Sequence[Path], certificate_pem: Path
+    ) -> None:
+        """`build` reads `files` anew at each call; `name` is for the log and the metrics. Raises `TlsMaterialError`."""
+        self.name = name
+        self.problem = ""
+        """Why the newest files are not in use; empty when they are."""
+        self.renewals = 0
+        """How often newer files were taken into use."""
+        self._build = build
+        self._files = tuple(files)
+        self._certificate = certificate_pem
+        self._lock = Lock()
+        self._seen = self._stamps()
+        self._context = build()
+
+    def __call__(self) -> ssl.SSLContext:
+        return self._context
+
+    def look(self) -> bool:
+        """Take newer files into use; whether there were any that can be used."""
+        with self._lock:
+            stamps = self._stamps()  # before reading: what is written meanwhile is seen at the next look
+            if stamps == self._seen:
+                return False
+            self._seen = stamps
+            try:
+                context = self._build()
+                _refuse_out_of_time(self._certificate)
+            except TlsMaterialError as error:
+                self.problem = str(error)
+                log.error("tls.not-renewed", context=self.name, problem=self.problem)
+                return False
+            self._context, self.problem = context, ""
+            self.renewals += 1
+            log.info("tls.renewed", context=self.name)
+            return True
+
+    def _stamps(self) -> tuple[_Stamp, ...]:
+        return tuple(_Stamp.of(path) for path in self._files)
+
+
+def followed_operator_server(certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path) -> FollowedContext:
+    """`operator_server_context` that follows its files. Raises `TlsMaterialError`."""
+    files = (certificate_chain_pem, key_pem, anchors_pem)
+    return FollowedContext("operators", lambda: operator_server_context(*files), files, certificate_chain_pem)
+
+
+def followed_operator_client(certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path) -> FollowedContext:
+    """`operator_client_context` that follows its files. Raises `TlsMaterialError`."""
+    files = (certificate_chain_pem, key_pem, anchors_pem)
+    return FollowedContext("partners", lambda: operator_client_context(*files), files, certificate_chain_pem)
+
+
+def followed_service_server(name: str, certificate_chain_pem: Path, key_pem: Path) -> FollowedContext:
+    """`service_server_context` that follows its files. Raises `TlsMaterialError`."""
+    files = (certificate_chain_pem, key_pem)
+    return FollowedContext(name, lambda: service_server_context(*files), files, certificate_chain_pem)
+
+
+def _refuse_out_of_time(certificate_pem: Path) -> None:
+    """OpenSSL serves an expired certificate without a word; a renewal must be one."""
+    try:
+        certificate = x509.load_pem_x509_certificates(certificate_pem.read_bytes())[0]
+    except (OSError, ValueError, IndexError) as error:
+        raise TlsMaterialError(f"{certificate_pem.name}: {type(error).__name__}") from error
+    now = datetime.now(UTC)
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise TlsMaterialError(f"{certificate_pem.name}: the certificate is expired or not yet valid")
 
 
 def _context(protocol: int, certificate_chain_pem: Path, key_pem: Path) -> ssl.SSLContext:
@@ -90,7 +281,7 @@ def _context(protocol: int, certificate_chain_pem: Path, key_pem: Path) -> ssl.S
         # an empty password, so that an encrypted key is an error and not a question on the terminal
         context.load_cert_chain(certificate_chain_pem, key_pem, password=b"")
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise TlsMaterialError(f"{certificate_chain_pem.name} and {key_pem.name}: {error}") from error
+        raise TlsMaterialError(f"{certificate_chain_pem.name} and {key_pem.name}: {_why(error)}") from error
     return context
 
 
@@ -99,4 +290,12 @@ def _require_peer(context: ssl.SSLContext, anchors_pem: Path) -> None:
     try:
         context.load_verify_locations(anchors_pem)
     except (ssl.SSLError, OSError) as error:
-        raise TlsMaterialError(f"{anchors_pem.name}: {error}") from error
+        raise TlsMaterialError(f"{anchors_pem.name}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """OpenSSL's reasons in words; of the rest the system's."""
+    if isinstance(error, ssl.SSLError):  # "[SSL: REASON] words (_ssl.c:1)" or "[SSL] words (_ssl.c:1)"
+        reason = error.reason or str(error).partition("] ")[2].partition(" (_ssl")[0]
+        return _REASONS.get(reason, reason)
+    return getattr(error, "strerror", None) or str(error)

@@ -11,9 +11,10 @@ Matching is exact per domain: `mssante.fr` being listed says nothing about `hopi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -24,7 +25,8 @@ from signxml.algorithms import CanonicalizationMethod, DigestAlgorithm, Signatur
 from signxml.signer import XMLSigner
 from signxml.verifier import SignatureConfiguration, XMLVerifier
 
-from trust.certificates import CertificateValidator, Purpose
+from trust.certificates import CertificateValidator, PathVerdict, Purpose
+from trust.listed_names import parse_listed, subject_of
 from trust.names import DistinguishedName
 from trust.pki_catalogue import (
     LIST_ALTERED,
@@ -51,6 +53,20 @@ _TRANSFORMS = [
     SignatureConstructionMethod.enveloped.value,
     CanonicalizationMethod.EXCLUSIVE_XML_CANONICALIZATION_1_0.value,
 ]
+_OFFICIAL = frozenset(
+    (f"{_DS}{parent}", f"{_DS}{child}")
+    for parent, children in (
+        ("Signature", ("SignedInfo", "SignatureValue", "KeyInfo")),
+        ("SignedInfo", ("CanonicalizationMethod", "SignatureMethod", "Reference")),
+        ("Reference", ("Transforms", "DigestMethod", "DigestValue")),
+        ("Transforms", ("Transform",)),
+        ("KeyInfo", ("X509Data",)),
+        ("X509Data", ("X509Certificate", "X509SubjectName", "X509IssuerSerial", "X509SKI")),
+        ("X509IssuerSerial", ("X509IssuerName", "X509SerialNumber")),
+    )
+    for child in children
+)
+"""Parent and child, as the official list's signature has them, and its X509Data might."""
 _DOMAIN = re.compile(
     r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)+"
 )
@@ -63,6 +79,12 @@ class TrustList:
     generated_at: datetime
     """DateDeGeneration, aware."""
     signer: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    """What came with the signer's certificate."""
+    digest: str
+    """SHA-256 of the whole document, hexadecimal: by it a person says which list is meant."""
+    rows: int
+    """Rows in the document, readable or not."""
     unreadable: tuple[str, ...]
     """Domains with a row whose operator name could not be read: that row counts for nothing, the others do."""
     _operators: Mapping[str, frozenset[DistinguishedName]]
@@ -89,17 +111,22 @@ class TrustList:
         signature = _only_signature(root)
         if isinstance(signature, Refused):
             return signature
-        certificate = _signer(signature, validator, at, signer)
-        if isinstance(certificate, Refused):
-            return certificate
-        signed = _signed_part(xml, certificate, at)
+        chain = _signer(signature, validator, at, signer)
+        if isinstance(chain, Refused):
+            return chain
+        signed = _signed_part(xml, chain[0], at)
         if isinstance(signed, Refused):
             return signed
-        return cls._read(signed, certificate, at, not_before)
+        return cls._read(signed, chain, hashlib.sha256(xml).hexdigest(), at, not_before)
 
     @classmethod
     def _read(
-        cls, signed: etree._Element, signer: x509.Certificate, at: datetime, not_before: datetime | None
+        cls,
+        signed: etree._Element,
+        chain: tuple[x509.Certificate, ...],
+        digest: str,
+        at: datetime,
+        not_before: datetime | None,
     ) -> TrustList | Refused:
         """The rows of a verified list."""
         if signed.tag != f"{_LB}ListeBlancheMSSante":
@@ -118,13 +145,14 @@ class TrustList:
         domains: dict[DistinguishedName, set[str]] = {}
         unreadable: dict[str, None] = {}
         names: dict[str, DistinguishedName] = {}  # thousands of rows name a few hundred operators
+        count = 0
         for count, row in enumerate(signed.iterfind(f"{_LB}ListeDomaines/{_LB}Domaine"), start=1):
             if count > MAX_ROWS:
                 return Refused(LIST_UNREADABLE, f"more than {MAX_ROWS} rows")
             listed, written = _text(row, "Nom"), _text(row, "DNCertificatOperateur")
             domain = _ascii_domain(listed)
             try:
-                name = names.get(written) or DistinguishedName.parse(written)
+                name = names.get(written) or parse_listed(written)
             except ValueError:
                 name = None
             if not domain or name is None:
@@ -135,7 +163,10 @@ class TrustList:
             domains.setdefault(name, set()).add(domain)
         return cls(
             generated_at,
-            signer,
+            chain[0],
+            chain[1:],
+            digest,
+            count,
             tuple(unreadable),
             {domain: frozenset(names) for domain, names in operators.items()},
             {name: frozenset(domains) for name, domains in domains.items()},
@@ -156,6 +187,25 @@ class TrustList:
     def domains_of(self, name: DistinguishedName) -> frozenset[str]:
         """Domains (lower case, A-labels) this operator may speak for."""
         return self._domains.get(name, frozenset())
+
+    @property
+    def domains(self) -> frozenset[str]:
+        """All domains that some operator may speak for."""
+        return frozenset(self._operators)
+
+    @property
+    def operators(self) -> frozenset[DistinguishedName]:
+        """All operators."""
+        return frozenset(self._domains)
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, DistinguishedName]]:
+        """Every (domain, operator), each once: what the list lets happen."""
+        return ((domain, name) for domain, names in self._operators.items() for name in names)
+
+    def judge_signer(self, validator: CertificateValidator, at: datetime) -> PathVerdict:
+        """Whether the signer's certificate would still be believed at `at`."""
+        return validator.validate(self.signer, self.chain, Purpose.LIST_SIGNATURE, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +287,27 @@ def _only_signature(root: etree._Element) -> etree._Element | Refused:
         return Refused(LIST_UNSIGNED, "the signature does not cover the whole document")
     if [transform.get("Algorithm") for transform in references[0].iter(f"{_DS}Transform")] != _TRANSFORMS:
         return Refused(LIST_UNSIGNED, "transforms")
+    unexpected = next((element for element in signatures[0].iter() if not _is_official(element)), None)
+    if unexpected is not None:
+        # inside the signature nothing is signed but SignedInfo: what we do not read must not be there to mislead others
+        return Refused(LIST_ALTERED, f"unexpected content in the signature, line {unexpected.sourceline}")
     return signatures[0]
+
+
+def _is_official(element: etree._Element) -> bool:
+    """Whether the official signature has this element there too: no Object, no KeyValue, no comment, no XPath."""
+    if not isinstance(element.tag, str):  # comments and processing instructions would split values
+        return False
+    if element.tag == f"{_DS}Signature":
+        return True
+    parent = element.getparent()
+    return parent is not None and (str(parent.tag), element.tag) in _OFFICIAL
 
 
 def _signer(
     signature: etree._Element, validator: CertificateValidator, at: datetime, expected: DistinguishedName | None
-) -> x509.Certificate | Refused:
-    """The certificate in KeyInfo, once a path is found for it."""
+) -> tuple[x509.Certificate, ...] | Refused:
+    """The certificates in KeyInfo, the signer's first, once a path is found for it."""
     elements = signature.findall(f"{_DS}KeyInfo/{_DS}X509Data/{_DS}X509Certificate")
     try:
         certificates = [
@@ -257,9 +321,13 @@ def _signer(
     verdict = validator.validate(certificate, intermediates, Purpose.LIST_SIGNATURE, at)
     if not verdict.ok:
         return Refused(LIST_SIGNER, f"{verdict.rule}: {verdict.detail}")
-    if expected is not None and DistinguishedName.from_x509(certificate.subject) != expected:
+    try:
+        name = subject_of(certificate)
+    except ValueError:
+        return Refused(LIST_SIGNER, "unreadable subject")
+    if expected is not None and name != expected:
         return Refused(LIST_SIGNER, "trusted, but not the expected signer")
-    return certificate
+    return (certificate, *intermediates)
 
 
 def _signed_part(xml: bytes, certificate: x509.Certificate, at: datetime) -> etree._Element | Refused:

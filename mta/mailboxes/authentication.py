@@ -1,9 +1,10 @@
 """Dovecot asks, `trust.accounts` answers: the server side of Dovecot's dict protocol on a private Unix socket.
 
 Dovecot keeps no copy of a password. Its `dict` passdb and userdb send two kinds of lookup here (Dovecot 2.3,
-`lib-dict/dict-client.h`): `login/<address>/<sealed password>` to sign in, `home/<address>` when LMTP or IMAP
-needs to know where an address lives. The password is sealed by Dovecot (AES-256-CBC, key of this socket) only because
-Dovecot writes the whole key of a lookup that failed or was slow to its log; the socket itself is open to one user.
+`lib-dict/dict-client.h`): `login/<address>/<sealed password>/<service>/<client address>` to sign in, `home/<address>`
+when LMTP or IMAP needs to know where an address lives. The password is sealed by Dovecot (AES-256-CBC, key of this
+socket) only because Dovecot writes the whole key of a lookup that failed or was slow to its log; the socket itself is
+open to one user.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from mta.private_socket import private_socket
-from trust.accounts import Identity
+from trust.accounts import Identity, Service
+from trust.catalogue import AUTHENTICATION_FAILED
 from trust.refusals import Refused
 from trust.store.durable import make_private_directory, write_durably
 
@@ -48,6 +50,10 @@ class Accounts(Protocol):
     def by_address(self, address: str) -> Identity | None: ...
 
 
+SignIn = Callable[[str, str, str, Service], Identity | Refused]
+"""Who may read a mailbox: its address, the password, the client's address (may be empty) and what for."""
+
+
 class AuthenticationSocket:
     """Answers Dovecot's lookups about the addresses of one operator.
 
@@ -57,9 +63,18 @@ class AuthenticationSocket:
     (its database is down) is "ask again later": IMAP says UNAVAILABLE, LMTP 451, never 550.
     """
 
-    def __init__(self, path: Path, accounts: Accounts, home_of: Callable[[str], Path | None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        accounts: Accounts,
+        home_of: Callable[[str], Path | None],
+        sign_in: SignIn | None = None,
+    ) -> None:
+        """`sign_in` (`trust.accounts.Accounts.open_mailbox`) also lets in those who were granted a mailbox, and weighs
+        where they come from; without it only an address's own identity gets in."""
         self.path = path
         self._accounts = accounts
+        self._sign_in = sign_in or self._owner
         self._home_of = home_of
         self._server: asyncio.Server | None = None
         self._executor: ThreadPoolExecutor | None = None
@@ -124,23 +139,31 @@ class AuthenticationSocket:
         return "N" if fields is None else "O" + json.dumps(fields).translate(_ESCAPED)
 
     def look_up(self, key: str) -> dict[str, str] | None:
-        """Dovecot's fields for `shared/login/<address>/<sealed>` or `shared/home/<address>`, None when refused."""
-        match key.split("/", 3):
+        """Dovecot's fields for `shared/login/<address>/<sealed>[/<service>/<client address>]` or
+        `shared/home/<address>`, None when refused."""
+        match key.split("/", 5):
             case ["shared", "login", address, sealed]:
-                return self._log_in(address.lower(), sealed)
+                return self._log_in(address.lower(), sealed, "")
+            case ["shared", "login", address, sealed, _, client]:
+                return self._log_in(address.lower(), sealed, client)
             case ["shared", "home", address]:
                 return self._home(address.lower())
             case _:
                 return None
 
-    def _log_in(self, address: str, sealed: str) -> dict[str, str] | None:
+    def _log_in(self, address: str, sealed: str, client: str) -> dict[str, str] | None:
         password = unseal_password(self._key, sealed)
         if not password or self._home_of(address) is None:
             return None
+        # IMAP and ManageSieve alike: whoever may read a mailbox may say how it is sorted.
+        refused = isinstance(self._sign_in(address, password, client, Service.IMAP), Refused)
+        return None if refused else {"nopassword": "y"}
+
+    def _owner(self, address: str, password: str, _client: str, _service: Service) -> Identity | Refused:
         identity = self._accounts.authenticate(address, password)
-        if isinstance(identity, Refused) or address not in identity.addresses:
-            return None
-        return {"nopassword": "y"}
+        if isinstance(identity, Refused) or address in identity.addresses:
+            return identity
+        return Refused(AUTHENTICATION_FAILED)
 
     def _home(self, address: str) -> dict[str, str] | None:
         home = self._home_of(address)

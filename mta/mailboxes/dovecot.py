@@ -128,7 +128,8 @@ class PrivateDovecot:
         (options.state / "run").mkdir(mode=0o755, exist_ok=True)
         for number, realm in enumerate(options.realms):
             key = credential_key(realm.authentication_socket).hex()
-            for purpose, pattern in (("login", f"login/%u/%{{encrypt;key={key}:password}}"), ("home", "home/%u")):
+            login = f"login/%u/%{{encrypt;key={key}:password}}/%s/%r"
+            for purpose, pattern in (("login", login), ("home", "home/%u")):
                 self._write(self._dict_file(number, purpose), _dict_configuration(realm, purpose, pattern))
         self._write(options.state / "nobody", "")
         self._write(options.state / "once.sieve", _ONCE)
@@ -329,7 +330,7 @@ namespace inbox {{
 
 service anvil {{
   chroot =
-  # Lock-out is the accounts' affair, per account: a delay per client address would punish a whole practice.
+  # Lock-out is the accounts' affair, per account and network: a delay per address would punish a whole practice.
   unix_listener anvil-auth-penalty {{
     mode = 0
   }}

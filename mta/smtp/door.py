@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import secrets
-import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,9 @@ from mta.smtp.session import DoorSession, Limits, Transaction
 from mta.smtp.target import Operators
 from mta.spool import Spool
 from smime.mime import Entity, MimeError, parse_entity
-from trust.accounts import Accounts, Identity
+from trust.accounts import Accounts, Identity, Service
 from trust.refusals import Refused
+from trust.tls import Context, PeerJudge, in_force
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class _Door(ABC):
     origin: Origin
     offers_authentication: bool
 
-    def __init__(self, spool: Spool, context: ssl.SSLContext, options: DoorOptions) -> None:
+    def __init__(self, spool: Spool, context: Context, options: DoorOptions) -> None:
         self._spool = spool
         self._context = context
         self._options = options
@@ -92,7 +92,7 @@ class _Door(ABC):
     def _session(self) -> DoorSession:
         return DoorSession(
             self,
-            self._context,
+            in_force(self._context),
             self._options.hostname,
             self._options.limits,
             offers_authentication=self.offers_authentication,
@@ -226,11 +226,14 @@ class OperatorDoor(_Door):
         spool: Spool,
         trust_list: Callable[[], Operators],
         exists: Callable[[str], bool],
-        context: ssl.SSLContext,
+        context: Context,
         options: DoorOptions,
+        judge: PeerJudge | None = None,
     ) -> None:
-        """`context` is `trust.tls.operator_server_context`: it lets nobody in without a certificate."""
+        """`context` is `trust.tls.operator_server_context`: it lets nobody in without a certificate. `judge` is asked
+        about every peer, each time, besides what the handshake checked: revocation comes between two messages."""
         super().__init__(spool, context, options)
+        self._judge_peer = judge
         self._trust_list = trust_list
         self._exists = exists
 
@@ -241,7 +244,13 @@ class OperatorDoor(_Door):
         if name is None:
             return Refused(refusals.OPERATOR_NOT_LISTED)
         listed = name in trust_list.operators_of(domain_of(sender)) if sender else trust_list.is_operator(name)
-        return None if listed else Refused(refusals.OPERATOR_NOT_LISTED, domain_of(sender))
+        if not listed:
+            return Refused(refusals.OPERATOR_NOT_LISTED, domain_of(sender))
+        connection = session.tls
+        if self._judge_peer is None or connection is None:
+            return None
+        doubt = await self._in_thread(self._judge_peer, connection)
+        return Refused(refusals.OPERATOR_NOT_BELIEVED, doubt) if doubt else None
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
         if await self._in_thread(self._exists, recipient.lower()):
@@ -266,7 +275,7 @@ class SubmissionDoor(_Door):
         exists: Callable[[str], bool],
         is_local: Callable[[str], bool],
         is_trusted: Callable[[str], bool],
-        context: ssl.SSLContext,
+        context: Context,
         options: DoorOptions,
     ) -> None:
         """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`."""
@@ -277,15 +286,15 @@ class SubmissionDoor(_Door):
         self._is_trusted = is_trusted
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
-        found = await self._in_thread(self._accounts.authenticate, login, password)
+        found = await self._in_thread(self._accounts.authenticate, login, password, session.client, Service.SUBMISSION)
         if isinstance(found, Refused):
             return found
         session.identity = found
         return None
 
     async def check_sender(self, session: DoorSession, sender: str) -> Refused | None:
-        """One of the identity's addresses, or null for a receipt (RFC 8098 §3)."""
-        if not sender or await self._in_thread(self._may_sign, session, sender):
+        """An address the identity may use, or null for a receipt (RFC 8098 §3)."""
+        if not sender or await self._in_thread(self._may_use, session, sender):
             return None
         return Refused(refusals.SENDER_NOT_ALLOWED)
 
@@ -299,7 +308,8 @@ class SubmissionDoor(_Door):
         return TargetKind.SMTP if self._is_trusted(domain) else Refused(refusals.RECIPIENT_NOT_TRUSTED, domain)
 
     def _judge(self, session: DoorSession, transaction: Transaction, header: Entity, content: bytes) -> Refused | None:
-        """Everybody the header says wrote or sent it is this identity; under a null reverse-path it is a read receipt.
+        """Everybody the header says wrote or sent it is somebody this identity may be, and the author, whose key signs
+        the mail, somebody it may sign as; under a null reverse-path it is a read receipt.
 
         Sending systems believe a delivery notification because only servers send with a null reverse-path: nobody who
         logs in may write one.
@@ -307,11 +317,17 @@ class SubmissionDoor(_Door):
         originators = originators_of(header)
         if originators is None:
             return Refused(refusals.HEADER_INVALID)
-        if not all(self._may_sign(session, address) for address in originators):
+        author = author_of(header) or ""
+        if not self._may_sign(session, author):
+            return Refused(refusals.SENDER_NOT_ALLOWED)
+        if not all(self._may_use(session, address) for address in originators - {author}):
             return Refused(refusals.SENDER_NOT_ALLOWED)
         if not transaction.sender and not isinstance(parse_notification(content), DispositionNotification):
             return Refused(refusals.SENDER_NOT_ALLOWED)
         return None
+
+    def _may_use(self, session: DoorSession, address: str) -> bool:
+        return self._accounts.may_use(_identity(session), address)
 
     def _may_sign(self, session: DoorSession, address: str) -> bool:
         return self._accounts.may_sign_as(_identity(session), address)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import binascii
 import contextlib
+import hmac
 import logging
+import secrets
 import ssl
 from base64 import b64decode
 from collections.abc import Callable
@@ -161,6 +163,8 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         self._turned_away = False
         self._greeted = False
         self._failures = 0
+        self._refused_login: tuple[str, bytes, Refused] | None = None
+        self._digest_key = secrets.token_bytes(32)
         self._patience: asyncio.TimerHandle | None = None
         self.client = ""
         """Its IP address, for the log."""
@@ -215,8 +219,14 @@ class DoorSession(aiosmtpd_smtp.SMTP):
 
     def certificate_name(self) -> DistinguishedName | None:
         """The name in the client's verified certificate."""
-        session = None if self.transport is None else self.transport.get_extra_info("ssl_object")
+        session = self.tls
         return None if session is None else peer_name(session)
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """The TLS layer, once there is one."""
+        found: ssl.SSLObject | None = None if self.transport is None else self.transport.get_extra_info("ssl_object")
+        return found
 
     async def push(self, status: str | bytes) -> None:
         """Reply, with the enhanced status code RFC 2034 asks of every 2xx, 4xx and 5xx reply but the greeting."""
@@ -283,14 +293,30 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         if credentials is None:
             await self.push("501 5.5.2 The authentication exchange is malformed")
             return
-        refused = await self._policy.authenticate(self, *credentials)
+        refused = self._refused_before(mechanism.upper(), *credentials)
         if refused is None:
-            await self.push("235 2.7.0 Authentication successful")
-            return
+            refused = await self._policy.authenticate(self, *credentials)
+            if refused is None:
+                await self.push("235 2.7.0 Authentication successful")
+                return
+            self._refused_login = (mechanism.upper(), self._digest(*credentials), refused)
         await self._refuse("AUTH", refused)
         self._failures += 1
         if self._failures >= self._limits.authentication_failures:
             self.close()
+
+    def _refused_before(self, mechanism: str, login: str, password: str) -> Refused | None:
+        """The answer to the same words by another mechanism a moment ago: clients go through all that are offered, and
+        one wrong password must not count twice."""
+        if self._refused_login is None:
+            return None
+        tried, digest, refused = self._refused_login
+        self._refused_login = None
+        return refused if tried != mechanism and digest == self._digest(login, password) else None
+
+    def _digest(self, login: str, password: str) -> bytes:
+        words = f"{len(login)}:{login}{password}".encode()
+        return hmac.digest(self._digest_key, words, "sha256")
 
     async def _sasl_plain(self, initial: str) -> tuple[str, str] | None:
         data = _base64(initial.encode()) if initial else await self._challenge("")

@@ -23,7 +23,7 @@ from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, T
 from mta.smtp.content import crlf_only
 from trust.names import DistinguishedName
 from trust.refusals import Refused
-from trust.tls import peer_name
+from trust.tls import Context, PeerJudge, in_force, peer_name
 
 
 class Partners(Protocol):
@@ -63,13 +63,18 @@ class SmtpTarget:
         self,
         partners: Partners,
         trust_list: Callable[[], Operators],
-        context: ssl.SSLContext,
+        context: Context,
         options: SmtpTargetOptions,
+        judge: PeerJudge | None = None,
     ) -> None:
-        """`trust_list` gives the list in force at each delivery; `context` is `trust.tls.operator_client_context`."""
+        """`trust_list` gives the list in force at each delivery; `context` is `trust.tls.operator_client_context`.
+
+        `judge` is asked about the peer before each message, besides what the handshake checked.
+        """
         self._partners = partners
         self._trust_list = trust_list
         self._context = context
+        self._judge = judge
         self._options = options
         self._idle: defaultdict[tuple[str, int], list[_Idle]] = defaultdict(list)
 
@@ -120,7 +125,7 @@ class SmtpTarget:
                 return Deferred(Refused(refusals.REMOTE_DEFERRED, hello.words))
             if "STARTTLS" not in connection.capabilities:
                 return Deferred(Refused(refusals.TLS_UNAVAILABLE, "STARTTLS is not offered"))
-            reply = await connection.start_tls(self._context, partner.host)
+            reply = await connection.start_tls(in_force(self._context), partner.host)
             if reply.code != 220:
                 return Deferred(Refused(refusals.TLS_UNAVAILABLE, reply.words))
             hello = await connection.hello(options.helo_name)
@@ -147,6 +152,10 @@ class SmtpTarget:
             name = None if session is None else peer_name(session)
             if name is None or name not in self._trust_list().operators_of(domain):
                 return Deferred(Refused(refusals.PEER_NOT_OPERATOR, f"{domain}: {name or 'no name'}"))
+            if self._judge is not None and session is not None:
+                doubt = await asyncio.to_thread(self._judge, session)
+                if doubt:
+                    return Deferred(Refused(refusals.PEER_NOT_BELIEVED, f"{domain}: {doubt}"))
             outcome = await transact(connection, message, dsn_request(message))
             finished = True
             return outcome

@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def database(tmp_path):
     database = Database(f"sqlite:///{tmp_path}/relais.db")
-    metadata.create_all(database.engine, tables=[identities, identity_addresses, credentials])
+    metadata.create_all(database.engine)
     yield database
     database.close()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 import subprocess
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,71 +14,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from tests.trust.chains import CA, CERT_SIGN, DAY, LEAF, MAIL, NOW, SIGNING, Node, ca, make, usage
 from trust import der
 from trust.certificates import CertificateValidator, PathVerdict, Purpose, mail_addresses
 from trust.issuing import DemonstrationAuthority
 
-NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
-DAY = timedelta(days=1)
 PEM = serialization.Encoding.PEM
-
-
-@dataclass(frozen=True)
-class Node:
-    certificate: x509.Certificate
-    key: object
-
-
-def usage(*on: str) -> x509.KeyUsage:
-    names = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
-    names += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
-    return x509.KeyUsage(**{name: name in on for name in names})
-
-
-CA = (x509.BasicConstraints(True, None), True)
-CERT_SIGN = (usage("key_cert_sign"), True)
-SIGNING = (usage("digital_signature", "content_commitment"), True)
-MAIL = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
-LEAF = (SIGNING, MAIL)
-
-
-def ca(path_length: int | None) -> tuple[x509.BasicConstraints, bool]:
-    return x509.BasicConstraints(True, path_length), True
-
-
-def make(
-    name: str | x509.Name,
-    issuer: Node | None,
-    extensions: Iterable[tuple[x509.ExtensionType, bool]],
-    *,
-    key: object = None,
-    since: datetime = NOW - DAY,
-    until: datetime = NOW + DAY,
-    digest: hashes.HashAlgorithm | None = hashes.SHA256(),  # noqa: B008
-    rsa_padding: object = None,
-    identifiers: bool = True,
-    issuer_name: x509.Name | None = None,
-) -> Node:
-    """Any certificate, wrong ones too; `issuer` None is self-signed."""
-    key = key or ec.generate_private_key(ec.SECP256R1())
-    subject = name if isinstance(name, x509.Name) else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    signer = issuer.key if issuer else key
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer_name if issuer_name is not None else (issuer.certificate.subject if issuer else subject))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(since)
-        .not_valid_after(until)
-    )
-    if identifiers:
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-        aki = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-        builder = builder.add_extension(aki, False)
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical)
-    return Node(builder.sign(signer, digest, rsa_padding=rsa_padding), key)
 
 
 ROOT = make("Root", None, [CA, CERT_SIGN])
@@ -234,18 +173,6 @@ def test_unknown_critical_extension() -> None:
     assert judge(make("Leaf", issuer, LEAF), issuer).rule == "rfc5280-6.1.4-critical-extension"
 
 
-def test_name_constraints_are_refused_not_ignored() -> None:
-    constraints = x509.NameConstraints([x509.RFC822Name("other.example")], None)
-    for critical in (True, False):
-        issuer = make("CA", ROOT, [CA, CERT_SIGN, (constraints, critical)])
-        assert judge(make("Leaf", issuer, LEAF), issuer).rule == "rfc5280-6.1.4-name-constraints"
-
-
-def test_policy_constraints_are_refused_not_ignored() -> None:
-    issuer = make("CA", ROOT, [CA, CERT_SIGN, (x509.PolicyConstraints(0, None), True)])
-    assert judge(make("Leaf", issuer, LEAF), issuer).rule == "rfc5280-6.1.4-critical-extension"
-
-
 @pytest.mark.parametrize(
     "digest_and_padding",
     [
@@ -372,11 +299,12 @@ def test_depth() -> None:
 
 
 def _milliseconds(leaf: Node, bomb: list[Node]) -> tuple[PathVerdict, float]:
+    """The verdict, and the processor time of this thread: what other processes do to the clock does not count."""
     spent = []
-    for _ in range(3):  # the best of three: other processes share the machine
-        started = time.perf_counter()
+    for _ in range(3):
+        started = time.thread_time()
         verdict = judge(leaf, *bomb)
-        spent.append((time.perf_counter() - started) * 1000)
+        spent.append((time.thread_time() - started) * 1000)
     return verdict, min(spent)
 
 
@@ -387,7 +315,7 @@ def test_bomb_of_fifty_same_subjects() -> None:
     bomb = [make("Bomb", seed, [CA, CERT_SIGN], key=key, identifiers=False) for _ in range(50)]
     verdict, spent = _milliseconds(make("Leaf", seed, LEAF, identifiers=False), bomb)
     assert verdict.rule == "relais-path-budget"
-    assert spent < 50
+    assert spent < 20
 
 
 class PublicOnly:
@@ -408,14 +336,14 @@ def test_bomb_of_fifty_slow_keys() -> None:
     bomb = [make("CA", issuer, [CA, CERT_SIGN], key=PublicOnly(), identifiers=False) for _ in range(50)]
     verdict, spent = _milliseconds(leaf, bomb)
     assert verdict.rule == "relais-path-budget"
-    assert spent < 50
+    assert spent < 20
 
 
 def test_bomb_of_fifty_different_keys() -> None:
     bomb = [make("Bomb", None, [CA, CERT_SIGN], identifiers=False) for _ in range(50)]
     verdict, spent = _milliseconds(make("Leaf", bomb[0], LEAF, identifiers=False), bomb)
     assert not verdict.ok
-    assert spent < 50
+    assert spent < 20
 
 
 def test_cross_certified_loops() -> None:
@@ -430,7 +358,7 @@ def test_cross_certified_loops() -> None:
     leaf = make("Leaf", cas[0], LEAF)
     verdict, spent = _milliseconds(leaf, crossed)
     assert not verdict.ok
-    assert spent < 50
+    assert spent < 20
     bridge = make("Loop 0", ROOT, [CA, CERT_SIGN], key=cas[0].key)
     assert judge(leaf, bridge, *crossed).ok
     assert judge(leaf, *crossed[:10], bridge).ok

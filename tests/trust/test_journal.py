@@ -199,3 +199,36 @@ def test_an_inserted_erasure_does_not_hide_a_removal(journal, database) -> None:
 def test_writer_names(vault, name) -> None:
     with pytest.raises(ValueError, match="writer"):
         Journal(vault, name)
+
+
+def test_many_in_one_commit_with_some_that_fail(journal, database) -> None:
+    """The head is written once for all of them; what a failing function appended is gone from it too."""
+
+    def fail(connection) -> None:
+        journal.append(connection, entry(0))
+        raise KeyError
+
+    def new_writer_fails(connection) -> None:
+        Journal(journal._vault, "node-3").append(connection, entry(0))
+        raise KeyError
+
+    def look(connection) -> bool:
+        return journal.verify(connection).ok
+
+    works = [fail, lambda c: journal.append(c, entry(1)), fail, look, new_writer_fails] * 20
+    futures = [database.submit(work) for work in works]
+    outcomes = [future.exception(10) or future.result() for future in futures]
+    assert [each.sequence for each in outcomes[1::5]] == list(range(11, 31))
+    assert all(outcomes[3::5])
+    third = Journal(journal._vault, "node-3")
+    assert database.transact(lambda c: [third.append(c, entry(n)).sequence for n in range(3)]) == [1, 2, 3]
+    verdict = database.read(journal.verify)
+    assert (verdict.ok, verdict.entries) == (True, 36)
+
+
+def test_outside_of_a_group_commit(journal, database) -> None:
+    with database.engine.connect() as connection, connection.begin():
+        journal.append(connection, entry(1))
+        journal.append(connection, entry(2))
+        assert journal.verify(connection).ok
+    assert database.read(journal.verify).entries == 15

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from trust.vault import KeyUse, KeyVault, VaultError, _KeyFile
+from trust.generations import KeyFile
+from trust.vault import KeyUse, KeyVault, VaultError
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 PATIENT = "190037512345677@patient.example"
@@ -311,5 +312,5 @@ def test_an_rsa_key_does_not_agree(vault) -> None:
 
 
 def test_a_key_file_does_not_show_what_it_holds() -> None:
-    shown = repr(_KeyFile(PATIENT, KeyUse.SIGNING, b"private", (b"certificate",)))
-    assert shown == "_KeyFile(use=KeyUse.SIGNING)"
+    shown = repr(KeyFile(PATIENT, KeyUse.SIGNING, b"private", (b"certificate",)))
+    assert shown == "KeyFile(use=KeyUse.SIGNING)"

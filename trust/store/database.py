@@ -28,6 +28,8 @@ T = TypeVar("T")
 _BUSY_TIMEOUT_MS = 30_000
 """How long SQLite waits for another process (a backup, a migration) before giving up."""
 
+_DEFERRED = "relais.deferred"
+
 _SQLITE_PRAGMAS = (
     f"busy_timeout={_BUSY_TIMEOUT_MS}",
     "synchronous=FULL",  # NORMAL may lose acknowledged commits when the power fails
@@ -53,10 +55,43 @@ class UnsupportedDatabaseError(ValueError):
     """The URL names no database that can keep a message: SQLite in a file, or PostgreSQL."""
 
 
+class _Answer:
+    """What `transact` waits for: a future for one thread, which costs half of a `Future`."""
+
+    __slots__ = ("_error", "_result", "_told")
+
+    def __init__(self) -> None:
+        self._told = threading.Lock()
+        self._told.acquire()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return True
+
+    def set_result(self, result: Any) -> None:
+        self._result = result
+        self._told.release()
+
+    def set_exception(self, error: BaseException) -> None:
+        self._error = error
+        self._told.release()
+
+    def result(self) -> Any:
+        """Wait, once."""
+        self._told.acquire()
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._result
+        finally:
+            self._error = None  # or exception, traceback and we would hold each other
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     work: Callable[[Connection], Any]
-    future: Future[Any]
+    future: Future[Any] | _Answer
 
 
 class Database:
@@ -95,19 +130,18 @@ class Database:
         and its future gets the exception. The future gets `StoreUnavailableError` when the database cannot begin or
         commit. Raises `DatabaseClosedError`.
         """
-        job = _Job(fn, Future())
-        with self._arrived:
-            if self._closed:
-                raise DatabaseClosedError("the database is closed")
-            self._jobs.append(job)
-            self._arrived.notify()
-        return job.future
+        future: Future[T] = Future()
+        self._enqueue(_Job(fn, future))
+        return future
 
     def transact(self, fn: Callable[[Connection], T]) -> T:
         """`submit`, and wait. Raises `NestedTransactionError` inside a transaction or a future's callback."""
         if threading.current_thread() is self._writer:
             raise NestedTransactionError("already in a transaction: use the connection you were given")
-        return self.submit(fn).result()
+        answer = _Answer()
+        self._enqueue(_Job(fn, answer))
+        result: T = answer.result()
+        return result
 
     def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn` on a read connection, all its statements over one snapshot; writing through it is an error."""
@@ -122,6 +156,13 @@ class Database:
         self._writer.join()
         self._readers.dispose()
         self.engine.dispose()
+
+    def _enqueue(self, job: _Job) -> None:
+        with self._arrived:
+            if self._closed:
+                raise DatabaseClosedError("the database is closed")
+            self._jobs.append(job)
+            self._arrived.notify()
 
     def _write(self) -> None:
         while batch := self._next_batch():
@@ -138,7 +179,14 @@ class Database:
         wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
         try:
             with self.engine.connect() as connection, connection.begin():
-                outcomes = [_run_in_savepoint(connection, job) for job in wanted]
+                cursor = connection.connection.cursor()
+                connection.info[_DEFERRED] = {}
+                try:
+                    outcomes = [_run_in_savepoint(connection, cursor, job) for job in wanted]
+                    settle(connection)
+                finally:
+                    del connection.info[_DEFERRED]
+                cursor.close()
         except BaseException as cause:
             for job in wanted:
                 failure = StoreUnavailableError("the database did not commit")
@@ -149,21 +197,46 @@ class Database:
             tell()
 
 
-def _run_in_savepoint(connection: Connection, job: _Job) -> Callable[[], None]:
+def deferred(connection: Connection) -> dict[object, tuple[Callable[[Connection, Any], None], Any]] | None:
+    """What the functions of one transaction have put off until its COMMIT: by a key, what to call and with what.
+
+    One function's entry is there for the next, who may replace it: so that what a hundred of them would write over and
+    over is written once. What a failing function put there is undone with it. None outside of `submit`'s transactions.
+    """
+    found: dict[object, tuple[Callable[[Connection, Any], None], Any]] | None = connection.info.get(_DEFERRED)
+    return found
+
+
+def settle(connection: Connection) -> None:
+    """Do now what was put off; for whoever reads it in the transaction that writes it. `deferred` stays as it is."""
+    for write, value in (deferred(connection) or {}).values():
+        write(connection, value)
+
+
+def _run_in_savepoint(connection: Connection, cursor: Any, job: _Job) -> Callable[[], None]:
     """Run one job; returns how to tell its caller, once the batch is committed.
 
     When the database has given up the whole transaction (SQLite may on a full disk or an I/O error) the error is let
     through and fails the batch: what ran before is gone, and what would run next would commit on its own.
+
+    The savepoint is set by the driver's own cursor: SQLAlchemy's costs more than many a job does.
     """
-    savepoint = connection.begin_nested()
+    cursor.execute("SAVEPOINT job")
+    before = connection.info[_DEFERRED].copy()
     try:
         result = job.work(connection)
+        if connection.in_nested_transaction():
+            raise RuntimeError("a function must end the nested transactions it begins")
     except BaseException as error:
-        savepoint.rollback()
         if _transaction_is_lost(connection):
             raise
+        while nested := connection.get_nested_transaction():
+            nested.rollback()
+        cursor.execute("ROLLBACK TO SAVEPOINT job")
+        cursor.execute("RELEASE SAVEPOINT job")
+        connection.info[_DEFERRED] = before
         return partial(job.future.set_exception, error)
-    savepoint.commit()  # fails, and with it the batch, when the job ended the transaction
+    cursor.execute("RELEASE SAVEPOINT job")  # fails, and with it the batch, when the job ended the transaction
     return partial(job.future.set_result, result)
 
 

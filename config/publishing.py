@@ -1,0 +1,66 @@
+"""The task that makes checkpoints of the journal and publishes them, for as long as the gateway runs.
+
+What it cannot do it says once, again every hour while it lasts, and once more when it is over. At the end of the
+gateway it publishes what happened since the last time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from mta.bell import Bell
+from trust.publishing import Publisher
+
+log = structlog.get_logger(__name__)
+
+_SAY_AGAIN_SECONDS = 3600.0
+
+
+class PublishingTask:
+    """One per process and event loop. `run` ends after `stop`."""
+
+    def __init__(self, publisher: Publisher, seconds: float) -> None:
+        self._publisher = publisher
+        self._seconds = seconds
+        self._bell = Bell()
+        self._stopping = False
+        self._finished = asyncio.Event()
+        self._said: tuple[str, ...] = ()
+        self._said_at = 0.0
+
+    async def run(self) -> None:
+        """Publish until `stop`."""
+        self._bell.listen()
+        try:
+            while not self._stopping:
+                self._bell.forget()
+                await self._turn(closing=False)
+                if not self._stopping:
+                    await self._bell.wait(self._seconds)
+            await self._turn(closing=True)
+        finally:
+            self._finished.set()
+
+    async def stop(self) -> None:
+        """Publish what is left, as far as it can be."""
+        self._stopping = True
+        self._bell.ring_here()
+        if self._bell.heard:
+            await self._finished.wait()
+
+    async def _turn(self, *, closing: bool) -> None:
+        try:
+            problems = await asyncio.to_thread(self._publisher.turn, closing=closing)
+        except Exception as error:  # the database is away: the next turn makes up for it
+            problems = (f"no checkpoint could be made: {type(error).__name__}",)
+        now = time.monotonic()
+        if problems and (problems != self._said or now - self._said_at > _SAY_AGAIN_SECONDS):
+            for problem in problems:
+                log.error("journal.not-published", problem=problem)
+            self._said_at = now
+        elif self._said and not problems:
+            log.info("journal.published-again")
+        self._said = problems

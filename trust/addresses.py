@@ -1,0 +1,45 @@
+"""Whose mail addresses a certificate vouches for (RFC 8550 §3, RFC 9598)."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from cryptography import x509
+
+from trust.constraints import MAIL, OTHER, utf8_mailbox
+from trust.facts import Facts, read
+
+_EMAIL_ADDRESS = "1.2.840.113549.1.9.1"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL}){{0,20}}"
+_ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.-]{{1,64}}@{_DOMAIN}")
+_UTF8_ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\x80-\U0010ffff-]{{1,64}}@{_DOMAIN}")
+
+
+@lru_cache(maxsize=1024)
+def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
+    """Addresses the certificate vouches for: rfc822Name and SmtpUTF8Mailbox SubjectAltNames, then the legacy
+    emailAddress of the subject.
+
+    RFC 8550 §3, RFC 9598 §3. The local part as it is, the domain in lower case, as A-labels; each once. Values that are
+    no plain addr-spec (NUL, controls, quotes, display names) are left out; an unreadable certificate vouches for
+    nobody.
+    """
+    facts = read(cert)
+    if not isinstance(facts, Facts):
+        return ()
+    plain = [content.decode("ascii", "replace") for tag, content in facts.alternative_names if tag == MAIL]
+    try:
+        plain += [
+            str(attribute.value)
+            for attribute in cert.subject
+            if attribute.oid.dotted_string == _EMAIL_ADDRESS and isinstance(attribute.value, str)
+        ]
+    except Exception:  # names are read lazily, and warnings may be errors
+        return ()
+    found = [value for value in plain if _ADDRESS.fullmatch(value)]
+    international = [utf8_mailbox(content) for tag, content in facts.alternative_names if tag == OTHER]
+    found += [value for value in international if _UTF8_ADDRESS.fullmatch(value) and value.isprintable()]
+    split = [value.rpartition("@") for value in found]
+    return tuple(dict.fromkeys(f"{local}@{domain.lower()}" for local, _, domain in split))

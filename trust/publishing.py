@@ -1,0 +1,208 @@
+"""The heads leave the machine: into an append-only file, to syslog, wherever the operator wants to find them again.
+
+A head is kept before it is published, and a destination is called served only after it took it. Killed in between, the
+next start publishes again; whoever compares heads does not mind one twice. A destination that cannot be reached delays
+only itself, is tried again, and is named until it answers.
+
+A file knows best what it holds: when its end is not a head of this database, an older database was put back, or the
+file is another's, and that is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Connection, insert, select, update
+
+from trust.checkpoints import Checkpoints
+from trust.kept_heads import Checkpoint, checkpoints_numbered
+from trust.signed_heads import MAX_LINE, SignedHead, parse_head, parse_line
+from trust.store.database import Database
+from trust.store.durable import sync_directory
+from trust.syslog import SyslogAddress, SyslogHeader
+from trust.tables import journal_publications
+
+_AT_ONCE = 100
+_PRIORITY = 10 * 8 + 5
+"""Facility 10 (security and authorisation), severity notice."""
+
+
+class Destination(Protocol):
+    """Somewhere heads are published. Used by one thread at a time."""
+
+    @property
+    def name(self) -> str:
+        """What people call it; also what its progress is kept under."""
+        ...
+
+    def last(self, journal: str) -> SignedHead | None:
+        """The last head of that journal it is known to hold; None when it cannot tell. Raises OSError."""
+        ...
+
+    def publish(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Durable, as far as the destination knows, when this returns. Raises OSError."""
+        ...
+
+
+class HeadFile:
+    """One line a head, appended and synced; made with mode 0644, for it holds nothing secret.
+
+    On a medium that is not this machine's, or at least with `chattr +a`, it is what `relais journal verify --heads`
+    compares with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.name = str(path)
+
+    def last(self, journal: str) -> SignedHead | None:
+        try:
+            with self._path.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(end - MAX_LINE, 0))
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return None
+        for line in reversed(lines):
+            signed = parse_line(line.decode("ascii", "replace"))
+            head = parse_head(signed.text) if signed else None
+            if head is not None and head.journal == journal:
+                return signed
+        return None
+
+    def publish(self, checkpoints: Sequence[Checkpoint]) -> None:
+        new = not self._path.exists()
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._path, flags, 0o644)
+        try:
+            end = os.fstat(descriptor).st_size
+            # Killed in the middle of a line: it stays, harmless, on a line of its own.
+            broken = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+            data = b"\n" * broken + b"".join(each.signed.line().encode() + b"\n" for each in checkpoints)
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            sync_directory(self._path.parent)
+
+
+class HeadSyslog:
+    """One message a head, as its line."""
+
+    def __init__(self, address: SyslogAddress, host: str) -> None:
+        self._address = address
+        self._header = SyslogHeader(_PRIORITY, host, "relais", "journal-head")
+        self.name = address.url
+
+    def last(self, journal: str) -> SignedHead | None:
+        return None
+
+    def publish(self, checkpoints: Sequence[Checkpoint]) -> None:
+        now = datetime.now(UTC)
+        self._address.send(self._header.frame(each.signed.line().encode(), now) for each in checkpoints)
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherOptions:
+    checkpoint_seconds: float = 60.0
+    """At most this long after something happened it is covered by a signed head."""
+    idle_seconds: float = 3600.0
+    """A head this often even when nothing happened: silence means that publishing has stopped."""
+
+
+class Publisher:
+    """Makes checkpoints when they are due and brings them to every destination. One per process; thread-safe."""
+
+    def __init__(
+        self,
+        database: Database,
+        checkpoints: Checkpoints,
+        destinations: Sequence[Destination],
+        name: str,
+        node: str,
+        options: PublisherOptions | None = None,
+    ) -> None:
+        """`name` is the journal's, `node` this machine's: each node serves its own destinations."""
+        self._database = database
+        self._checkpoints = checkpoints
+        self._destinations = tuple(destinations)
+        self._name = name
+        self._node = node
+        self._options = options or PublisherOptions()
+        self._turning = threading.Lock()
+        self._last_made: datetime | None = None
+        self.problems: tuple[str, ...] = ()
+        """What the last turn could not do, a sentence each."""
+
+    def turn(self, now: datetime | None = None, *, closing: bool = False) -> tuple[str, ...]:
+        """Make a checkpoint if anything happened, publish what is not published; the problems, a sentence each.
+
+        Call it every `checkpoint_seconds`. Raises what the database raises; a destination's failure is a problem.
+        `closing` makes no head for the sake of silence alone.
+        """
+        with self._turning:
+            moment = now or datetime.now(UTC)
+            idle = self._last_made is None or abs(moment - self._last_made) >= timedelta(
+                seconds=self._options.idle_seconds
+            )
+            made = self._checkpoints.make(even_if_idle=idle and not closing, at=now)
+            if made.checkpoint is not None:
+                self._last_made = moment
+            problems = list(made.problems)
+            for destination in self._destinations:
+                try:
+                    problems += self._serve(destination)
+                except OSError as error:
+                    problems.append(f"heads do not reach {destination.name}: {error}")
+            self.problems = tuple(problems)
+            return self.problems
+
+    def _serve(self, destination: Destination) -> list[str]:
+        key = hashlib.sha256(f"{self._node}\0{destination.name}".encode()).hexdigest()
+        known = self._database.read(lambda connection: _progress(connection, key))
+        done = min(known, self._checkpoints.last_number())
+        problems = []
+        held = destination.last(self._name)
+        head = parse_head(held.text) if held else None
+        if held is not None and head is not None:
+            number = head.number
+            ours = self._database.read(lambda connection: checkpoints_numbered(connection, [number])).get(number)
+            if ours is not None and ours.signed.text == held.text:
+                done = number
+            else:
+                problems.append(
+                    f"{destination.name} ends with head {number} of {head.at}, which this database does not have: "
+                    "an older database was put back, or the file belongs to another journal"
+                )
+        elif isinstance(destination, HeadFile) and done:
+            done -= 1  # a new file, or an emptied one: it begins with the last head, which covers all before
+        while batch := self._checkpoints.after(done, _AT_ONCE):
+            destination.publish(batch)
+            done = batch[-1].number
+        if done != known:
+            self._database.transact(lambda connection: _set_progress(connection, key, done))
+        return problems
+
+
+def _progress(connection: Connection, key: str) -> int:
+    row = connection.execute(
+        select(journal_publications.c.number).where(journal_publications.c.destination == key)
+    ).one_or_none()
+    return row.number if row else 0
+
+
+def _set_progress(connection: Connection, key: str, number: int) -> None:
+    changed = connection.execute(
+        update(journal_publications).where(journal_publications.c.destination == key).values(number=number)
+    )
+    if not changed.rowcount:
+        connection.execute(insert(journal_publications).values(destination=key, number=number))

@@ -1,0 +1,51 @@
+"""Secrets that are handed over as files: the key-encryption key, a token's PIN.
+
+A secret is in a file that only its owner can read, or is a systemd credential: systemd decrypts those into memory,
+below `$CREDENTIALS_DIRECTORY`, where one service alone finds them (systemd.exec(5), `LoadCredentialEncrypted=`).
+Everything that is wrong with such a file is told in one sentence, which never quotes the secret.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+_LONGEST_SECRET = 4096
+
+
+class SecretFileError(ValueError):
+    """A secret cannot be read, or others can read it. The text says which file and what to do."""
+
+
+def credential(name: str) -> Path | None:
+    """The file of one systemd credential, None when this service was given none of that name."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    file = Path(directory) / name
+    return file if directory and file.is_file() else None
+
+
+def read_secret(file: Path, what: str) -> bytes:
+    """The bytes of one secret, at most 4096. `what` names it in the sentence of a `SecretFileError`.
+
+    Whoever owns the file can replace it, so that must be ourselves or root. Below `$CREDENTIALS_DIRECTORY` group bits
+    are the mask of systemd's access list and say nothing (acl(5)); the directory itself is closed to others.
+    """
+    try:
+        with file.open("rb") as opened:
+            status = os.fstat(opened.fileno())
+            secret = opened.read(_LONGEST_SECRET + 1)
+    except OSError as error:
+        raise SecretFileError(f"{what} {file} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SecretFileError(f"{what} {file} is no ordinary file")
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    handed_over = bool(directory) and file.parent == Path(directory)
+    open_to = stat.S_IRWXO if handed_over else stat.S_IRWXG | stat.S_IRWXO
+    if stat.S_IMODE(status.st_mode) & open_to:
+        raise SecretFileError(f"others can read {what}: run chmod 600 {file}, then renew what it protects")
+    if status.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+        raise SecretFileError(f"{what} {file} belongs to another user, who could replace it: make it your own")
+    if len(secret) > _LONGEST_SECRET:
+        raise SecretFileError(f"{what} {file} is too long to be one")
+    return secret
