@@ -342,9 +342,7 @@ def oidc_unlink(where: Where, name: str, identifier: str, as_json: bool) -> None
 @click.option("--member-of", "team", help="Instead of an address: all that this team may.")
 @_JSON
 @_command
-def account_grant(
-    where: Where, name: str, address: str | None, right: str, team: str | None, as_json: bool
-) -> None:
+def account_grant(where: Where, name: str, address: str | None, right: str, team: str | None, as_json: bool) -> None:
     """Let an account use ADDRESS, which is another's; or make it a member of a team."""
     if (address is None) == (team is None):
         raise click.UsageError("name one ADDRESS, or a team with --member-of")
@@ -437,12 +435,11 @@ def _validator(place: Place) -> Any:
     loaded: list[list[x509.Certificate]] = []
     for name in (trust.anchors, trust.intermediates):
         try:
-            loaded.append(
-                list(x509.load_pem_x509_certificates(place.loaded.path(name).read_bytes())) if name else []
-            )
+            loaded.append(list(x509.load_pem_x509_certificates(place.loaded.path(name).read_bytes())) if name else [])
         except (OSError, ValueError) as error:
             raise SettingsError(f"{place.loaded.path(name)} must hold PEM certificates") from error
-    return CertificateValidator(*loaded)
+    anchors, intermediates = loaded
+    return CertificateValidator(anchors, intermediates)
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ from config.journal_answers import JournalAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
 from config.monitored import checks, expiries
+from config.oidc_service import OidcService
 from config.publishing import PublishingTask
 from config.reading import ReadOnce
 from config.revocation_service import RevocationCollector, patiently, revocation_checker, revocation_policies

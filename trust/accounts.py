@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from argon2 import PasswordHasher, extract_parameters
 from argon2.exceptions import Argon2Error, InvalidHashError
@@ -349,7 +350,7 @@ class Accounts:
 
     def _settle(self, connection: Connection, attempt: Attempt, password_hash: str) -> Identity | Refused:
         # Checked against a hash that was replaced meanwhile, the old password would still open.
-        if connection.execute(_hash_of(attempt.identity_id)).scalar() != password_hash:
+        if connection.scalar(_hash_of(attempt.identity_id)) != password_hash:
             return Refused(AUTHENTICATION_FAILED)
         if self.identities.disabled(connection, attempt.identity_id):
             return Refused(ACCOUNT_DISABLED)
@@ -401,8 +402,8 @@ class Accounts:
         return matches, bytes.fromhex(digest)
 
     def is_familiar(self, good_at: float) -> bool:
-        """Whether a network is, where the right password was said last at `good_at`."""
-        return good_at > 0 and self.clock() - good_at <= self._options.familiar_seconds
+        """See `trust.lockout.is_familiar`."""
+        return lockout.is_familiar(good_at, self._options, self.clock())
 
     def _today(self) -> int:
         return int(self.clock() // _DAY)
@@ -421,7 +422,7 @@ def _password_of(connection: Connection, name: str) -> tuple[str, str | None, bo
     return None if row is None else (row.id, row.password_hash, row.at is not None)
 
 
-def _hash_of(identity_id: str) -> Select[tuple[str]]:
+def _hash_of(identity_id: str) -> Select[Any]:
     return select(credentials.c.password_hash).where(credentials.c.identity_id == identity_id)
 
 

@@ -351,6 +351,6 @@ def _name(login: str) -> str:
 
 def _address(address: str) -> str:
     local, _, domain = (name := _name(address)).rpartition("@")
-    if not local or not domain or "@" in domain:
+    if not local or not domain or "@" in local:
         raise AccountError("an address is written local@domain")
     return name

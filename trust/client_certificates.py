@@ -11,7 +11,6 @@ import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import Enum
 
 from cryptography import x509
@@ -144,11 +143,6 @@ class ClientCertificates:
                     return None
                 parts = [_text(subject), _text(issuer), _key(path[-1])]
         return self._vault.pseudonym("client certificate", binding.value, *parts)
-
-
-def expiry(certificate: x509.Certificate) -> datetime:
-    """notAfter, aware."""
-    return certificate.not_valid_after_utc
 
 
 def _key(certificate: x509.Certificate) -> str:

@@ -178,6 +178,9 @@ class Facts:
     policy_constraints: tuple[int | None, int | None]
     """requireExplicitPolicy and inhibitPolicyMapping, in certificates to skip."""
     inhibit_any: int | None
+    _subject: Rdns | None
+    _key: PublicKey | None
+    _key_read: bool
 
     @property
     def subject(self) -> Rdns:

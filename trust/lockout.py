@@ -85,6 +85,11 @@ def network_of(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 24), strict=False))
 
 
+def is_familiar(good_at: float, options: LockoutOptions, now: float) -> bool:
+    """Whether a network is, where the right password was said last at `good_at`, 0 for never."""
+    return good_at > 0 and now - good_at <= options.familiar_seconds
+
+
 def judge(connection: Connection, attempt: Attempt, options: LockoutOptions, now: float) -> Judgement | None:
     """Count one attempt, in the one writer's order: of any number of parallel guesses no more are answered than the
     limits say. None when the identity is no more."""
@@ -95,7 +100,7 @@ def judge(connection: Connection, attempt: Attempt, options: LockoutOptions, now
         return None
     mine = and_(login_sources.c.identity_id == attempt.identity_id, login_sources.c.source == attempt.source)
     row = connection.execute(select(login_sources).where(mine)).first()
-    familiar = bool(attempt.source) and row is not None and now - row.good_at <= options.familiar_seconds
+    familiar = bool(attempt.source) and row is not None and is_familiar(row.good_at, options, now)
     if row is not None and now < row.locked_until:
         return Judgement.LOCKED
     if not familiar and now < account.locked_until:
@@ -149,7 +154,7 @@ def _count_for_source(
         "locks": locks,
         "wrong": b"".join([attempt.digest, *others][:REMEMBERED]),
     }
-    locked = failures >= options.max_failures
+    locked: bool = failures >= options.max_failures
     if locked:
         pause = min(options.lock_seconds * 2.0 ** min(locks, 32), options.longest_seconds)
         values |= {"failures": 0, "locks": locks + 1, "locked_until": now + pause}
@@ -168,7 +173,7 @@ def _count_for_account(connection: Connection, account: Row[Any], options: Locko
     since = account.failed_at + drained * pause if failures else now
     failures += 1
     values: dict[str, Any] = {"failures": failures, "failed_at": since}
-    locks = failures >= options.account_failures
+    locks: bool = failures >= options.account_failures
     if locks:
         values["locked_until"] = now + pause
     connection.execute(update(identities).where(identities.c.id == account.id).values(**values))

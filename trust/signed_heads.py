@@ -79,9 +79,7 @@ class SealedHeadSigner:
         try:
             return cls(ed25519.Ed25519PrivateKey.from_private_bytes(vault.unseal(path.read_bytes(), _KEY_CONTEXT)))
         except VaultError:
-            raise VaultError(
-                f"{path} is not the journal's signing key of this vault: restore the file"
-            ) from None
+            raise VaultError(f"{path} is not the journal's signing key of this vault: restore the file") from None
 
     def sign(self, data: bytes) -> bytes:
         return self._key.sign(data)

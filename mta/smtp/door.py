@@ -63,6 +63,7 @@ class _Door(ABC):
 
     origin: Origin
     offers_authentication: bool
+    offers_tokens = False
 
     def __init__(self, spool: Spool, context: Context, options: DoorOptions) -> None:
         self._spool = spool
@@ -98,6 +99,7 @@ class _Door(ABC):
             offers_authentication=self.offers_authentication,
             on_open=self._opened,
             on_close=self._sessions.discard,
+            offers_tokens=self.offers_tokens,
         )
 
     def _opened(self, session: DoorSession) -> bool:
@@ -112,6 +114,10 @@ class _Door(ABC):
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
         """Overridden where somebody can log in."""
+        return Refused(refusals.SENDER_NOT_ALLOWED)
+
+    async def authenticate_token(self, session: DoorSession, login: str, token: str) -> Refused | None:
+        """Overridden where somebody can log in with a token."""
         return Refused(refusals.SENDER_NOT_ALLOWED)
 
     @abstractmethod
@@ -277,13 +283,27 @@ class SubmissionDoor(_Door):
         is_trusted: Callable[[str], bool],
         context: Context,
         options: DoorOptions,
+        tokens: Callable[[str, str], Identity | Refused] | None = None,
     ) -> None:
-        """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`."""
+        """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`.
+        `tokens`, which may block, says whose an access token is, given the login (may be empty); None: none is taken.
+        """
         super().__init__(spool, context, options)
         self._accounts = accounts
         self._exists = exists
         self._is_local = is_local
         self._is_trusted = is_trusted
+        self._tokens = tokens
+        self.offers_tokens = tokens is not None
+
+    async def authenticate_token(self, session: DoorSession, login: str, token: str) -> Refused | None:
+        if self._tokens is None:
+            return Refused(refusals.SENDER_NOT_ALLOWED)
+        found = await self._in_thread(self._tokens, login, token)
+        if isinstance(found, Refused):
+            return found
+        session.identity = found
+        return None
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
         found = await self._in_thread(self._accounts.authenticate, login, password, session.client, Service.SUBMISSION)

@@ -12,9 +12,10 @@ import binascii
 import contextlib
 import hmac
 import logging
+import re
 import secrets
 import ssl
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -64,6 +65,10 @@ class _CommandSizes(dict[str, int]):
 
 
 _COMMAND_SIZES = _CommandSizes(MAIL=2048, RCPT=2048, AUTH=4000)
+_COMMAND_SIZES_WITH_TOKENS = _CommandSizes(MAIL=2048, RCPT=2048, AUTH=12288)
+"""RFC 4954 §4: a token does not fit in less."""
+_TOKEN_FAILED = b64encode(b'{"status":"invalid_token","schemes":"bearer"}').decode()
+"""RFC 7628 §3.2.2"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,10 @@ class Policy(Protocol):
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None: ...
 
+    async def authenticate_token(self, session: DoorSession, login: str, token: str) -> Refused | None:
+        """Asked only where the session offers tokens; `login` may be empty."""
+        ...
+
     async def check_sender(self, session: DoorSession, sender: str) -> Refused | None: ...
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused: ...
@@ -143,7 +152,11 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         offers_authentication: bool,
         on_open: Callable[[DoorSession], bool],
         on_close: Callable[[DoorSession], None],
+        offers_tokens: bool = False,
     ) -> None:
+        if offers_tokens:
+            self.command_size_limits = _COMMAND_SIZES_WITH_TOKENS
+            self.line_length_limit = 3 * 4096 + 2
         super().__init__(
             _Hooks(self),
             data_size_limit=limits.message_bytes,
@@ -158,6 +171,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         self._policy = policy
         self._limits = limits
         self._offers_authentication = offers_authentication
+        self._offers_tokens = offers_tokens
         self._on_open = on_open
         self._on_close = on_close
         self._turned_away = False
@@ -257,7 +271,7 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         if not self._tls_protocol:
             words.append("STARTTLS")
         elif self._offers_authentication:
-            words.append("AUTH PLAIN LOGIN")
+            words.append("AUTH PLAIN LOGIN" + (" XOAUTH2 OAUTHBEARER" if self._offers_tokens else ""))
         lines = [f"250-{word}" for word in words[:-1]] + [f"250 {words[-1]}"]
         self._writer.write("\r\n".join(lines).encode("ascii") + b"\r\n")
         await self._writer.drain()
@@ -272,7 +286,8 @@ class DoorSession(aiosmtpd_smtp.SMTP):
         await self.push("252 2.5.0 Addresses are not verified here, try RCPT")
 
     async def smtp_AUTH(self, arg: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
-        """PLAIN and LOGIN (RFC 4954, RFC 4616), under TLS only."""
+        """PLAIN and LOGIN (RFC 4954, RFC 4616), and where tokens are taken XOAUTH2 and OAUTHBEARER (RFC 7628), under
+        TLS only."""
         if not self._offers_authentication or not self._tls_protocol:
             await self.push("502 AUTH is not available here")
             return
@@ -287,6 +302,9 @@ class DoorSession(aiosmtpd_smtp.SMTP):
                 credentials = await self._sasl_plain(initial.strip())
             case "LOGIN":
                 credentials = await self._sasl_login(initial.strip())
+            case "XOAUTH2" | "OAUTHBEARER" if self._offers_tokens:
+                await self._authenticate_token(initial.strip())
+                return
             case _:
                 await self.push("504 5.5.4 Unknown mechanism, use PLAIN or LOGIN")
                 return
@@ -300,6 +318,22 @@ class DoorSession(aiosmtpd_smtp.SMTP):
                 await self.push("235 2.7.0 Authentication successful")
                 return
             self._refused_login = (mechanism.upper(), self._digest(*credentials), refused)
+        await self._refuse_login(refused)
+
+    async def _authenticate_token(self, initial: str) -> None:
+        data = _base64(initial.encode()) if initial else await self._challenge("")
+        said = None if data is None else bearer_of(data)
+        if said is None:
+            await self.push("501 5.5.2 The authentication exchange is malformed")
+            return
+        refused = await self._policy.authenticate_token(self, *said)
+        if refused is None:
+            await self.push("235 2.7.0 Authentication successful")
+            return
+        await self._challenge(_TOKEN_FAILED)  # whatever the client answers, the reply follows (RFC 7628 §3.2.3)
+        await self._refuse_login(refused)
+
+    async def _refuse_login(self, refused: Refused) -> None:
         await self._refuse("AUTH", refused)
         self._failures += 1
         if self._failures >= self._limits.authentication_failures:
@@ -510,6 +544,29 @@ def _base64(data: bytes) -> bytes | None:
         return b""  # RFC 4954 §4: an empty initial response
     with contextlib.suppress(binascii.Error, ValueError):
         return b64decode(data, validate=True)
+    return None
+
+
+def bearer_of(data: bytes) -> tuple[str, str] | None:
+    """Login (may be empty) and token of a first client message of XOAUTH2 or OAUTHBEARER; None when it is neither.
+
+    `user=<login>^Aauth=Bearer <token>^A^A`, or `n,a=<login>,^A[host=...^A][port=...^A]auth=Bearer <token>^A^A`
+    (RFC 7628 §3.1, RFC 5801 §4).
+    """
+    with contextlib.suppress(UnicodeDecodeError):
+        first, *pairs = data.decode().split("\x01")
+        if len(pairs) < 3 or pairs[-2:] != ["", ""]:
+            return None
+        said = [pair.partition("=")[::2] for pair in pairs[:-2]]
+        if first.startswith("user="):
+            login = first.removeprefix("user=")
+        elif re.fullmatch(r"n,(a=[^,]*)?,", first):
+            login = first[2:-1].removeprefix("a=").replace("=2C", ",").replace("=3D", "=")
+        else:
+            return None
+        tokens = [value for name, value in said if name == "auth"]
+        if len(tokens) == 1 and tokens[0][:7].lower() == "bearer " and tokens[0][7:].strip():
+            return login, tokens[0][7:].strip()
     return None
 
 

@@ -54,7 +54,7 @@ def test_rotated_while_it_runs(up: Running, tmp_path: Path) -> None:
     report = oru("KEYS-0001")
     up.accepted(report)
     up.wait_settled()
-    (mail,) = mails_about(up, "doctor", digest_of(report))
+    (mail,) = mails_about(up, "gp", digest_of(report))
     assert "signature=valid" in mail["X-Relais-Verdict"]
     assert {operator: up.pids(operator) for operator in before} == before
 

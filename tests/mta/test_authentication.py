@@ -122,6 +122,30 @@ async def test_lock_out_is_the_accounts_own(realm: MailboxRealm, accounts: Accou
         assert await ask(realm, HELLO, *wrong, login(realm, ADDRESS, PASSWORD)) == [b"N"] * 4
 
 
+async def test_where_a_client_is_counts(realm: MailboxRealm, accounts: Accounts) -> None:
+    """What Dovecot is configured to send: service and client address behind the password."""
+
+    def from_(client: str, password: str) -> bytes:
+        return login(realm, ADDRESS, password)[:-2] + f"/imap/{client}\t\n".encode()
+
+    server = AuthenticationSocket(realm.authentication_socket, accounts, realm.home_of, accounts.open_mailbox)
+    await server.start()
+    try:
+        stranger = [from_("198.51.100.7", f"guess {number}") for number in range(3)]
+        replies = await ask(
+            realm,
+            HELLO,
+            *stranger,
+            from_("198.51.100.8", PASSWORD),
+            from_("192.0.2.1", PASSWORD),
+            from_("2001:db8::1", PASSWORD),
+            from_("", PASSWORD),
+        )
+    finally:
+        await server.stop()
+    assert [reply[:1] for reply in replies] == [b"N", b"N", b"N", b"N", b"O", b"O", b"O"]
+
+
 async def test_an_exception_is_a_temporary_failure_and_says_no_password(realm: MailboxRealm) -> None:
     class Broken:
         def authenticate(self, login: str, password: str) -> Identity | Refused:

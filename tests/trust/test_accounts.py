@@ -12,7 +12,7 @@ from trust.catalogue import ACCOUNT_LOCKED, AUTHENTICATION_FAILED, CATALOGUE
 from trust.refusals import Refused, join_catalogues
 from trust.store import metadata
 from trust.store.database import Database
-from trust.tables import credentials, identities, identity_addresses
+from trust.tables import credentials, identity_addresses
 from trust.vault import KeyVault, VaultError
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
