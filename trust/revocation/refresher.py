@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 
 import structlog
 
@@ -73,7 +73,10 @@ class Refresher:
         self._jobs: dict[Hashable, _Job] = {}
         self._turns: list[_Turn] = []
         self._number = 0
-        self._changed = Condition()
+        lock = Lock()
+        self._changed = Condition(lock)
+        # Of its own: idle threads that told `settled` through the condition they wait on would wake each other for ever
+        self._quiet = Condition(lock)
         self._running: list[Thread] = []
         self._busy = 0
         self._stopped = False
@@ -118,7 +121,7 @@ class Refresher:
     def settled(self, seconds: float) -> bool:
         """Wait until nothing is due and nothing runs, at most `seconds`; whether that came."""
         with self._changed:
-            return self._changed.wait_for(self._is_idle, seconds)
+            return self._quiet.wait_for(self._is_idle, seconds)
 
     def _is_idle(self) -> bool:
         return not self._busy and not (self._turns and self._turns[0].due <= self._clock())
@@ -185,6 +188,6 @@ class Refresher:
                     del self._jobs[turn.key]
                     continue
                 return job
-            self._changed.notify_all()
+            self._quiet.notify_all()
             self._changed.wait((self._turns[0].due - now).total_seconds() if self._turns else None)
         return None
