@@ -102,7 +102,7 @@ class ProtectStage:
         transport = b"".join(
             field.raw
             for field in header.fields
-            if not field.name.startswith("content-") and field.name != "bcc" and not is_ours(field)
+            if not field.name.startswith("content-") and field.name not in ("bcc", "resent-bcc") and not is_ours(field)
         )
         suite = self._agreements.suite_of(message.recipient)
         try:

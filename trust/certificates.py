@@ -23,6 +23,7 @@ from threading import Lock
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from trust.paths import Facts, Failure, Paths, in_time, read
@@ -182,7 +183,10 @@ _SMTP_UTF8_MAILBOX = ObjectIdentifier("1.3.6.1.5.5.7.8.9")
 _UTF8_STRING = 0x0C
 
 
-@lru_cache(maxsize=1024)
+_REMEMBERED_OCTETS = 4096
+"""The longest certificate whose addresses are remembered; real ones have 2,000."""
+
+
 def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
     """Addresses the certificate vouches for: rfc822Name and SmtpUTF8Mailbox SubjectAltNames, then the legacy
     emailAddress of the subject.
@@ -191,6 +195,20 @@ def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
     no plain addr-spec (NUL, controls, quotes, display names) are left out; an unreadable certificate vouches for
     nobody.
     """
+    encoded = cert.public_bytes(Encoding.DER)
+    return _addresses(cert) if len(encoded) > _REMEMBERED_OCTETS else _known_addresses(encoded)
+
+
+@lru_cache(maxsize=1024)
+def _known_addresses(encoded: bytes) -> tuple[str, ...]:
+    """By DER, for a certificate keeps in memory whatever was read of it, a hundred times what it weighs."""
+    try:
+        return _addresses(x509.load_der_x509_certificate(encoded))
+    except Exception:  # read before, but warnings may have become errors since
+        return ()
+
+
+def _addresses(cert: x509.Certificate) -> tuple[str, ...]:
     found: list[str] = []
     international: list[str] = []
     try:
