@@ -24,8 +24,9 @@ from mta.smtp.target import Partners
 from smime import DecryptionResult, DkimResult, MessageVerdict, SignatureResult, open_message, verify_dkim
 from smime.failures import DecryptionFailures
 from smime.mime import MimeError, parse_entity
+from smime.opening import KEY_UNAVAILABLE as KEY_UNAVAILABLE_FINDING
 from smime.policy import DEFAULT_POLICY, ReadPolicy
-from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED
+from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED, KEY_UNAVAILABLE
 from trust.certificates import CertificateValidator
 from trust.refusals import Refused
 from trust.vault import KeyVault
@@ -128,6 +129,8 @@ class OpenStage:
         if opened.verdict.decryption is DecryptionResult.FAILED:
             if paused:
                 return Refused(DECRYPTION_PAUSED)
+            if KEY_UNAVAILABLE_FINDING in opened.verdict.findings:
+                return Refused(KEY_UNAVAILABLE)
             self._failures.failed(message.sender, message.peer)
             return Refused(CANNOT_OPEN)
         self._learn(opened.verdict, now)

@@ -29,15 +29,15 @@ from smime.policy import DEFAULT_POLICY, GcmVariant, ReadPolicy
 from smime.verdict import Finding
 from trust import der
 from trust.der import DerError, context
-from trust.keys import Decryptor, DecryptorFailedError
+from trust.keys import Decryptor, KeyUnavailableError
 
 
 class CannotOpenError(Exception):
     """The content could not be decrypted. Never says why."""
 
 
-class KeyUnavailableError(CannotOpenError):
-    """The one key that might have opened it cannot be used now (`trust.keys.DecryptorFailedError`): try again later.
+class CannotOpenYetError(CannotOpenError):
+    """The one key that might have opened it cannot be used now (`trust.keys.KeyUnavailableError`): try again later.
 
     Depends on nothing in the encrypted octets, so it may be told from the failure above.
     """
@@ -60,7 +60,7 @@ def decrypt_content(
 ) -> Decrypted:
     """The content in the clear; nothing of it leaves before its tag has been verified.
 
-    Raises CannotOpenError, of which KeyUnavailableError is the one kind that another try may mend.
+    Raises CannotOpenError, of which CannotOpenYetError is the one kind that another try may mend.
 
     An AEAD algorithm inside EnvelopedData, or CBC inside AuthEnvelopedData, is refused: the structure decides whether
     a tag is verified (RFC 5083 §2, RFC 9709 §1.1). `decryptors` are those of one mailbox, the newest first.
@@ -77,12 +77,12 @@ def decrypt_content(
     key: bytes | None = None
     try:
         key = _content_key(enveloped.recipients, decryptors, kind.octets)
-    except DecryptorFailedError:
+    except KeyUnavailableError:
         unavailable = True
     working = key or os.urandom(kind.octets)
     if bound is not None:
         working = bound_content_key(working, bound)
-    failure = KeyUnavailableError if unavailable else CannotOpenError
+    failure = CannotOpenYetError if unavailable else CannotOpenError
     try:
         content, unattributed = kind.open(sealed, working)
     except (ValueError, InvalidTag):
@@ -122,7 +122,7 @@ def _content_key(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor
     """The content key from the first recipient that names one of our certificates in a scheme read here.
 
     None when that fails. A private key is used once in any case, so that strangers' mail takes as long as that with
-    a wrong key. Raises DecryptorFailedError when a key that is named cannot be used.
+    a wrong key. Raises KeyUnavailableError when a key that is named cannot be used.
     """
     if not decryptors:
         return None
@@ -132,10 +132,10 @@ def _content_key(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor
         return None
     try:
         key = work()
-    except DecryptorFailedError:
+    except KeyUnavailableError:
         raise
     except OSError as problem:  # a card or a connection is gone: no ciphertext does that
-        raise DecryptorFailedError("the key's owner cannot be reached") from problem
+        raise KeyUnavailableError("the key's owner cannot be reached") from problem
     except Exception:  # a card's library raises what it likes, maybe by what is in the ciphertext
         return None
     return key if len(key) == octets else None

@@ -17,7 +17,7 @@ from smime import canonical, header_protection
 from smime.addresses import AddressError, from_addresses, imitated, matches, normalised
 from smime.cms_read import Compressed, Enveloped, Signed
 from smime.compressed import decompress
-from smime.decrypting import CannotOpenError, decrypt_content
+from smime.decrypting import CannotOpenError, CannotOpenYetError, decrypt_content
 from smime.header_protection import Claim
 from smime.layers import (
     CMS_TYPES,
@@ -54,6 +54,9 @@ from trust.der import DerError
 from trust.keys import Decryptor
 
 MAX_LAYERS = 8
+CANNOT_OPEN = Finding("cannot-open")
+KEY_UNAVAILABLE = Finding("key-unavailable")
+"""The finding that tells the one failure to decrypt which is not the message's: the key cannot be used now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,12 +308,12 @@ class _Opening:
         self.note("unknown-content", cms.content_type)
         return None
 
-    def _cannot_open(self, kind: LayerKind = LayerKind.ENCRYPTED) -> None:
+    def _cannot_open(self, kind: LayerKind = LayerKind.ENCRYPTED, finding: Finding = CANNOT_OPEN) -> None:
         self._decryption = DecryptionResult.FAILED
         self._emitted = None
         self._algorithm, self._authenticated = "", False
         self._claim = Claim(HeaderProtectionScheme.NONE)
-        self.note("cannot-open")
+        self.note(finding.code)
         self._layer(LayerVerdict(kind, DecryptionResult.FAILED))
 
     def _enveloped(self, cms: Enveloped) -> Entity | None:
@@ -320,6 +323,9 @@ class _Opening:
             found = parse_entity(decrypted.content)
             self._sealed = False
             inner = self._fitted(decrypted.content) or found
+        except CannotOpenYetError:
+            self._cannot_open(kind, KEY_UNAVAILABLE)
+            return None
         except (CannotOpenError, MimeError):
             # what is no MIME entity is most likely the work of a wrong key: it goes the same way, with the same words
             self._cannot_open(kind)

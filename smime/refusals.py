@@ -61,6 +61,19 @@ SIGNER_UNAVAILABLE = Refusal(
 )
 """The key is in a card or an HSM that fails: the message waits, it never leaves unsigned."""
 
+KEY_UNAVAILABLE = Refusal(
+    code="smime.key-unavailable",
+    smtp=451,
+    enhanced="4.7.5",
+    hl7=HL7Code.AR,
+    condition="207",
+    application="451",
+    text="The recipient's decryption key does not answer at the moment; nothing needs to be done, it is tried again.",
+    text_fr="La clé de déchiffrement du destinataire ne répond pas pour le moment ; rien à faire, un nouvel essai "
+    "suivra.",
+)
+"""The key is in a token that fails, or its file is damaged: the message waits, it is not refused for that."""
+
 DECRYPTION_PAUSED = Refusal(
     code="smime.decryption-paused",
     smtp=451,
@@ -75,4 +88,11 @@ DECRYPTION_PAUSED = Refusal(
 )
 """Attacks on decryption live on many answers (RFC 3218): after a number of failures a sender gets them slowly."""
 
-CATALOGUE = (CANNOT_OPEN, NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, SIGNER_UNAVAILABLE, DECRYPTION_PAUSED)
+CATALOGUE = (
+    CANNOT_OPEN,
+    NO_ENCRYPTION_CERTIFICATE,
+    NO_SIGNING_KEY,
+    SIGNER_UNAVAILABLE,
+    KEY_UNAVAILABLE,
+    DECRYPTION_PAUSED,
+)

@@ -10,6 +10,8 @@ SENTENCES = {
     "encrypted-not-opened": "The rest is encrypted and no key was given: give a key of one of the recipients listed.",
     "no-key-of-ours": "None of the recipients is a key at hand: ask the sender to encrypt to the current certificate, "
     "or give the older key it was encrypted to.",
+    "key-unavailable": "The key that might open it cannot be used now, its card or token does not answer: bring it "
+    "back, and the message is tried again.",
     "cannot-open": "It could not be decrypted, and the sender is never told more: compare recipients and algorithms "
     "below with what is read here, else ask for the message to be sent again.",
     "cipher-not-admitted": "This content encryption is not read here: ask the partner for AES-256-GCM, or admit the "

@@ -12,11 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 
-class DecryptorFailedError(Exception):
-    """A decryption key cannot be used now: its card was removed, its HSM does not answer, its session has ended.
+class KeyUnavailableError(Exception):
+    """A key cannot be used now: its card was removed, its token does not answer, its session has ended.
 
-    Raised by a `Decryptor` for what has nothing to do with the octets it was given, and another try may mend. The text
-    names no key and no person.
+    Has nothing to do with the octets that were given, and another try may mend it. The text says what the operator has
+    to look at; never a PIN, a key or a person.
     """
 
 
@@ -50,7 +50,7 @@ class Decryptor(Protocol):
     """One decryption key of one address; expired and retired keys included, for they still open old mail.
 
     Whatever the octets given can cause is a ValueError, and one like the other: senders of variations must not tell
-    them apart. `DecryptorFailedError`, or an OSError, says that the key itself cannot be used, and becomes a temporary
+    them apart. `KeyUnavailableError`, or an OSError, says that the key itself cannot be used, and becomes a temporary
     refusal. Anything else that a method raises counts as if it were a ValueError.
     """
 

@@ -21,6 +21,7 @@ from mta.protecting import ProtectStage
 from smime import MessageVerdict, SignatureResult, encrypt, join_message, oids, open_message, public_record, sign
 from smime.failures import DecryptionFailures
 from smime.verdict import LayerKind
+from trust.keys import KeyUnavailableError
 from trust.refusals import Refused
 from trust.vault import KeyUse, KeyVault
 
@@ -417,3 +418,21 @@ async def test_a_signer_that_fails_makes_the_message_wait(
     refused = await stage.apply(MESSAGE, Phase.PROTECT)
     assert isinstance(refused, Refused)
     assert (refused.refusal.code, refused.refusal.permanent) == ("smime.signer-unavailable", False)
+
+
+async def test_a_decryption_key_that_does_not_answer_makes_the_message_wait(
+    vault: KeyVault, mailboxes: Mailboxes, protecting: ProtectStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailboxes.install(vault, "dr.noir@op2.example")
+    opening = OpenStage(vault, mailboxes.validator, PartnerBook([]), "gate.op2.example")
+    sent = (await protected(protecting)).content
+
+    def fail(*_: object) -> bytes:
+        raise KeyUnavailableError("the card was removed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(vault.decryptors("dr.noir@op2.example")[0]), "decrypt_oaep", fail)
+        refused = await opening.apply(received_by_two(sent), Phase.OPEN)
+    assert isinstance(refused, Refused)
+    assert (refused.refusal.code, refused.refusal.permanent) == ("smime.key-unavailable", False)
+    assert isinstance(await opening.apply(received_by_two(sent), Phase.OPEN), Message)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from smime import oids
 from smime.capabilities import Capabilities, read_capabilities, suite_for
 from smime.cms_read import read_cms
-from smime.decrypting import CannotOpenError, KeyUnavailableError, decrypt_content
+from smime.decrypting import CannotOpenError, CannotOpenYetError, decrypt_content
 from smime.encrypting import can_encrypt_to, encrypt_content
 from smime.identity import identity
 from smime.opening import open_message
@@ -40,7 +40,7 @@ from tests.smime.craft import (
 from tests.smime.people import ENTITY, NOW, Person, authority, message, new_key, person, validator
 from trust import der
 from trust.der import DerError, context
-from trust.keys import DecryptorFailedError
+from trust.keys import KeyUnavailableError
 
 ANNE = "anne@lab.example"
 PAUL = "paul@clinic.example"
@@ -447,8 +447,8 @@ class _Card:
     [
         (RuntimeError("CKR_ENCRYPTED_DATA_INVALID in slot 4"), CannotOpenError),
         (ValueError("decryption failed"), CannotOpenError),
-        (DecryptorFailedError("the session has ended"), KeyUnavailableError),
-        (ConnectionResetError("slot 4"), KeyUnavailableError),
+        (KeyUnavailableError("the session has ended"), CannotOpenYetError),
+        (ConnectionResetError("slot 4"), CannotOpenYetError),
     ],
 )
 def test_what_a_cards_library_raises_does_not_come_out_as_it_is(
@@ -467,7 +467,7 @@ def test_what_a_cards_library_raises_does_not_come_out_as_it_is(
 
 
 def test_a_key_that_is_not_there_is_not_missed_by_mail_for_others() -> None:
-    ours = _Card(person(PAUL), DecryptorFailedError())
+    ours = _Card(person(PAUL), KeyUnavailableError())
     cms = read_cms(bytes(encrypt_content(ENTITY, [person(ANNE).certificate], DEFAULT_SUITE)))
     with pytest.raises(CannotOpenError) as caught:
         decrypt_content(cms, [ours])
