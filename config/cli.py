@@ -25,6 +25,7 @@ from config.accounts_command import account
 from config.control import ControlError, ask
 from config.journal_command import journal
 from config.keys_command import keys
+from config.lazy import LazyGroup
 from config.privileges import PrivilegeError, drop
 from config.settings import SettingsError, load
 from config.supervise import StartError
@@ -386,6 +387,9 @@ def _print_bench(result: dict[str, Any], as_json: bool) -> None:
     for row in result["rows"]:
         beside = f"  {row['ratio']:.3f} of {row['reference']} {row['reference_value']}" if row.get("ratio") else ""
         click.echo(f"{row['id']:<40} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
+
+
+relais.add_command(LazyGroup("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."))
 
 
 @relais.command("doctor")

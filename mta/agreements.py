@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from directory.records import Partner
@@ -29,14 +30,17 @@ class Agreements:
     def suite_of(self, address: str) -> Suite:
         """What the partner has agreed on stays; where nothing is agreed the correspondent's capabilities count.
 
-        Raises ValueError when the agreement names an algorithm there is not.
+        A partner always has a key transport, below which no capabilities lead: a list that names `rsaEncryption` says
+        what its author's certificate holds, not that OAEP is not understood. Raises ValueError when the agreement names
+        an algorithm there is not.
         """
         partner = self._partners.of(domain_of(address))
         suite = DEFAULT_SUITE if partner is None else _suite(partner)
         if partner is not None and partner.content_cipher:
             return suite
         names = self._known.capabilities(address)
-        return suite_for(suite, None if names is None else Capabilities(names), self._floor)
+        floor = self._floor if partner is None else replace(self._floor, key_transport=suite.key_transport)
+        return suite_for(suite, None if names is None else Capabilities(names), floor)
 
     def protects_header(self, address: str) -> bool:
         """Whether the partner wants RFC 9788."""

@@ -19,15 +19,15 @@ from mta.header import is_ours, received
 from mta.mailboxes.dovecot import DELIVERY_HEADER
 from mta.message import Message, Phase
 from mta.smtp.address import is_address
-from mta.smtp.content import with_crlf
+from mta.smtp.content import crlf_only
 from mta.smtp.target import Partners
 from smime import DecryptionResult, DkimResult, MessageVerdict, SignatureResult, open_message, verify_dkim
 from smime.failures import DecryptionFailures
 from smime.mime import MimeError, parse_entity
+from smime.opening import KEY_UNAVAILABLE as KEY_UNAVAILABLE_FINDING
 from smime.policy import DEFAULT_POLICY, ReadPolicy
 from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED, KEY_UNAVAILABLE
 from trust.certificates import CertificateValidator
-from trust.keys import KeyUnavailableError
 from trust.refusals import Refused
 from trust.vault import KeyVault, VaultError
 
@@ -105,38 +105,46 @@ class OpenStage:
         self._failures = failures or DecryptionFailures()
 
     async def apply(self, message: Message, phase: Phase) -> Message | Refused:
-        """See `mta.message.Stage`. A message that cannot be decrypted is refused with one uniform text."""
+        """See `mta.message.Stage`. A message that cannot be decrypted is refused with one uniform text.
+
+        A sender with too many of those waits, but only with what needs a key: to everything else it is opened without
+        any, so that nobody's delivery reports and clear mail are held up by what comes in the same name.
+        """
         if phase is not Phase.OPEN:
             return message
         return await asyncio.to_thread(self._open, message)
 
     def _open(self, message: Message) -> Message | Refused:
-        sender = f"{message.peer}\n{message.sender.lower()}"
-        if self._failures.wait(sender):
-            return Refused(DECRYPTION_PAUSED)
+        paused = self._failures.wait(message.sender, message.peer) > 0
         now = self._clock()
         dkim = verify_dkim(message.content, self._public_key, now)
         try:
-            opened = open_message(
-                message.content,
-                self._vault.decryptors(message.recipient),
-                self._validator,
-                now,
-                published_addresses=self._published_addresses,
-                policy=self._policy,
-            )
-        except (KeyUnavailableError, VaultError):  # says nothing of the message, which waits until the key is back
+            decryptors = () if paused else self._vault.decryptors(message.recipient)
+        except VaultError:  # a damaged key file says nothing of the message, which waits until it is repaired
             return Refused(KEY_UNAVAILABLE)
+        opened = open_message(
+            message.content,
+            decryptors,
+            self._validator,
+            now,
+            published_addresses=self._published_addresses,
+            policy=self._policy,
+        )
         if opened.verdict.decryption is DecryptionResult.FAILED:
-            self._failures.failed(sender)
+            if paused:
+                return Refused(DECRYPTION_PAUSED)
+            if KEY_UNAVAILABLE_FINDING in opened.verdict.findings:
+                return Refused(KEY_UNAVAILABLE)
+            self._failures.failed(message.sender, message.peer)
             return Refused(CANNOT_OPEN)
         self._learn(opened.verdict, now)
-        # what was encrypted may have any line ends; the road ahead takes CRLF only
-        content = with_crlf(opened.entity)
+        # what was judged goes on as it is, and the road takes CRLF only: the doors and `open_message` have seen to it
         try:
-            entity = parse_entity(content)
+            entity = parse_entity(opened.entity)
         except MimeError:
             return Refused(refusals.CONTENT_INVALID)
+        if not crlf_only(opened.entity):
+            return Refused(refusals.LINE_ENDINGS)
         found = _Findings(dkim, opened.verdict)
         header = [self._header(message, found)]
         header += [field.raw for field in entity.fields if not is_ours(field)]

@@ -25,7 +25,7 @@ from mta.smtp.content import with_crlf
 from smime import DkimKey, Suite, can_encrypt_to, encrypt, join_message, sign, sign_dkim
 from smime.header_protection import HeaderPolicy, protect_header
 from smime.mime import MimeError, parse_entity, split_message
-from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, SIGNER_UNAVAILABLE
+from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, REVOCATION_UNKNOWN, SIGNER_UNAVAILABLE
 from smime.signing import SignerFailedError
 from trust.certificates import CertificateValidator, Purpose
 from trust.refusals import Refused
@@ -105,7 +105,7 @@ class ProtectStage:
         transport = b"".join(
             field.raw
             for field in header.fields
-            if not field.name.startswith("content-") and field.name != "bcc" and not is_ours(field)
+            if not field.name.startswith("content-") and field.name not in ("bcc", "resent-bcc") and not is_ours(field)
         )
         suite = self._agreements.suite_of(message.recipient)
         try:
@@ -134,13 +134,14 @@ class ProtectStage:
         if recipient is None:
             return Refused(NO_ENCRYPTION_CERTIFICATE, "the recipient is not in the directory")
         accepted: list[x509.Certificate] = []
-        reason = "none is published"
+        reason, waits = "none is published", False
         for certificate in recipient.encryption_certificates:
             verdict = self._validator.validate(certificate, (), Purpose.MAIL_ENCRYPTION, at)
             if not verdict.ok:
                 reason = verdict.rule
+                waits = waits or verdict.rule == "relais-revocation-unknown"
             elif not can_encrypt_to(certificate):
                 reason = "the key is of a kind that cannot be encrypted to"
             else:
                 accepted.append(certificate)
-        return accepted or Refused(NO_ENCRYPTION_CERTIFICATE, reason)
+        return accepted or Refused(REVOCATION_UNKNOWN if waits else NO_ENCRYPTION_CERTIFICATE, reason)

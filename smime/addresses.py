@@ -7,13 +7,13 @@ unreadable sender matches no certificate.
 
 from __future__ import annotations
 
-import email.header
 import re
 import string
 import unicodedata
 from collections.abc import Iterable
 
 from smime.mime import Entity, MimeError, quoted_text, skip_comment
+from smime.words import decoded_words
 
 MAX_MAILBOXES = 100
 MAX_FIELD = 1 << 16
@@ -47,39 +47,32 @@ def parse_mailboxes(value: str) -> list[str]:
 
 
 def imitated(entity: Entity, addresses: Iterable[str]) -> bool:
-    """Whether a display name of From, as readers decode it, holds an address that is none of `addresses`: clients that
-    show names alone would show that one."""
+    """Whether a display name of From, as readers decode it, or a comment, which some show as one, holds an address that
+    is none of `addresses`: clients that show names alone would show that one."""
     known = {address.lower() for address in addresses}
     for value in entity.values("from"):
+        comments: list[str] = []
         try:
-            names = [name for name, _ in _named_mailboxes(value)]
+            names = [name for name, _ in _named_mailboxes(value, comments)]
         except AddressError:
             continue
-        for name in names:
-            text = unicodedata.normalize("NFKC", _decoded(name))  # full-width commercial at signs and the like
+        for name in (*names, *comments):
+            # full-width commercial at signs and the like
+            text = unicodedata.normalize("NFKC", decoded_words(name, guess=True))
             if "@" in text and text.strip(" \t<>\"'()").lower() not in known:
                 return True
     return False
 
 
-def _decoded(name: str) -> str:
-    """A display name with its encoded words read (RFC 2047)."""
-    if "=?" not in name:
-        return name
-    try:
-        return str(email.header.make_header(email.header.decode_header(name[:2000])))
-    except (ValueError, LookupError):
-        return name
-
-
-def _named_mailboxes(value: str) -> list[tuple[str, str]]:
-    """Display name, without quotes, and addr-spec of each mailbox. Raises AddressError."""
+def _named_mailboxes(value: str, comments: list[str] | None = None) -> list[tuple[str, str]]:
+    """Display name, without quotes, and addr-spec of each mailbox; `comments` takes what stands in parentheses. Raises
+    AddressError."""
     if len(value) > MAX_FIELD:
         raise AddressError("too long")
     if _CONTROL.search(value):
         raise AddressError("control character")
     try:
-        boxes = _mailboxes(value)
+        boxes = _mailboxes(value, [] if comments is None else comments)
     except MimeError as problem:
         raise AddressError(str(problem)) from None
     return [(" ".join(word.removeprefix('"') for word in words[:-1]), _mailbox(words)) for words in boxes]
@@ -121,8 +114,8 @@ def _normalised_or_empty(address: str) -> str:
         return ""
 
 
-def _mailboxes(value: str) -> list[list[str]]:
-    """Words of each mailbox: quoted strings keep a leading quote, `<...>` is one word, comments are left out."""
+def _mailboxes(value: str, comments: list[str]) -> list[list[str]]:
+    """Words of each mailbox: quoted strings keep a leading quote, `<...>` is one word, comments are put aside."""
     boxes: list[list[str]] = [[]]
     position = 0
     while position < len(value):
@@ -130,7 +123,8 @@ def _mailboxes(value: str) -> list[list[str]]:
         if character in " \t":
             position += 1
         elif character == "(":
-            position = skip_comment(value, position)
+            start, position = position, skip_comment(value, position)
+            comments.append(value[start + 1 : position - 1])
         elif character == '"':
             text, position = quoted_text(value, position)
             if value[position : position + 1] == "@":  # a quoted local part; no certificate vouches for one

@@ -15,7 +15,8 @@ import struct
 
 import pybase64
 
-from smime.mime import Entity, MimeError, parse_entity, split_multipart
+from smime.mime import Entity, Field, MimeError, parse_entity, split_multipart
+from smime.words import encoded_field
 
 MAX_DEPTH = 20
 MAX_LINE = 998
@@ -48,6 +49,27 @@ def crlf_lines(entity: bytes) -> bytes:
     return entity if _has_crlf_lines(entity) else _fit(entity, 1)
 
 
+def for_the_road(entity: bytes | bytearray) -> bytes | bytearray:
+    """`entity` itself when its lines end with CRLF and it has no NUL; else one that says the same and is so.
+
+    What was inside encryption, compression or TNEF may be binary, and goes on over roads that take mail only. Files
+    become base64 then, which leaves their octets alone. Where that cannot be, in what is signed, all line ends become
+    CRLF, as any hop would have them. What is judged must be what comes out here: whoever reads it later sees nothing
+    else.
+    """
+    if _can_travel(entity):
+        return entity
+    data = bytes(entity)
+    try:
+        return _fit(data, 1, signing=False)
+    except MimeError:
+        return crlf(data)
+
+
+def _can_travel(data: bytes | bytearray) -> bool:
+    return b"\0" not in data and (_has_short_lines(data) or _has_crlf_lines(data))
+
+
 def is_seven_bit(data: bytes) -> bool:
     """Whether `data` is ASCII without NUL, in CRLF lines of at most 998 octets."""
     return data.isascii() and b"\0" not in data and _has_short_lines(data)
@@ -56,11 +78,11 @@ def is_seven_bit(data: bytes) -> bool:
 def is_robust(data: bytes) -> bool:
     """Whether `data` is seven-bit, without tabs or blanks at the ends of lines, or lines that begin like mail's own."""
     return (
-        is_seven_bit(data)
+        data.isascii()
+        and b"\0" not in data
         and b"\t" not in data
-        and not data.startswith(_RISKY_STARTS)
         and not data.endswith(b" ")
-        and not _has_risky_lines(data)
+        and _has_short_lines(data, robust=True)
     )
 
 
@@ -75,13 +97,13 @@ def crlf(data: bytes) -> bytes:
 # --- Looking ---------------------------------------------------------------------------------------------------------
 
 
-def _has_crlf_lines(data: bytes) -> bool:
+def _has_crlf_lines(data: bytes | bytearray) -> bool:
     rest = data.replace(b"\r\n", b"\0\0")
     return b"\r" not in rest and b"\n" not in rest
 
 
-def _has_short_lines(data: bytes) -> bool:
-    """Whether lines end with CRLF only and have at most 998 octets.
+def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
+    """Whether lines end with CRLF only and have at most 998 octets; if `robust`, neither begin nor end riskily too.
 
     Much of a mail is base64, lines of one length: there the line ends are where they must be, and blotted out nothing
     else is left, which is seen many times faster than line by line.
@@ -93,17 +115,21 @@ def _has_short_lines(data: bytes) -> bool:
             return False
         length = end + 1 - position
         count = _lines_of_length(data, end, length)
-        if count < _RUN:
+        if count >= _RUN:
+            stop = position + count * length
+            if _only_ends(view[position:stop], length):
+                if robust and _has_risky_columns(data, position, stop, length):
+                    return False
+                position = stop
+                continue
+        else:
             stop = data.rfind(b"\n", position, position + _STRETCH) + 1
-            if not _lines_are_short(data[position:stop]):
-                return False
-            position = stop
-            continue
-        stop = position + count * length
-        if not (_only_ends(view[position:stop], length) or _lines_are_short(data[position:stop])):
+        lines = data[position:stop]
+        if not _lines_are_short(lines) or (robust and _has_risky_lines(lines)):
             return False
         position = stop
-    return _lines_are_short(data[position:])
+    rest = data[position:]
+    return _lines_are_short(rest) and not (robust and _has_risky_lines(rest))
 
 
 def _only_ends(lines: memoryview, length: int) -> bool:
@@ -117,7 +143,7 @@ def _only_ends(lines: memoryview, length: int) -> bool:
     return b"\r" not in blotted and b"\n" not in blotted
 
 
-def _lines_of_length(data: bytes, end: int, length: int) -> int:
+def _lines_of_length(data: bytes | bytearray, end: int, length: int) -> int:
     """How many lines end at `end` and every `length` octets behind it; the work is in proportion to the answer."""
     asked = _RUN
     while True:
@@ -128,7 +154,7 @@ def _lines_of_length(data: bytes, end: int, length: int) -> int:
         asked *= 4
 
 
-def _lines_are_short(data: bytes) -> bool:
+def _lines_are_short(data: bytes | bytearray) -> bool:
     if not _has_crlf_lines(data):
         return False
     position, size = 0, len(data)
@@ -140,23 +166,28 @@ def _lines_are_short(data: bytes) -> bool:
     return True
 
 
-def _has_risky_lines(data: bytes) -> bool:
-    """Blanks at the end or `From ` or a dot at the beginning of a line other than the first.
-
-    Where there is neither a blank nor a dot, as in base64, there is nothing to look for.
-    """
-    position, size = 0, max(data.rfind(b" "), data.rfind(b".")) + 8
-    while position < size:
-        # the line end before the stretch and the one behind it belong to what is looked at
-        start, stop = max(position - 2, 0), min(position + _STRETCH + 8, size)
-        position += _STRETCH
-        if data.find(b".", start, stop) >= 0 and data.find(b"\r\n.", start, stop) >= 0:
+def _has_risky_columns(data: bytes | bytearray, start: int, stop: int, length: int) -> bool:
+    """`_has_risky_lines` for lines of one length."""
+    if length < 3:
+        return False
+    firsts = data[start:stop:length]
+    if b"." in firsts or b" " in data[start + length - 3 : stop : length]:
+        return True
+    number = -1
+    while (number := firsts.find(b"F", number + 1)) >= 0:
+        if data.startswith(b"From ", start + number * length):
             return True
-        if data.find(b" ", start, stop) >= 0 and (
-            data.find(b" \r\n", start, stop) >= 0
-            # the blank at its end makes the search slow, where there are many
-            or (data.find(b"\nFrom", start, stop) >= 0 and data.find(b"\nFrom ", start, stop) >= 0)
-        ):
+    return False
+
+
+def _has_risky_lines(lines: bytes | bytearray) -> bool:
+    """Blanks at the end, or `From ` or a dot at the beginning of one of these whole lines, which end with CRLF."""
+    if lines.startswith(_RISKY_STARTS) or b"\n." in lines or b" \r" in lines:
+        return True
+    position = 0
+    # `From ` itself is slow to look for: each of its letters is in every line
+    while position := lines.find(b"\nF", position) + 1:
+        if lines.startswith(b"From ", position):
             return True
     return False
 
@@ -164,19 +195,20 @@ def _has_risky_lines(data: bytes) -> bool:
 # --- Re-encoding -----------------------------------------------------------------------------------------------------
 
 
-def _fit(data: bytes, depth: int) -> bytes:
-    """`data` robust; as it is when it is seven-bit at least and cannot be taken apart."""
-    if is_robust(data):
+def _fit(data: bytes, depth: int, *, signing: bool = True) -> bytes:
+    """`data` robust, as for `signing`, or else fit for the road; as it is when it is seven-bit at least and cannot be
+    taken apart."""
+    if is_robust(data) if signing else _can_travel(data):
         return data
     try:
-        return _convert(data, depth)
+        return _convert(data, depth, signing=signing)
     except MimeError:
         if is_seven_bit(data):
             return data
         raise
 
 
-def _convert(data: bytes, depth: int) -> bytes:
+def _convert(data: bytes, depth: int, *, signing: bool) -> bytes:
     if depth > MAX_DEPTH:
         raise MimeError("nested too deeply")
     entity = parse_entity(data)
@@ -184,38 +216,49 @@ def _convert(data: bytes, depth: int) -> bytes:
     kind, _, subtype = content_type.media_type.partition("/")
     if kind == "multipart" and subtype in ("signed", "encrypted"):
         raise MimeError("a signed or encrypted part is not 7-bit")
-    header = [_header_field(field.raw) for field in entity.fields]
-    if not is_seven_bit(b"".join(header)):
+    header = [_header_field(field) if signing else crlf(field.raw) for field in entity.fields]
+    if signing and not is_seven_bit(b"".join(header)):
         raise MimeError("a header field is not 7-bit")
     if kind == "multipart":
-        return _rebuilt(
-            entity, header, "7bit", _convert_parts(data, content_type.parameters.get("boundary", ""), depth)
-        )
+        boundary = content_type.parameters.get("boundary", "")
+        return _rebuilt(entity, header, "", _convert_parts(data, boundary, depth, signing=signing))
     if content_type.media_type == "message/rfc822":
-        return _rebuilt(entity, header, "7bit", _fit(bytes(entity.body), depth + 1))
-    return _rebuilt(entity, header, *_convert_body(entity, kind))
+        return _rebuilt(entity, header, "", _fit(bytes(entity.body), depth + 1, signing=signing))
+    return _rebuilt(entity, header, *_convert_body(entity, kind, signing=signing))
 
 
-def _convert_body(entity: Entity, kind: str) -> tuple[str, bytes]:
-    """Transfer encoding and body of a part that has no parts."""
+def _convert_body(entity: Entity, kind: str, *, signing: bool) -> tuple[str, bytes]:
+    """Transfer encoding, empty for none, and body of a part that has no parts."""
     encoding = entity.transfer_encoding()
+    fits = is_robust if signing else _can_travel
     if encoding in ("base64", "quoted-printable"):
         lines = crlf(bytes(entity.body))
-        if is_robust(lines):
+        if fits(lines):
             return encoding, lines
+        if encoding == "base64" and _goes_on(lines):
+            raise MimeError("base64 that goes on behind its padding")  # readers differ on what it says
         plain = binascii.a2b_qp(lines) if encoding == "quoted-printable" else bytes(entity.decoded())
     else:
         plain = bytes(entity.decoded())
         if kind == "text":
             plain = crlf(plain)  # here line ends are the road's, not the content's
-            if is_robust(plain):
-                return "7bit", plain
+            if fits(plain):
+                return "", plain
     if kind == "text" and encoding != "base64" and b"\0" not in plain and _has_crlf_lines(plain):
         return "quoted-printable", quoted_printable(plain)
     return "base64", base64_lines(plain)
 
 
-def _convert_parts(data: bytes, boundary: str, depth: int) -> bytes:
+_BASE64 = bytes(octet for octet in range(128) if chr(octet).isalnum()) + b"+/"
+
+
+def _goes_on(encoded: bytes) -> bool:
+    """Whether there is more behind the padding."""
+    rest = encoded[encoded.find(b"=") :] if b"=" in encoded else b""
+    return len(rest.translate(None, _BASE64)) != len(rest)
+
+
+def _convert_parts(data: bytes, boundary: str, depth: int, *, signing: bool) -> bytes:
     try:
         ranges = split_multipart(parse_entity(data), boundary)
     except MimeError:
@@ -225,18 +268,21 @@ def _convert_parts(data: bytes, boundary: str, depth: int) -> bytes:
     delimiter = b"--" + boundary.encode("ascii")
     pieces: list[bytes] = []
     for start, stop in ranges:
-        pieces += [delimiter, b"\r\n", _fit(data[start:stop], depth + 1), b"\r\n"]
+        pieces += [delimiter, b"\r\n", _fit(data[start:stop], depth + 1, signing=signing), b"\r\n"]
     return b"".join([*pieces, delimiter, b"--\r\n"])
 
 
-def _header_field(raw: bytes) -> bytes:
-    """A field with its folds, but without tabs and trailing blanks: to its meaning they are all the same."""
+def _header_field(field: Field) -> bytes:
+    """A field with its folds, but without tabs and trailing blanks: to its meaning they are all the same. What is not
+    ASCII in it becomes so. Raises MimeError."""
+    raw = field.raw if field.raw.isascii() else encoded_field(field)
     lines = (line.replace(b"\t", b" ").rstrip(b" ") for line in crlf(raw).split(b"\r\n"))
     return b"".join(line + b"\r\n" for line in lines if line)
 
 
 def _rebuilt(entity: Entity, header: list[bytes], encoding: str, body: bytes) -> bytes:
-    """The entity with another body and the transfer encoding it is now in; `7bit` goes without saying."""
+    """The entity with another body and the transfer encoding it is now in; without any, 7bit goes without saying."""
+    encoding = encoding or ("7bit" if body.isascii() else "8bit")
     kept = [raw for field, raw in zip(entity.fields, header, strict=True) if field.name != "content-transfer-encoding"]
     if encoding != "7bit":
         kept.append(f"Content-Transfer-Encoding: {encoding}\r\n".encode("ascii"))

@@ -1,11 +1,16 @@
 """CMS structures read from BER: positions in the input, nothing copied, nothing decided (RFC 5652, RFC 5083).
 
 Whether an algorithm is acceptable, a key fits or a signature holds is for `smime.decrypting` and `smime.verifying`.
+What no cipher and no signature covers must still be what the standards prescribe for the structure it stands in, as far
+as everybody writes it so: then there is no octet that can be altered unseen (see `tests/smime/test_flips.py`).
+
+The same algorithms and attributes come with every message of one sender: what was read of them is remembered.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from smime import oids
 from trust import der
@@ -17,9 +22,12 @@ MAX_CERTIFICATES = 64
 MAX_DIGESTS = 32
 MAX_ATTRIBUTES = 64
 MAX_VALUES = 16
-_AGREEING_KEYS = (oids.EC_PUBLIC_KEY, oids.X25519, oids.X448)
-_MAX_FIELDS = 16
-"""More than any SEQUENCE read here has."""
+_CONTEXT_0, _CONTEXT_1, _CONTEXT_2 = context(0), context(1), context(2)
+_IMPLICIT_OCTETS = (context(0), context(0, constructed=False))
+REMEMBERED_OCTETS = 512
+"""The longest that are."""
+_REMEMBERED_CERTIFICATES = 8192
+"""The longest CertificateSet that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,8 @@ class Algorithm:
     oid: str
     parameters: Element | None
     """None when absent or NULL."""
+    encoded: bytes
+    """As received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class KeyAgreement:
     algorithm: Algorithm
     originator: bytes
     """The originator's ephemeral point as X9.62 octets; empty when the originator is named by a certificate instead."""
+    originator_algorithm: Algorithm | None
+    """Of that key; None when there is none."""
     user_material: bytes | None
     encrypted_key: bytes
 
@@ -98,8 +110,8 @@ class SignerInfo:
     attributes: tuple[Attribute, ...]
     algorithm: Algorithm
     signature: bytes
-    algorithm_bytes: tuple[bytes, bytes]
-    """Digest and signature AlgorithmIdentifiers as encoded, for RFC 6211."""
+    version_fits: bool
+    """Whether it is the one §5.3 has for the way the signer is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,8 @@ class Signed:
     """None when detached."""
     certificates: tuple[bytes, ...]
     signers: tuple[SignerInfo, ...]
+    version_fits: bool
+    """Whether it is the one §5.1 has for such signers; any is, beside certificates of kinds that nobody sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,55 +150,58 @@ def read_cms(data: Buffer) -> Enveloped | Signed | Compressed | Other:
 
     What is returned refers to `data`, which must not change meanwhile.
     """
-    fields = der.read(data).sequence(_MAX_FIELDS)
-    if len(fields) != 2:
-        raise DerError("ContentInfo")
-    content_type = fields[0].oid()
-    content = fields[1].expect(context(0)).explicit()
+    kind, wrapper = der.read(data).exactly(2)
+    content_type = kind.oid()
+    content = wrapper.expect(_CONTEXT_0).explicit()
     if content_type == oids.SIGNED_DATA:
         return _signed(content)
-    if content_type in (oids.ENVELOPED_DATA, oids.AUTH_ENVELOPED_DATA):
-        return _enveloped(content, content_type == oids.AUTH_ENVELOPED_DATA)
+    if content_type == oids.AUTH_ENVELOPED_DATA:
+        return _auth_enveloped(content)
+    if content_type == oids.ENVELOPED_DATA:
+        return _enveloped(content)
     if content_type == oids.COMPRESSED_DATA:
         return _compressed(content)
     return Other(content_type)
 
 
-class _Fields:
-    """The fields of a SEQUENCE, taken in order; optional ones only when their tag is next."""
-
-    def __init__(self, element: Element, tag: int = der.SEQUENCE) -> None:
-        self._waiting = list(reversed(element.expect(tag).children(_MAX_FIELDS)))
-
-    def take(self) -> Element:
-        if not self._waiting:
-            raise DerError("a field is missing")
-        return self._waiting.pop()
-
-    def optional(self, *tags: int) -> Element | None:
-        return self._waiting.pop() if self._waiting and self._waiting[-1].tag in tags else None
-
-    def end(self) -> None:
-        if self._waiting:
-            raise DerError("a field too many")
-
-
 def read_algorithm(element: Element) -> Algorithm:
     """AlgorithmIdentifier. Raises DerError."""
+    if element.size > REMEMBERED_OCTETS:
+        return _algorithm(element)
+    return _known_algorithm(element.copy())
+
+
+def _algorithm(element: Element) -> Algorithm:
     fields = element.sequence(2)
     if not fields:
         raise DerError("AlgorithmIdentifier")
-    parameters = fields[1] if len(fields) == 2 and fields[1].tag != der.NULL else None
-    return Algorithm(fields[0].oid(), parameters)
+    parameters = fields[1] if len(fields) == 2 else None
+    if parameters is not None and parameters.tag == der.NULL:
+        if parameters.size:
+            raise DerError("NULL")
+        parameters = None
+    return Algorithm(fields[0].oid(), parameters, element.copy())
+
+
+@lru_cache(maxsize=512)
+def _known_algorithm(encoded: bytes) -> Algorithm:
+    return _algorithm(der.read(encoded))
 
 
 def _party(element: Element) -> PartyId:
+    return _read_party(element) if element.size > REMEMBERED_OCTETS else _known_party(element.copy())
+
+
+@lru_cache(maxsize=1024)
+def _known_party(encoded: bytes) -> PartyId:
+    return _read_party(der.read(encoded))
+
+
+def _read_party(element: Element) -> PartyId:
     if element.tag == der.SEQUENCE:
-        fields = element.children(2)
-        if len(fields) != 2:
-            raise DerError("IssuerAndSerialNumber")
-        return PartyId(issuer=bytes(fields[0].expect(der.SEQUENCE).encoded), serial=fields[1].integer())
-    if element.tag in (context(0), context(0, constructed=False)):
+        issuer, serial = element.exactly(2)
+        return PartyId(issuer.expect(der.SEQUENCE).copy(), serial.integer())
+    if element.tag in _IMPLICIT_OCTETS:
         return PartyId(key_id=_key_id(bytes(element.chunks())))
     raise DerError("recipient or signer identifier")
 
@@ -204,83 +221,108 @@ def _retagged(element: Element) -> bytes:
     return der.tlv(der.SET, element.content)
 
 
-def _enveloped(element: Element, authenticated: bool) -> Enveloped:
-    fields = _Fields(element)
-    fields.take().integer()  # version: says nothing that the fields do not say
-    fields.optional(context(0))  # originatorInfo
-    infos = fields.take().set(MAX_RECIPIENTS)
+# --- Encrypted -------------------------------------------------------------------------------------------------------
+
+
+def _taken(fields: list[Element], place: int, tag: int) -> Element | None:
+    """The optional field of that tag, taken out of its place if it is there."""
+    return fields.pop(place) if place < len(fields) and fields[place].tag == tag else None
+
+
+def _auth_enveloped(element: Element) -> Enveloped:
+    """Nobody wrote this before RFC 5083, so its versions are what they have to be, and its content is data: anything
+    else is not a MIME entity (RFC 8551 §2.4.1)."""
+    fields = element.sequence(7)[:]
+    _taken(fields, 1, _CONTEXT_0)  # originatorInfo
+    attributes = _taken(fields, 3, _CONTEXT_1)
+    _taken(fields, 4, _CONTEXT_2)  # unauthAttrs
+    if len(fields) != 4:
+        raise DerError("AuthEnvelopedData")
+    version, recipients, content_info, mac = fields
+    if version.integer() != 0:
+        raise DerError("version of AuthEnvelopedData")
+    content_type, algorithm, content = _encrypted(content_info)
+    if content_type != oids.DATA:
+        raise DerError("type of the encrypted content")
+    authenticated = _retagged(attributes) if attributes is not None else b""
+    return Enveloped(True, _recipients(recipients, strict=True), algorithm, content, authenticated, mac.octets())
+
+
+def _enveloped(element: Element) -> Enveloped:
+    """Ciphertext in CBC may be altered at will: here versions say nothing that the fields do not say."""
+    fields = element.sequence(5)[:]
+    _taken(fields, 1, _CONTEXT_0)  # originatorInfo
+    _taken(fields, 3, _CONTEXT_1)  # unprotectedAttrs
+    if len(fields) != 3:
+        raise DerError("EnvelopedData")
+    version, recipients, content_info = fields
+    version.integer()
+    _, algorithm, content = _encrypted(content_info)
+    return Enveloped(False, _recipients(recipients, strict=False), algorithm, content, b"", b"")
+
+
+def _recipients(element: Element, *, strict: bool) -> tuple[Recipient, ...]:
+    """`strict`: their versions must be those of RFC 5652 §6.2."""
+    infos = element.set(MAX_RECIPIENTS)
     if not infos:
         raise DerError("number of recipients")
     recipients: list[Recipient] = []
     for info in infos:
         if info.tag == der.SEQUENCE:
-            recipients.append(_key_transport(info))
-        elif info.tag == context(1):
-            recipients += _key_agreements(info)
+            recipients.append(_key_transport(info, strict=strict))
+        elif info.tag == _CONTEXT_1:
+            recipients += _key_agreements(info, strict=strict)
         if len(recipients) > MAX_RECIPIENTS:
             raise DerError("number of recipients")
-    content_info = _Fields(fields.take())
-    content_info.take().oid()
-    algorithm = read_algorithm(content_info.take())
-    content = content_info.optional(context(0), context(0, constructed=False))
-    content_info.end()
-    if content is None:
-        raise DerError("no encrypted content")
-    auth_attributes, mac = b"", b""
-    if authenticated:
-        attributes = fields.optional(context(1))
-        auth_attributes = _retagged(attributes) if attributes is not None else b""
-        mac = fields.take().octets()
-        fields.optional(context(2))
-    else:
-        fields.optional(context(1))
-    fields.end()
-    return Enveloped(authenticated, tuple(recipients), algorithm, content.chunks(), auth_attributes, mac)
+    return tuple(recipients)
 
 
-def _key_transport(element: Element) -> KeyTransport:
-    fields = _Fields(element)
-    fields.take().integer()
-    info = KeyTransport(_party(fields.take()), read_algorithm(fields.take()), fields.take().octets())
-    fields.end()
-    return info
+def _encrypted(element: Element) -> tuple[str, Algorithm, Octets]:
+    """EncryptedContentInfo (RFC 5652 §6.1). The algorithm is not remembered: it has the nonce in it."""
+    fields = element.sequence(4)
+    if len(fields) != 3 or fields[2].tag not in _IMPLICIT_OCTETS:
+        raise DerError("encrypted content")
+    return fields[0].oid(), _algorithm(fields[1]), fields[2].chunks()
 
 
-def _key_agreements(element: Element) -> list[KeyAgreement]:
-    fields = _Fields(element, context(1))
-    fields.take().integer()
-    originator = fields.take().expect(context(0)).explicit()
-    material = fields.optional(context(1))
-    algorithm = read_algorithm(fields.take())
-    keys = fields.take().sequence(MAX_RECIPIENTS)
-    fields.end()
-    point = _originator_point(originator)
+def _key_transport(element: Element, *, strict: bool) -> KeyTransport:
+    version, name, algorithm, key = element.exactly(4)
+    recipient = _party(name)
+    if version.integer() != (2 if recipient.key_id else 0) and strict:
+        raise DerError("version of KeyTransRecipientInfo")
+    return KeyTransport(recipient, read_algorithm(algorithm), key.octets())
+
+
+def _key_agreements(element: Element, *, strict: bool) -> list[KeyAgreement]:
+    fields = element.children(5)[:]
+    material = _taken(fields, 2, _CONTEXT_1)
+    if len(fields) != 4:
+        raise DerError("KeyAgreeRecipientInfo")
+    if fields[0].integer() != 3 and strict:
+        raise DerError("version of KeyAgreeRecipientInfo")
+    point, point_algorithm = _originator_point(fields[1].expect(_CONTEXT_0).explicit())
     user_material = material.explicit().octets() if material is not None else None
+    algorithm = read_algorithm(fields[2])
     found: list[KeyAgreement] = []
-    for key in keys:
-        parts = key.sequence(2)
-        if len(parts) != 2:
-            raise DerError("RecipientEncryptedKey")
-        found.append(KeyAgreement(_agreeing_party(parts[0]), algorithm, point, user_material, parts[1].octets()))
+    for key in fields[3].sequence(MAX_RECIPIENTS):
+        name, encrypted = key.exactly(2)
+        party = _agreeing_party(name)
+        found.append(KeyAgreement(party, algorithm, point, point_algorithm, user_material, encrypted.octets()))
     return found
 
 
-def _originator_point(originator: Element) -> bytes:
-    """The key in an OriginatorPublicKey; its parameters need not be looked at, the curve is the recipient's."""
-    if originator.tag != context(1):
-        return b""
-    fields = originator.children(2)
-    if len(fields) != 2:
-        raise DerError("OriginatorPublicKey")
-    bits = bytes(fields[1].expect(der.BIT_STRING).content)
-    if read_algorithm(fields[0]).oid not in _AGREEING_KEYS or bits[:1] != b"\0":
-        return b""
-    return bits[1:]
+def _originator_point(originator: Element) -> tuple[bytes, Algorithm | None]:
+    """The key in an OriginatorPublicKey and its algorithm."""
+    if originator.tag != _CONTEXT_1:
+        return b"", None
+    algorithm, key = originator.exactly(2, _CONTEXT_1)
+    bits = bytes(key.expect(der.BIT_STRING).content)
+    return (bits[1:], read_algorithm(algorithm)) if bits[:1] == b"\0" else (b"", None)
 
 
 def _agreeing_party(element: Element) -> PartyId:
     """KeyAgreeRecipientIdentifier: issuer and serial number, or a RecipientKeyIdentifier under [0]."""
-    if element.tag != context(0):
+    if element.tag != _CONTEXT_0:
         return _party(element.expect(der.SEQUENCE))
     fields = element.children(3)
     if not fields:
@@ -288,70 +330,108 @@ def _agreeing_party(element: Element) -> PartyId:
     return PartyId(key_id=_key_id(fields[0].octets()))
 
 
+# --- Signed ----------------------------------------------------------------------------------------------------------
+
+
 def _signed(element: Element) -> Signed:
-    fields = _Fields(element)
-    fields.take().integer()
-    digests = frozenset(read_algorithm(algorithm).oid for algorithm in fields.take().set(MAX_DIGESTS))
-    content_type, content = _encapsulated(fields.take())
-    certificate_set = fields.optional(context(0))
-    choices = certificate_set.children(MAX_CERTIFICATES) if certificate_set is not None else []
-    fields.optional(context(1))  # crls
-    infos = fields.take().set(MAX_SIGNERS)
-    fields.end()
-    certificates = dict.fromkeys(bytes(choice.encoded) for choice in choices if choice.tag == der.SEQUENCE)
-    return Signed(digests, content_type, content, tuple(certificates), tuple(_signer(info) for info in infos))
+    fields = element.sequence(6)[:]
+    certificate_set = _taken(fields, 3, _CONTEXT_0)
+    revocation = _taken(fields, 3, _CONTEXT_1)
+    if len(fields) != 4:
+        raise DerError("SignedData")
+    version, digests, content_info, infos = fields
+    content_type, content = _encapsulated(content_info)
+    certificates, whole = _certificates(certificate_set) if certificate_set is not None else ((), True)
+    signers = tuple([_signer(info) for info in infos.set(MAX_SIGNERS)])
+    due = 3 if content_type != oids.DATA or any(info.signer.key_id for info in signers) else 1
+    if revocation is not None and any(choice.tag == _CONTEXT_1 for choice in revocation.children()):
+        due = 5  # OCSP answers, as CAdES has them (RFC 5940)
+    fits = version.integer() == due or not whole
+    return Signed(_digests(digests), content_type, content, certificates, signers, fits)
+
+
+def _digests(element: Element) -> frozenset[str]:
+    return frozenset([read_algorithm(algorithm).oid for algorithm in element.set(MAX_DIGESTS)])
+
+
+def _certificates(element: Element) -> tuple[tuple[bytes, ...], bool]:
+    """Each certificate once, and whether there is nothing else in the CertificateSet."""
+    if element.size > _REMEMBERED_CERTIFICATES:
+        return _read_certificates(element)
+    return _known_certificates(element.copy())
+
+
+@lru_cache(maxsize=256)
+def _known_certificates(encoded: bytes) -> tuple[tuple[bytes, ...], bool]:
+    return _read_certificates(der.read(encoded))
+
+
+def _read_certificates(element: Element) -> tuple[tuple[bytes, ...], bool]:
+    choices = element.children(MAX_CERTIFICATES)
+    certificates = [choice.copy() for choice in choices if choice.tag == der.SEQUENCE]
+    return tuple(dict.fromkeys(certificates)), len(certificates) == len(choices)
 
 
 def _encapsulated(element: Element) -> tuple[str, Octets | None]:
     """EncapsulatedContentInfo (RFC 5652 §5.2)."""
-    fields = _Fields(element)
-    content_type = fields.take().oid()
-    explicit = fields.optional(context(0))
-    fields.end()
-    if explicit is None:
+    fields = element.sequence(2)
+    if not fields:
+        raise DerError("EncapsulatedContentInfo")
+    content_type = fields[0].oid()
+    if len(fields) == 1:
         return content_type, None
-    octets = explicit.explicit()
+    octets = fields[1].expect(_CONTEXT_0).explicit()
     if octets.tag & ~der.CONSTRUCTED != der.OCTET_STRING:
         raise DerError("eContent")
     return content_type, octets.chunks()
 
 
 def _compressed(element: Element) -> Compressed:
-    fields = _Fields(element)
-    fields.take().integer()
-    algorithm = read_algorithm(fields.take())
-    content_type, content = _encapsulated(fields.take())
-    fields.end()
+    version, algorithm, content_info = element.exactly(3)
+    version.integer()
+    content_type, content = _encapsulated(content_info)
     if content is None:
         raise DerError("no compressed content")
-    return Compressed(algorithm, content_type, content)
+    return Compressed(read_algorithm(algorithm), content_type, content)
 
 
 def _signer(element: Element) -> SignerInfo:
-    fields = _Fields(element)
-    fields.take().integer()
-    signer = _party(fields.take())
-    digest = fields.take()
-    attributes = fields.optional(context(0))
-    algorithm = fields.take()
-    signature = fields.take().octets()
-    fields.optional(context(1))
-    fields.end()
+    fields = element.sequence(7)[:]
+    attributes = _taken(fields, 3, _CONTEXT_0)
+    _taken(fields, 5, _CONTEXT_1)  # unsignedAttrs
+    if len(fields) != 5:
+        raise DerError("SignerInfo")
+    version, name, digest, algorithm, signature = fields
+    signer = _party(name)
     return SignerInfo(
         signer=signer,
         digest=read_algorithm(digest),
         signed_bytes=_retagged(attributes) if attributes is not None else b"",
-        attributes=tuple(_attribute(child) for child in attributes.children(MAX_ATTRIBUTES))
+        attributes=tuple([_attribute(child) for child in attributes.children(MAX_ATTRIBUTES)])
         if attributes is not None
         else (),
         algorithm=read_algorithm(algorithm),
-        signature=signature,
-        algorithm_bytes=(bytes(digest.encoded), bytes(algorithm.encoded)),
+        signature=signature.octets(),
+        version_fits=version.integer() == (3 if signer.key_id else 1),
     )
 
 
+_FRESH = {der.oid(name): name for name in (oids.MESSAGE_DIGEST, oids.SIGNING_TIME)}
+"""Attributes that are others in each message."""
+_FRESH_OCTETS = len(der.oid(oids.MESSAGE_DIGEST))
+
+
 def _attribute(element: Element) -> Attribute:
-    fields = element.sequence(2)
-    if len(fields) != 2:
-        raise DerError("Attribute")
-    return Attribute(fields[0].oid(), fields[1].set(MAX_VALUES))
+    encoded = element.copy()
+    if fresh := _FRESH.get(encoded[2 : 2 + _FRESH_OCTETS]):
+        return Attribute(fresh, element.exactly(2)[1].set(MAX_VALUES))
+    if len(encoded) <= REMEMBERED_OCTETS:
+        return _known_attribute(encoded)
+    kind, values = element.exactly(2)
+    return Attribute(kind.oid(), values.set(MAX_VALUES))
+
+
+@lru_cache(maxsize=1024)
+def _known_attribute(encoded: bytes) -> Attribute:
+    kind, values = der.read(encoded).exactly(2)
+    return Attribute(kind.oid(), values.set(MAX_VALUES))

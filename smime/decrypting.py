@@ -8,38 +8,39 @@ message learns nothing from ours (RFC 3218). A recipient's key is chosen by the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
+from cryptography import x509
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, x448, x25519
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from smime import oids
 from smime.agreement import bound_content_key, wrapping_key
-from smime.cms_read import Algorithm, Enveloped, KeyAgreement, Recipient, read_algorithm
+from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Enveloped, KeyAgreement, Recipient, read_algorithm
+from smime.content_ciphers import KINDS, prepare_gcm
 from smime.identity import Identity, identity
 from smime.policy import DEFAULT_POLICY, GcmVariant, ReadPolicy
 from smime.verdict import Finding
 from trust import der
-from trust.der import DerError, Octets, context
-from trust.keys import Decryptor
-
-_NONCE = 12
-_TAG_OCTETS = range(12, 17)
-_DEFAULT_TAG = 12
-_LONGEST_TAG = 16
-_BLOCK = 16
+from trust.der import DerError, context
+from trust.keys import Decryptor, KeyUnavailableError
 
 
 class CannotOpenError(Exception):
     """The content could not be decrypted. Never says why."""
+
+
+class CannotOpenYetError(CannotOpenError):
+    """The one key that might have opened it cannot be used now (`trust.keys.KeyUnavailableError`): try again later.
+
+    Depends on nothing in the encrypted octets, so it may be told from the failure above.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +55,40 @@ class Decrypted:
     """`gcm-variant` with the variant's name, `weak-algorithm` with that of the cipher."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    """Encrypted content with all that is public about how to open it."""
-
-    content: Octets
-    size: int
-    """Of the ciphertext proper, which may be followed by a copy of the tag."""
-    nonce: bytes
-    tag: bytes = b""
-    additional: tuple[bytes, ...] = (b"",)
-    """What was authenticated beside the content, or may have been."""
-    variants: tuple[GcmVariant, ...] = ()
-
-
 def decrypt_content(
     enveloped: Enveloped, decryptors: Sequence[Decryptor], policy: ReadPolicy = DEFAULT_POLICY
 ) -> Decrypted:
-    """The content in the clear; nothing of it leaves before its tag has been verified. Raises CannotOpenError.
+    """The content in the clear; nothing of it leaves before its tag has been verified.
+
+    Raises CannotOpenError, of which CannotOpenYetError is the one kind that another try may mend.
 
     An AEAD algorithm inside EnvelopedData, or CBC inside AuthEnvelopedData, is refused: the structure decides whether
     a tag is verified (RFC 5083 §2, RFC 9709 §1.1). `decryptors` are those of one mailbox, the newest first.
     """
     try:
         algorithm, bound = _content_algorithm(enveloped.algorithm)
-        kind = _KINDS[algorithm.oid]
-        if kind.authenticated is not enveloped.authenticated and kind.prepare is not _prepare_gcm:
+        kind = KINDS[algorithm.oid]
+        if kind.authenticated is not enveloped.authenticated and kind.prepare is not prepare_gcm:
             raise ValueError("structure")
         sealed = kind.prepare(enveloped, algorithm, policy)
     except (ValueError, KeyError):
         raise CannotOpenError from None
-    key = _content_key(enveloped.recipients, decryptors, kind.octets)
+    unavailable = False
+    key: bytes | None = None
+    try:
+        key = _content_key(enveloped.recipients, decryptors, kind.octets)
+    except KeyUnavailableError:
+        unavailable = True
     working = key or os.urandom(kind.octets)
     if bound is not None:
         working = bound_content_key(working, bound)
+    failure = CannotOpenYetError if unavailable else CannotOpenError
     try:
         content, unattributed = kind.open(sealed, working)
     except (ValueError, InvalidTag):
-        raise CannotOpenError from None
+        raise failure from None
     if key is None:
-        raise CannotOpenError
+        raise failure
     findings = [Finding("gcm-variant", variant.value) for variant in sealed.variants]
     if unattributed:
         findings.append(Finding("gcm-variant", GcmVariant.ATTRIBUTES_NOT_AUTHENTICATED.value))
@@ -108,7 +103,8 @@ def _content_algorithm(algorithm: Algorithm) -> tuple[Algorithm, bytes | None]:
         return algorithm, None
     if algorithm.parameters is None:
         raise DerError("no algorithm to bind the key to")
-    return read_algorithm(algorithm.parameters), bytes(algorithm.parameters.encoded)
+    inner = read_algorithm(algorithm.parameters)
+    return inner, inner.encoded
 
 
 # --- The content key -------------------------------------------------------------------------------------------------
@@ -118,41 +114,75 @@ class _UntriedError(ValueError):
     """Refused before the private key was used."""
 
 
-def _content_key(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor], octets: int) -> bytes | None:
-    """The content key of the first recipient that names one of our certificates, None when that fails.
+_Work = Callable[[], bytes]
+"""One operation with a private key, and what follows from it. Raises what it likes."""
 
-    A private key is used once in any case, so that strangers' mail takes as long as that with a wrong key.
+
+def _content_key(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor], octets: int) -> bytes | None:
+    """The content key from the first recipient that names one of our certificates in a scheme read here.
+
+    None when that fails. A private key is used once in any case, so that strangers' mail takes as long as that with
+    a wrong key. Raises KeyUnavailableError when a key that is named cannot be used.
     """
     if not decryptors:
         return None
-    found = _addressed(recipients, decryptors)
-    try:
-        if found is None:
-            raise _UntriedError
-        key = _recipients_key(*found)
-    except _UntriedError:
-        _use_in_vain(found[1] if found is not None else decryptors[0])
+    work, decryptor = _addressed(recipients, decryptors)
+    if work is None:
+        _use_in_vain(decryptor)
         return None
-    except (ValueError, InvalidUnwrap, UnsupportedAlgorithm):
+    try:
+        key = work()
+    except KeyUnavailableError:
+        raise
+    except OSError as problem:  # a card or a connection is gone: no ciphertext does that
+        raise KeyUnavailableError("the key's owner cannot be reached") from problem
+    except Exception:  # a card's library raises what it likes, maybe by what is in the ciphertext
         return None
     return key if len(key) == octets else None
 
 
-def _addressed(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor]) -> tuple[Recipient, Decryptor] | None:
-    own: list[tuple[Identity, Decryptor]] = []
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What is the same for each message to one of our certificates."""
+
+    identity: Identity
+    modulus: int
+    """Of an RSA key; 0, which no ciphertext is below, of another."""
+
+
+@lru_cache(maxsize=512)
+def _own(certificate: x509.Certificate) -> _Own:
+    """Raises ValueError when the certificate is unreadable."""
+    modulus = 0
+    with suppress(ValueError, UnsupportedAlgorithm):
+        key = certificate.public_key()
+        if isinstance(key, rsa.RSAPublicKey):
+            modulus = key.public_numbers().n
+    return _Own(identity(certificate), modulus)
+
+
+def _addressed(recipients: Sequence[Recipient], decryptors: Sequence[Decryptor]) -> tuple[_Work | None, Decryptor]:
+    """What to do, and with whose key; with nothing to do, whose key to use in vain.
+
+    Recipients in schemes that are not read here are passed over: which those are everybody can see.
+    """
+    own: list[tuple[_Own, Decryptor]] = []
     for decryptor in decryptors:
         with suppress(ValueError):  # an unreadable certificate is named by nobody
-            own.append((identity(decryptor.certificate), decryptor))
+            own.append((_own(decryptor.certificate), decryptor))
+    named: Decryptor | None = None
     for recipient in recipients:
         for ours, decryptor in own:
-            if ours.is_named_by(recipient.recipient):
-                return recipient, decryptor
-    return None
+            if ours.identity.is_named_by(recipient.recipient):
+                named = named or decryptor
+                with suppress(_UntriedError):
+                    return _recipients_key(recipient, decryptor, ours), decryptor
+    return None, named or decryptors[0]
 
 
 def _use_in_vain(decryptor: Decryptor) -> None:
     """An operation with the private key that comes to nothing."""
-    with suppress(ValueError, UnsupportedAlgorithm):
+    with suppress(Exception):  # whatever a card's library says to that
         key = decryptor.certificate.public_key()
         if isinstance(key, rsa.RSAPublicKey):
             decryptor.decrypt_pkcs1v15(b"\0" + os.urandom(key.key_size // 8 - 1))
@@ -162,19 +192,24 @@ def _use_in_vain(decryptor: Decryptor) -> None:
             decryptor.agree(key.public_bytes_raw())
 
 
-def _recipients_key(recipient: Recipient, decryptor: Decryptor) -> bytes:
-    """Raises _UntriedError, ValueError, InvalidUnwrap."""
+def _recipients_key(recipient: Recipient, decryptor: Decryptor, own: _Own) -> _Work:
+    """Raises _UntriedError."""
     if isinstance(recipient, KeyAgreement):
-        return _unwrapped(recipient, decryptor)
-    if recipient.algorithm.oid == oids.RSA_ENCRYPTION:
-        return decryptor.decrypt_pkcs1v15(recipient.encrypted_key)
-    if recipient.algorithm.oid == oids.RSAES_OAEP:
-        return decryptor.decrypt_oaep(recipient.encrypted_key, *_oaep_parameters(recipient.algorithm))
-    raise _UntriedError
+        return _agreed(recipient, decryptor, own.identity)
+    encrypted, algorithm = recipient.encrypted_key, recipient.algorithm
+    if algorithm.oid == oids.RSA_ENCRYPTION and algorithm.parameters is None:
+        work = partial(decryptor.decrypt_pkcs1v15, encrypted)
+    elif algorithm.oid == oids.RSAES_OAEP:
+        work = partial(decryptor.decrypt_oaep, encrypted, *_oaep_parameters(algorithm))
+    else:
+        raise _UntriedError
+    if len(encrypted) != (own.modulus.bit_length() + 7) // 8 or int.from_bytes(encrypted, "big") >= own.modulus:
+        raise _UntriedError  # no ciphertext of that key: refused before it is used, in no time (RFC 8017 §7.1.2)
+    return work
 
 
 _WRAP_OCTETS = {oids.AES128_WRAP: 16, oids.AES192_WRAP: 24, oids.AES256_WRAP: 32}
-_SHA1 = hashes.SHA1()  # what OpenSSL writes unasked, and not a weakness inside OAEP or a KDF  # noqa: S303
+_SHA1: hashes.HashAlgorithm = hashes.SHA1()  # what OpenSSL writes unasked, and not a weakness inside OAEP or a KDF  # noqa: S303
 _AGREEMENTS: dict[str, tuple[hashes.HashAlgorithm, bool]] = {
     oids.ECDH_SHA1_KDF: (_SHA1, False),
     oids.ECDH_SHA224_KDF: (hashes.SHA224(), False),
@@ -194,19 +229,37 @@ _AGREEMENTS: dict[str, tuple[hashes.HashAlgorithm, bool]] = {
 """Hash of the KDF, and whether that is HKDF."""
 
 
-def _unwrapped(recipient: KeyAgreement, decryptor: Decryptor) -> bytes:
-    """RFC 5753 §3.1.3, RFC 8418 §2. Raises _UntriedError, ValueError, InvalidUnwrap."""
+def _agreed(recipient: KeyAgreement, decryptor: Decryptor, own: Identity) -> _Work:
+    """RFC 5753 §3.1.3, RFC 8418 §2. Raises _UntriedError."""
     wrap = recipient.algorithm.parameters
     if wrap is None or recipient.algorithm.oid not in _AGREEMENTS or not recipient.originator:
         raise _UntriedError  # an originator named by a certificate is nobody's ephemeral key
+    if not _is_for(recipient, own.key_algorithm):
+        raise _UntriedError
     try:
         octets = _WRAP_OCTETS[read_algorithm(wrap).oid]
     except (DerError, KeyError):
         raise _UntriedError from None
     digest, hkdf = _AGREEMENTS[recipient.algorithm.oid]
-    secret = decryptor.agree(recipient.originator)
-    wrapping = wrapping_key(secret, digest, octets, bytes(wrap.encoded), recipient.user_material, hkdf=hkdf)
-    return aes_key_unwrap(wrapping, recipient.encrypted_key)
+    wrap_algorithm = wrap.copy()
+
+    def work() -> bytes:
+        secret = decryptor.agree(recipient.originator)
+        wrapping = wrapping_key(secret, digest, octets, wrap_algorithm, recipient.user_material, hkdf=hkdf)
+        return aes_key_unwrap(wrapping, recipient.encrypted_key)
+
+    return work
+
+
+def _is_for(recipient: KeyAgreement, own: Algorithm) -> bool:
+    """Whether the originator's key is of the kind of ours: the curve is named again, or as RFC 5753 §3.1.1 has it not.
+
+    In a public key on Curve25519 the highest bit means nothing (RFC 7748 §5), so nobody sets it.
+    """
+    theirs = recipient.originator_algorithm
+    if theirs is None or theirs.oid != own.oid or (theirs.parameters is not None and theirs.encoded != own.encoded):
+        return False
+    return own.oid != oids.X25519 or recipient.originator[-1] < 0x80
 
 
 _OAEP_HASHES: dict[str, hashes.HashAlgorithm] = {
@@ -218,200 +271,38 @@ _OAEP_HASHES: dict[str, hashes.HashAlgorithm] = {
 }
 
 
-def _oaep_parameters(algorithm: Algorithm) -> tuple[hashes.HashAlgorithm, hashes.HashAlgorithm, bytes]:
+_Oaep = tuple[hashes.HashAlgorithm, hashes.HashAlgorithm, bytes]
+
+
+def _oaep_parameters(algorithm: Algorithm) -> _Oaep:
     """Hash, MGF1 hash and label of RSAES-OAEP-params (RFC 8017 A.2.1). Raises _UntriedError."""
-    digest = mask = oids.SHA1
-    label = b""
+    encoded = algorithm.encoded
     try:
-        for field in algorithm.parameters.sequence(3) if algorithm.parameters is not None else ():
-            value = read_algorithm(field.explicit())
-            if field.tag == context(0):
-                digest = value.oid
-            elif field.tag == context(1) and value.oid == oids.MGF1 and value.parameters is not None:
-                mask = read_algorithm(value.parameters).oid
-            elif field.tag == context(2) and value.oid == oids.P_SPECIFIED and value.parameters is not None:
-                label = value.parameters.octets()
-            else:
-                raise _UntriedError
-        return _OAEP_HASHES[digest], _OAEP_HASHES[mask], label
+        return (_known_oaep if len(encoded) <= REMEMBERED_OCTETS else _known_oaep.__wrapped__)(encoded)
     except (DerError, KeyError):
         raise _UntriedError from None
 
 
-# --- The content -----------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=64)
+def _known_oaep(encoded: bytes) -> _Oaep:
+    """Raises DerError, KeyError, _UntriedError."""
+    digest = mask = _SHA1
+    label = b""
+    parameters = read_algorithm(der.read(encoded)).parameters
+    for field in parameters.sequence(3) if parameters is not None else ():
+        value = read_algorithm(field.explicit())
+        if field.tag == context(0):
+            digest = _oaep_hash(value)
+        elif field.tag == context(1) and value.oid == oids.MGF1 and value.parameters is not None:
+            mask = _oaep_hash(read_algorithm(value.parameters))
+        elif field.tag == context(2) and value.oid == oids.P_SPECIFIED and value.parameters is not None:
+            label = value.parameters.octets()
+        else:
+            raise _UntriedError
+    return digest, mask, label
 
 
-def _prepare_gcm(enveloped: Enveloped, algorithm: Algorithm, policy: ReadPolicy) -> _Sealed:
-    """RFC 5084 §3.2, and what products have made of it where the policy admits that. Raises ValueError."""
-    content, tag, parameters = enveloped.content, enveloped.mac, algorithm.parameters
-    if parameters is None:
-        raise DerError("GCMParameters")
-    variants: list[GcmVariant] = []
-    icv_octets: int | None = None
-    if parameters.tag == der.OCTET_STRING:
-        variants.append(GcmVariant.BARE_NONCE)
-        nonce = parameters.octets()
-    else:
-        fields = parameters.sequence(2)
-        if not fields:
-            raise DerError("GCMParameters")
-        nonce = fields[0].octets()
-        icv_octets = fields[1].integer() if len(fields) == 2 else _DEFAULT_TAG
-        omitted = GcmVariant.ICV_LENGTH_OMITTED
-        if len(fields) == 1 and (
-            len(tag) != _DEFAULT_TAG if enveloped.authenticated else omitted in policy.gcm_variants
-        ):
-            variants.append(omitted)
-            icv_octets = None
-        elif icv_octets not in _TAG_OCTETS:
-            raise ValueError("aes-ICVlen")
-    size = len(content)
-    if not enveloped.authenticated:
-        variants.append(GcmVariant.IN_ENVELOPED_DATA)
-        tag = _tail(content, icv_octets or _LONGEST_TAG)
-        size -= len(tag)
-    elif GcmVariant.TAG_IN_CONTENT in policy.gcm_variants and _tail(content, len(tag)) == tag:
-        variants.append(GcmVariant.TAG_IN_CONTENT)
-        size -= len(tag)
-    if len(nonce) != _NONCE or len(tag) not in _TAG_OCTETS or len(tag) != (icv_octets or len(tag)):
-        raise ValueError("nonce or tag")
-    if not policy.gcm_variants.issuperset(variants):
-        raise ValueError("variant of GCM")
-    return _Sealed(content, size, nonce, tag, _additional(enveloped, policy), tuple(variants))
-
-
-def _additional(enveloped: Enveloped, policy: ReadPolicy) -> tuple[bytes, ...]:
-    attributes = enveloped.auth_attributes
-    if attributes and GcmVariant.ATTRIBUTES_NOT_AUTHENTICATED in policy.gcm_variants:
-        return attributes, b""
-    return (attributes,)
-
-
-def _open_gcm(sealed: _Sealed, key: bytes) -> tuple[bytearray, bool]:
-    content = bytearray(sealed.size + _BLOCK)  # `update_into` insists on room for a block more
-    room = memoryview(content)
-    for attempt, additional in enumerate(sealed.additional):
-        decryptor = Cipher(algorithms.AES(key), modes.GCM(sealed.nonce, None, min_tag_length=12)).decryptor()
-        decryptor.authenticate_additional_data(additional)
-        written = 0
-        for piece in _pieces(sealed):
-            written += decryptor.update_into(piece, room[written:])
-        try:
-            decryptor.finalize_with_tag(sealed.tag)
-        except InvalidTag:
-            continue
-        room.release()
-        del content[written:]
-        return content, attempt > 0
-    raise InvalidTag
-
-
-def _prepare_ccm(enveloped: Enveloped, algorithm: Algorithm, policy: ReadPolicy) -> _Sealed:
-    """RFC 5084 §3.1. Raises ValueError."""
-    fields = algorithm.parameters.sequence(2) if algorithm.parameters is not None else []
-    if not fields:
-        raise DerError("CCMParameters")
-    icv_octets = fields[1].integer() if len(fields) == 2 else _DEFAULT_TAG
-    nonce = fields[0].octets()
-    if not 7 <= len(nonce) <= 13 or icv_octets not in (12, 14, 16) or len(enveloped.mac) != icv_octets:
-        raise ValueError("nonce or tag")
-    if len(enveloped.content) >= 1 << 8 * (15 - len(nonce)):
-        raise ValueError("nonce too long for this content")
-    return _Sealed(enveloped.content, len(enveloped.content), nonce, enveloped.mac, (enveloped.auth_attributes,))
-
-
-def _open_ccm(sealed: _Sealed, key: bytes) -> tuple[bytearray, bool]:
-    return _open_at_once(AESCCM(key, len(sealed.tag)), sealed), False
-
-
-def _prepare_chacha20(enveloped: Enveloped, algorithm: Algorithm, policy: ReadPolicy) -> _Sealed:
-    """RFC 8103 §2. Raises ValueError."""
-    nonce = algorithm.parameters.octets() if algorithm.parameters is not None else b""
-    if len(nonce) != _NONCE or len(enveloped.mac) != _LONGEST_TAG:
-        raise ValueError("nonce or tag")
-    return _Sealed(enveloped.content, len(enveloped.content), nonce, enveloped.mac, (enveloped.auth_attributes,))
-
-
-def _open_chacha20(sealed: _Sealed, key: bytes) -> tuple[bytearray, bool]:
-    return _open_at_once(ChaCha20Poly1305(key), sealed), False
-
-
-def _open_at_once(cipher: AESCCM | ChaCha20Poly1305, sealed: _Sealed) -> bytearray:
-    content = bytearray(sealed.size)
-    cipher.decrypt_into(sealed.nonce, b"".join((*sealed.content, sealed.tag)), sealed.additional[0], content)
-    return content
-
-
-def _prepare_cbc(enveloped: Enveloped, algorithm: Algorithm, policy: ReadPolicy) -> _Sealed:
-    """RFC 3565 §4.1, RFC 3370 §5.1. Raises ValueError."""
-    triple_des = algorithm.oid == oids.DES_EDE3_CBC
-    block = 8 if triple_des else _BLOCK
-    iv = algorithm.parameters.octets() if algorithm.parameters is not None else b""
-    size = len(enveloped.content)
-    if not (policy.triple_des if triple_des else policy.cbc):
-        raise ValueError("algorithm not admitted")
-    if len(iv) != block or not size or size % block:
-        raise ValueError("IV or length")
-    return _Sealed(enveloped.content, size, iv)
-
-
-def _open_cbc(sealed: _Sealed, key: bytes) -> tuple[bytearray, bool]:
-    block = len(sealed.nonce)
-    cipher = algorithms.AES(key) if block == _BLOCK else TripleDES(key)
-    decryptor = Cipher(cipher, modes.CBC(sealed.nonce)).decryptor()
-    content = bytearray(sealed.size + _BLOCK)
-    room = memoryview(content)
-    written = 0
-    for piece in sealed.content:
-        written += decryptor.update_into(piece, room[written:])
-    decryptor.finalize()
-    room.release()
-    padding = content[written - 1]
-    if not 1 <= padding <= block or content.count(padding, written - padding, written) != padding:
-        raise ValueError("padding")
-    del content[written - padding :]
-    return content, False
-
-
-def _pieces(sealed: _Sealed) -> Iterator[bytes | memoryview]:
-    """The ciphertext proper."""
-    left = sealed.size
-    for piece in sealed.content:
-        yield piece[:left] if left < len(piece) else piece
-        left = max(left - len(piece), 0)
-
-
-def _tail(content: Octets, octets: int) -> bytes:
-    """The last octets of an encrypted content, fewer when it is shorter."""
-    tail = b""
-    for piece in content:
-        tail = (tail + piece[-octets:])[-octets:]
-    return tail
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """How one algorithm is read."""
-
-    label: str
-    octets: int
-    """Of the key."""
-    authenticated: bool
-    prepare: Callable[[Enveloped, Algorithm, ReadPolicy], _Sealed]
-    open: Callable[[_Sealed, bytes], tuple[bytearray, bool]]
-    """The content, and whether the attributes turned out not to be authenticated. Raises ValueError, InvalidTag."""
-
-
-_KINDS = {
-    oids.AES128_GCM: _Kind("aes128-gcm", 16, True, _prepare_gcm, _open_gcm),
-    oids.AES192_GCM: _Kind("aes192-gcm", 24, True, _prepare_gcm, _open_gcm),
-    oids.AES256_GCM: _Kind("aes256-gcm", 32, True, _prepare_gcm, _open_gcm),
-    oids.AES128_CCM: _Kind("aes128-ccm", 16, True, _prepare_ccm, _open_ccm),
-    oids.AES192_CCM: _Kind("aes192-ccm", 24, True, _prepare_ccm, _open_ccm),
-    oids.AES256_CCM: _Kind("aes256-ccm", 32, True, _prepare_ccm, _open_ccm),
-    oids.CHACHA20_POLY1305: _Kind("chacha20-poly1305", 32, True, _prepare_chacha20, _open_chacha20),
-    oids.AES128_CBC: _Kind("aes128-cbc", 16, False, _prepare_cbc, _open_cbc),
-    oids.AES192_CBC: _Kind("aes192-cbc", 24, False, _prepare_cbc, _open_cbc),
-    oids.AES256_CBC: _Kind("aes256-cbc", 32, False, _prepare_cbc, _open_cbc),
-    oids.DES_EDE3_CBC: _Kind("des-ede3-cbc", 24, False, _prepare_cbc, _open_cbc),
-}
+def _oaep_hash(algorithm: Algorithm) -> hashes.HashAlgorithm:
+    if algorithm.parameters is not None:
+        raise _UntriedError
+    return _OAEP_HASHES[algorithm.oid]

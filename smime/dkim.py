@@ -139,14 +139,25 @@ def _body_hash(body: memoryview, *, relaxed: bool) -> tuple[bytes, int]:
         if b" " in data or b"\t" in data:  # base64 has neither
             data = _one_space(data).replace(b" \r\n", b"\r\n")
             data = data.removesuffix(b" ")  # a last line without CRLF
-    end = len(data)
-    while end >= 2 and data[end - 2 : end] == b"\r\n":
-        end -= 2
+    end = _without_empty_lines(data)
     running = hashlib.sha256(memoryview(data)[:end])
     if end or not relaxed:
         running.update(b"\r\n")
         end += 2
     return running.digest(), end
+
+
+def _without_empty_lines(data: bytes | memoryview) -> int:
+    """Where `data` ends without the line ends at its end; there may be millions."""
+    size = len(data)
+    if data[size - 4 :] != b"\r\n\r\n":
+        return size - 2 if data[size - 2 :] == b"\r\n" else size
+    octets = bytes(data)
+    stripped = octets.rstrip(b"\r\n")
+    # in what was stripped, CR and LF take turns from the end up to where one stands twice
+    twice = max(octets.rfind(b"\r\r", len(stripped)), octets.rfind(b"\n\n", len(stripped)))
+    start = max(twice + 1, len(stripped))
+    return start + (octets[start : start + 1] == b"\n")
 
 
 def _signed_header(fields: Sequence[Field], names: Sequence[str], signature: Field, *, relaxed: bool) -> bytes:
@@ -187,15 +198,31 @@ def verify_dkim(
     except MimeError:
         return ()
     fields = [field for field in entity.fields if field.name == "dkim-signature"][:MAX_SIGNATURES]
-    return tuple(_verify(entity, field, public_key, at or datetime.now(UTC)) for field in fields)
+    body = _Body(entity.body)
+    return tuple(_verify(entity, body, field, public_key, at or datetime.now(UTC)) for field in fields)
 
 
-def _verify(entity: Entity, field: Field, public_key: Callable[[str, str], str | None], at: datetime) -> DkimResult:
+class _Body:
+    """The body's hash in each canonical form, made when first asked for."""
+
+    def __init__(self, octets: memoryview) -> None:
+        self._octets = octets
+        self._known: dict[bool, tuple[bytes, int]] = {}
+
+    def hash(self, *, relaxed: bool) -> tuple[bytes, int]:
+        if relaxed not in self._known:
+            self._known[relaxed] = _body_hash(self._octets, relaxed=relaxed)
+        return self._known[relaxed]
+
+
+def _verify(
+    entity: Entity, body: _Body, field: Field, public_key: Callable[[str, str], str | None], at: datetime
+) -> DkimResult:
     domain = selector = ""
     try:
         tags = parse_tags(field.value)
         domain, selector = tags.get("d", "").lower(), tags.get("s", "")
-        _check_signature(entity, field, tags, public_key, at)
+        _check_signature(entity, body, field, tags, public_key, at)
     except _VerdictError as verdict:
         return DkimResult(domain, selector, verdict.result, verdict.detail)
     return DkimResult(domain, selector, "pass")
@@ -216,7 +243,12 @@ def parse_tags(text: str) -> dict[str, str]:
 
 
 def _check_signature(
-    entity: Entity, field: Field, tags: dict[str, str], public_key: Callable[[str, str], str | None], at: datetime
+    entity: Entity,
+    body: _Body,
+    field: Field,
+    tags: dict[str, str],
+    public_key: Callable[[str, str], str | None],
+    at: datetime,
 ) -> None:
     domain = tags.get("d", "").lower()
     if tags.get("v") != "1" or not all(tags.get(tag) for tag in ("a", "b", "bh", "d", "h", "s")):
@@ -240,7 +272,7 @@ def _check_signature(
     body_hash = _decode(tags["bh"])
     signature = _decode(tags["b"])
     key = _published_key(tags, public_key)
-    digest, length = _body_hash(entity.body, relaxed=body_form == "relaxed")
+    digest, length = body.hash(relaxed=body_form == "relaxed")
     if int(tags.get("l", length)) != length:
         raise _VerdictError("fail", "l= is not the length of the body")
     if digest != body_hash:

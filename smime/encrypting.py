@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from smime import oids
 from smime.agreement import bound_content_key, wrapping_key
 from smime.capabilities import OAEP_SHA256_PARAMETERS
-from smime.identity import identity
+from smime.identity import REMEMBERED_CERTIFICATE_OCTETS, identity
 from smime.strength import acceptable
 from smime.suites import KeyTransportScheme, RecipientNaming, Suite
 from trust import der
@@ -92,7 +92,8 @@ def encrypt_content(content: bytes, certificates: Sequence[x509.Certificate], su
 def can_encrypt_to(certificate: x509.Certificate) -> bool:
     """Whether the certificate's key is of a kind written to here.
 
-    RSA from 2048 to 16384 bits, P-256, P-384, P-521, brainpoolP256r1, P384r1, P512r1, or X25519.
+    RSA from 2048 to 8192 bits that is not for PSS signatures alone (RFC 4055 §1.2), P-256, P-384, P-521,
+    brainpoolP256r1, P384r1, P512r1, or X25519 of large order.
     """
     try:
         _recipient(certificate)
@@ -105,8 +106,15 @@ Recipient = Callable[[bytes, Suite], tuple[int, bytes]]
 """Makes the RecipientInfo for a content key: its version and its DER."""
 
 
-@lru_cache(maxsize=_CERTIFICATES_REMEMBERED)
 def _recipient(certificate: x509.Certificate) -> Recipient:
+    """Raises UnfitCertificateError."""
+    if len(certificate.public_bytes(Encoding.DER)) > REMEMBERED_CERTIFICATE_OCTETS:
+        return _known_recipient.__wrapped__(certificate)
+    return _known_recipient(certificate)
+
+
+@lru_cache(maxsize=_CERTIFICATES_REMEMBERED)
+def _known_recipient(certificate: x509.Certificate) -> Recipient:
     """What need not be done anew for each message. Raises UnfitCertificateError."""
     try:
         public_key = certificate.public_key()
@@ -114,13 +122,17 @@ def _recipient(certificate: x509.Certificate) -> Recipient:
         numbered, key_id = own.issuer_and_serial, own.key_id
     except (ValueError, UnsupportedAlgorithm) as problem:
         raise UnfitCertificateError("the certificate cannot be read") from problem
-    if isinstance(public_key, rsa.RSAPublicKey) and acceptable(public_key):
+    if isinstance(public_key, rsa.RSAPublicKey) and acceptable(public_key) and own.key_algorithm.oid != oids.RSASSA_PSS:
         return _transport(public_key, numbered, key_id)
     if isinstance(public_key, x25519.X25519PublicKey):
+        try:
+            _shared(public_key)
+        except ValueError:  # of small order: everybody knows the secret, zero (RFC 7748 §6.1)
+            raise UnfitCertificateError("no secret can be agreed on with the certificate's key") from None
         return _agreement(public_key, _X25519, numbered, key_id)
     if isinstance(public_key, ec.EllipticCurvePublicKey) and type(public_key.curve) in _CURVES:
         return _agreement(public_key, _CURVES[type(public_key.curve)], numbered, key_id)
-    raise UnfitCertificateError("encryption needs an RSA key of 2048 to 16384 bits or an accepted curve")
+    raise UnfitCertificateError("encryption needs an RSA key of 2048 to 8192 bits or an accepted curve")
 
 
 def _transport(public_key: rsa.RSAPublicKey, numbered: bytes, key_id: bytes) -> Recipient:

@@ -94,8 +94,9 @@ def explain(
     """Explain a file as it is: a mail, an entity, CMS in DER, BER, PEM or base64 (`smime.forms`). Raises FormError.
 
     `content`: what was signed, when the file is a detached signature alone; its line ends are tried as they are, as
-    CRLF and as LF, for mail programs sign the first and people save the last. Without `validator` signatures are told `sound` at best. `at`, `outer_from` and `policy` are those of
-    `open_message`. `certificates`: beside those of the keys, whose recipients shall be marked.
+    CRLF and as LF, for mail programs sign the first and people save the last. Without `validator` signatures are told
+    `sound` at best. `at`, `outer_from` and `policy` are those of `open_message`. `certificates`: beside those of the
+    keys, whose recipients shall be marked.
     """
     blocks = blocks_of(data)
 
@@ -171,7 +172,8 @@ class _Telling:
         self._validator = validator
         self._at = at
         self._policy = policy
-        self._outer_from = outer_from
+        self._sender = outer_from
+        """Whom signers are compared with; None until there is a From."""
         self._own = (*(decryptor.certificate for decryptor in decryptors), *certificates)
         self.layers: list[LayerTold] = []
         self._findings: list[FindingTold] = []
@@ -188,7 +190,7 @@ class _Telling:
             self._decryptors,
             self._validator or CertificateValidator(()),
             self._at,
-            self._outer_from,
+            self._sender,
             policy=self._policy,
         ).verdict
         self._verdicts.append(verdict)
@@ -213,10 +215,13 @@ class _Telling:
 
     def _judge(self, block: Block, peeled: Peeled, verdict: MessageVerdict) -> None:
         """Put the verdicts of the layers to their descriptions: both are in the same order."""
-        compared = bool(self._outer_from) or peeled.has_from
+        if self._sender is None and (peeled.has_from or verdict.from_addresses):
+            self._sender = verdict.from_addresses  # of structures that stand inside without MIME, too
+        compared = self._sender is not None
         waiting = list(verdict.layers)
         told: set[Finding] = set()
         results: list[SignatureResult | SignatureTold] = []
+        unchecked: SignatureTold | None = None
         for described in peeled.layers:
             layer = described
             if waiting and (waiting[0].kind.value == layer.found or layer.found == UNREADABLE):
@@ -226,6 +231,8 @@ class _Telling:
                     told.add(finding)
                     self._tell(layer.number, finding, peeled)
                 signature = worst_told([result for _, result, _ in signers] or [judged.signature])
+                if block.cms and Finding("no-content") in judged.findings:
+                    signature = unchecked = SignatureTold.UNCHECKED
                 if signature is not SignatureResult.NOT_SIGNED:
                     results.append(signature)
                 layer = dataclasses.replace(
@@ -242,7 +249,7 @@ class _Telling:
         for finding in verdict.findings:
             if finding not in told and not (block.detached and finding.code == "malformed-header"):
                 self._tell(0, finding, peeled)
-        if verdict.signature is SignatureResult.INVALID:
+        if verdict.signature is SignatureResult.INVALID and unchecked is None:
             self._signatures.append(SignatureResult.INVALID)
         elif results:
             self._signatures.append(results[-1])  # the innermost one counts, outer ones are relays'
@@ -269,9 +276,12 @@ class _Telling:
         if not self.layers and not any(verdict.covered for verdict in verdicts):
             self._note(0, Finding("no-layer"))
         encrypted = [layer for layer in self.layers if layer.is_encrypted]
+        codes = {finding.code for finding in self._findings}
         decryption: DecryptionResult | DecryptionTold
         if not encrypted:
             decryption = DecryptionResult.NOT_ENCRYPTED
+        elif any(layer.found == UNREADABLE for layer in encrypted) or "too-many-layers" in codes:
+            decryption = DecryptionResult.FAILED
         elif not self._decryptors:
             decryption = DecryptionTold.NOT_TRIED
         elif all(layer.opened for layer in encrypted):
@@ -306,6 +316,7 @@ _WORST_FIRST = (
     SignatureResult.INVALID,
     SignatureResult.UNTRUSTED,
     SignatureResult.MISMATCH,
+    SignatureTold.UNCHECKED,
     SignatureTold.SOUND,
     SignatureResult.VALID,
 )

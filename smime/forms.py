@@ -28,7 +28,8 @@ _CMS_HEADER = _HEADER % b"application/pkcs7-mime"
 _TNEF_HEADER = _HEADER % b"application/ms-tnef"
 _TNEF = b"\x78\x9f\x3e\x22"
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/= \t\r\n"
-_PEM_LABELS = (b"CMS", b"PKCS7", b"PKCS #7 SIGNED DATA")
+_PEM_LABELS = (b"CMS", b"PKCS7", b"PKCS #7 SIGNED DATA", b"SIGNED MESSAGE", b"ENCRYPTED MESSAGE")
+"""RFC 7468 §8, §9, and what older tools and gpgsm write."""
 
 
 class FormError(ValueError):

@@ -7,7 +7,6 @@ to say: it knows whether the protection held and whether From is the same inside
 
 from __future__ import annotations
 
-import email.header
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from enum import Enum
 import pybase64
 
 from smime import canonical
-from smime.mime import ContentType, Entity, Field, MimeError, parse_entity, split_multipart
+from smime.mime import ContentType, Entity, Field, MimeError, parse_content_type, parse_entity, split_multipart
 from smime.octets import has_controls
 from smime.verdict import HeaderProtection, HeaderProtectionScheme
+from smime.words import decoded_words
 
 OBSCURED_SUBJECT = "[...]"
 
@@ -45,19 +45,35 @@ USER_FACING = frozenset(
         "comments",
         "date",
         "disposition-notification-to",
+        "errors-to",
         "followup-to",
         "from",
+        "in-reply-to",
         "keywords",
+        "list-post",
         "mail-followup-to",
         "mail-reply-to",
+        "references",
         "reply-to",
+        "resent-cc",
+        "resent-date",
+        "resent-from",
+        "resent-message-id",
+        "resent-reply-to",
+        "resent-sender",
+        "resent-to",
         "return-receipt-to",
         "sender",
         "subject",
+        "thread-topic",
         "to",
     )
 )
-"""What people read and answer to: where a protected header lacks one of these, the outer one is a stranger's."""
+"""What people read, answer to, or find a message by: where a protected header lacks one of these, the outer one is a
+stranger's, even if an honest one's, like a list's or a resender's."""
+_BLIND = ("bcc", "resent-bcc")
+_HIDDEN = ("comments", "keywords", "thread-topic")
+"""RFC 9788 §3.2.2; Outlook writes the subject into Thread-Topic once more."""
 _HIDDEN_SUBJECTS = frozenset(("", "...", OBSCURED_SUBJECT))
 _LEGACY_CLASS = b"header-protection-legacy-display"
 _TEXT_CHARSETS = {
@@ -78,7 +94,7 @@ class HeaderPolicy(Enum):
     OPEN = "no-confidentiality"
     """For encrypted messages: everything all the same."""
     BASELINE = "baseline"
-    """For encrypted messages: `Subject: [...]`, neither Keywords nor Comments."""
+    """For encrypted messages: `Subject: [...]`, neither Keywords, Comments nor Thread-Topic."""
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
@@ -92,14 +108,17 @@ def protect_header(
     `header` and `entity` are as `smime.mime.split_message` gives them; sign the entity, then encrypt it unless the
     policy is CLEAR, then `join_message`. `legacy_display`: hidden fields are told at the top of the text too, for
     readers that do not know RFC 9788 (§2.1.2). An entity that is signed or encrypted already, or whose sender has
-    protected the header, comes back as it is, and so does the header: nothing may be added to it. Raises MimeError when
-    the entity is unreadable or a field is not 7-bit.
+    protected the header, comes back as it is, and so does the header: nothing may be added to it. Bcc and Resent-Bcc
+    never come back. Raises MimeError when the entity is unreadable or a field is not 7-bit.
     """
     root = parse_entity(entity)
     content_type = root.content_type()
+    fields = parse_entity(header + b"\r\n").fields
+    if any(field.name in _BLIND for field in fields):
+        fields = tuple(field for field in fields if field.name not in _BLIND)
+        header = b"".join(field.raw for field in fields)
     if _is_closed(content_type):
         return entity, header
-    fields = parse_entity(header + b"\r\n").fields
     copied = [field for field in fields if protectable(field.name)]
     inside = [_line(field) for field in copied]
     outer = header
@@ -107,13 +126,13 @@ def protect_header(
     if policy is not HeaderPolicy.CLEAR:
         parameters = b'hp="cipher"'
         shown = [(field, _shown(field, policy)) for field in copied]
-        inside += [b"HP-Outer: " + line for _, line in shown if line is not None]
+        inside += [_folded(b"HP-Outer: " + line) for _, line in shown if line is not None]
         hidden = {id(field): line for field, line in shown}
         lines = [hidden[id(field)] if id(field) in hidden else _line(field) for field in fields]
         outer = b"".join(line for line in lines if line is not None)
-        display = [(field, line) for field, line in shown if field.name in USER_FACING and line != _line(field)]
-        if legacy_display and display:
-            body = _with_display(root, [_readable(field) for field, _ in display], 1)
+        hidden_fields = [field for field, line in shown if line != _line(field) and field.name != "thread-topic"]
+        if legacy_display and hidden_fields:
+            body = _with_display(root, [_readable(field) for field in hidden_fields], 1)
             root = parse_entity(body)
     if not canonical.is_seven_bit(b"".join(inside)):
         raise MimeError("a header field is not 7-bit")
@@ -135,7 +154,7 @@ def protectable(name: str) -> bool:
 def _is_closed(content_type: ContentType) -> bool:
     kind = content_type.media_type
     return (
-        "hp" in content_type.parameters
+        content_type.parameters.get("hp", "").strip().lower() in ("clear", "cipher")
         or kind in ("multipart/signed", "multipart/encrypted")
         or kind.startswith(("application/pkcs7-", "application/x-pkcs7-"))
     )
@@ -153,12 +172,34 @@ def _shown(field: Field, policy: HeaderPolicy) -> bytes | None:
     if policy is HeaderPolicy.BASELINE:
         if field.name == "subject":
             return f"Subject: {OBSCURED_SUBJECT}\r\n".encode("ascii")
-        if field.name in ("keywords", "comments"):
+        if field.name in _HIDDEN:
             return None
     return _line(field)
 
 
+def _folded(line: bytes) -> bytes:
+    """A field whose first line may have become too long, folded where it has a blank. Raises MimeError."""
+    first, _, rest = line.partition(b"\r\n")
+    if len(first) <= canonical.MAX_LINE:
+        return line
+    at = max(first.rfind(blank, len(b"HP-Outer: "), canonical.MAX_LINE) for blank in (b" ", b"\t"))
+    if at < 0 or not first[at:].strip():
+        at = len(b"HP-Outer:")
+    folded = first[:at] + b"\r\n" + first[at:] + b"\r\n" + rest
+    if max(map(len, folded.split(b"\r\n"))) > canonical.MAX_LINE:
+        raise MimeError("a header field is too long")
+    return folded
+
+
 def _with_parameters(field: Field, parameters: bytes) -> bytes:
+    content_type = parse_content_type(field.value)
+    if "hp" in content_type.parameters:  # one that means nothing, in the place where ours belongs
+        kept = {name: value for name, value in content_type.parameters.items() if name != "hp"}
+        if any(not value.isascii() or '"' in value or "\\" in value for value in kept.values()):
+            raise MimeError("content type parameters")
+        line = b"Content-Type: " + content_type.media_type.encode("ascii", "replace")
+        line += b"".join(f';\r\n {name}="{value}"'.encode("ascii", "replace") for name, value in kept.items())
+        return line + b";\r\n " + parameters + b"\r\n"
     raw = canonical.crlf(field.raw).rstrip(b"\r\n \t;")
     return raw + b";\r\n " + parameters + b"\r\n"
 
@@ -166,11 +207,7 @@ def _with_parameters(field: Field, parameters: bytes) -> bytes:
 def _readable(field: Field) -> str:
     """`Subject: text`, encoded words decoded, on one line."""
     name = field.raw[: len(field.name)].decode("ascii")
-    try:
-        text = str(email.header.make_header(email.header.decode_header(field.value)))
-    except (ValueError, LookupError):
-        text = field.value
-    return f"{name}: {' '.join(text.split())}"
+    return f"{name}: {' '.join(decoded_words(field.value).split())}"
 
 
 def _with_display(entity: Entity, lines: list[str], depth: int) -> bytes:
@@ -195,7 +232,10 @@ def _with_display(entity: Entity, lines: list[str], depth: int) -> bytes:
     attached = any(value.lower().startswith("attachment") for value in entity.values("content-disposition"))
     if kind not in ("text/plain", "text/html") or charset is None or attached:
         return whole
-    text = bytes(entity.decoded()).decode(charset, "replace")
+    try:
+        text = bytes(entity.decoded()).decode(charset)
+    except ValueError:  # MimeError among them; a charset that is another one than it says cannot be made UTF-8
+        return whole
     text = "\r\n".join([*lines, "", text]) if kind == "text/plain" else _html_display(text, lines)
     kept = [
         canonical.crlf(field.raw)

@@ -6,22 +6,36 @@ on a name alone when there is CMS to ask.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
-from smime.cms_read import Signed, read_cms
+import pybase64
+
+from smime.cms_read import Compressed, Enveloped, Other, Signed, read_cms
 from smime.mime import Budget, Buffer, ContentType, Entity, MimeError, parse_content_type, parse_entity, split_multipart
-from trust.der import DerError
+from smime.octets import header_has_odd_lines
+from trust.der import SEQUENCE, DerError
 
 MAX_DEPTH = 50
 """Of parts inside parts."""
 _MAX_WRAPPERS = 8
 """Multiparts with one part each around a message; gateways add one or two."""
 
-_CMS_TYPES = ("application/pkcs7-mime", "application/x-pkcs7-mime")
+CMS_TYPES = ("application/pkcs7-mime", "application/x-pkcs7-mime")
 _SIGNATURE_TYPES = ("application/pkcs7-signature", "application/x-pkcs7-signature")
 _TNEF_TYPES = ("application/ms-tnef", "application/vnd.ms-tnef")
 _IDENTITY = ("7bit", "8bit", "binary")
+
+
+_PEM = re.compile(
+    rb"\s*+-----BEGIN (PKCS7|CMS|PKCS #7 SIGNED DATA)-----[ \t]*+\r?\n([A-Za-z0-9+/=\s]*+)-----END \1-----\s*+"
+)
+"""RFC 7468 §8, §9."""
+
+
+class NoCmsError(DerError):
+    """The bytes do not even begin like CMS."""
 
 
 class Layer(Enum):
@@ -47,8 +61,8 @@ class LayerError(ValueError):
 class ClearSigned:
     """A multipart/signed taken apart (RFC 1847 §2.1)."""
 
-    contents: tuple[Buffer, ...]
-    """The signed bytes: as they came; when lines end with LF alone, in canonical form first (RFC 8551 §3.1.1)."""
+    content: Buffer
+    """The signed bytes: as they came; when lines ended with LF alone, in canonical form (RFC 8551 §3.1.1)."""
     signed: Signed
     source: bytes | bytearray
     start: int
@@ -65,7 +79,7 @@ def layer_of(entity: Entity, content_type: ContentType) -> Layer | None:
     if media_type == "multipart/signed":
         protocol = content_type.parameters.get("protocol", _SIGNATURE_TYPES[0]).lower()
         return Layer.CLEAR_SIGNED if protocol in _SIGNATURE_TYPES else None
-    if media_type in _CMS_TYPES:
+    if media_type in CMS_TYPES:
         return Layer.CMS
     if media_type in _SIGNATURE_TYPES:
         return Layer.SIGNATURE
@@ -94,6 +108,33 @@ def file_name(entity: Entity, content_type: ContentType) -> str:
     return name
 
 
+def is_wrapper(entity: Entity, content_type: ContentType) -> bool:
+    """Whether an entity that is protected is a whole message for the sake of its header (RFC 8551 §3.1), not one that
+    its author forwards: those say that they are attached. `forwarded=no` says it outright."""
+    if content_type.media_type != "message/rfc822":
+        return False
+    if content_type.parameters.get("forwarded", "").lower() == "no":
+        return True
+    return not any(value.lower().startswith("attachment") for value in entity.values("content-disposition"))
+
+
+def read_cms_of(entity: Entity) -> Enveloped | Signed | Compressed | Other:
+    """The CMS structure in a file, which some senders write in PEM. Raises MimeError and DerError (`NoCmsError`)."""
+    data = entity.decoded()
+    try:
+        return read_cms(data)
+    except DerError:
+        if len(data) and data[0] == SEQUENCE:
+            raise
+        armoured = _PEM.fullmatch(data)
+        if armoured is None:
+            raise NoCmsError("no CMS") from None
+        try:
+            return read_cms(pybase64.b64decode(bytes(armoured[2])))
+        except ValueError:
+            raise DerError("PEM") from None
+
+
 def with_crlf(entity: Entity) -> Entity:
     """The entity itself, or, when its lines end as in a Unix file, one whose lines end with CRLF (RFC 8551 §3.1.1).
 
@@ -115,17 +156,33 @@ def with_crlf(entity: Entity) -> Entity:
     return parse_entity(bytes(source[start:stop]).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
 
 
-def parts_of(entity: Entity, content_type: ContentType, budget: Budget) -> tuple[Entity, list[tuple[int, int]]]:
+def parts_of(
+    entity: Entity, content_type: ContentType, budget: Budget, *, strict: bool = False
+) -> tuple[Entity, list[tuple[int, int]]]:
     """The parts of a multipart and the entity they are positions in (see `with_crlf`). Raises MimeError.
 
     So does white space before a colon: some readers take such a line for the end of the header, and see other parts.
+    If `strict`, as it must be wherever a part shall count as signed, so does everything else that readers differ on.
     """
     if entity.transfer_encoding() not in _IDENTITY:  # RFC 2045 §6.4
         raise MimeError("encoded multipart")
     if any(field.is_obsolete for field in entity.fields):
         raise MimeError("white space before a colon")
+    if strict and not content_type.is_plain:
+        raise MimeError("parameters that readers take apart differently")
+    if strict and header_has_odd_lines(entity):
+        raise MimeError("control character")
     entity = with_crlf(entity)
-    return entity, split_multipart(entity, content_type.parameters.get("boundary", ""), budget)
+    boundary = content_type.parameters.get("boundary", "")
+    return entity, split_multipart(entity, boundary, budget, strict=strict)
+
+
+def crooked_header(entity: Entity) -> str:
+    """What in its header readers take for the end of a line or of the header, or not, as they like; empty when there
+    is nothing. Around a signature that must not be: it would cover less, or something else, than people are shown."""
+    if any(field.is_obsolete for field in entity.fields):
+        return "white space before a colon"
+    return "control character" if header_has_odd_lines(entity) else ""
 
 
 def sole_child(entity: Entity, content_type: ContentType, budget: Budget) -> Entity | None:
@@ -137,7 +194,7 @@ def sole_child(entity: Entity, content_type: ContentType, budget: Budget) -> Ent
         if content_type.media_type != "multipart/mixed":
             return None
         try:
-            entity, (part,) = parts_of(entity, content_type, budget.few(1))
+            entity, (part,) = parts_of(entity, content_type, budget.few(1), strict=True)
             entity = parse_entity(entity.source, *part)
             content_type = entity.content_type()
         except ValueError:
@@ -153,15 +210,17 @@ def clear_signed(entity: Entity, content_type: ContentType, budget: Budget) -> C
     `micalg` is not looked at: the CMS says what was hashed. Raises LayerError.
     """
     try:
-        outer, ranges = parts_of(entity, content_type, budget.few(2))
+        outer, ranges = parts_of(entity, content_type, budget.few(2), strict=True)
         if len(ranges) != 2:
             raise MimeError("not two parts")
         (start, stop), signature_range = ranges
         signature = parse_entity(outer.source, *signature_range)
+        if problem := crooked_header(signature):
+            raise MimeError(problem)
         signature_type = signature.content_type()
         if layer_of(signature, signature_type) is not Layer.SIGNATURE:
             raise MimeError("type of the second part")
-        cms = read_cms(signature.decoded())
+        cms = read_cms_of(signature)
     except (MimeError, DerError) as problem:
         raise LayerError("malformed-signature", str(problem)) from None
     if not isinstance(cms, Signed):
@@ -169,8 +228,4 @@ def clear_signed(entity: Entity, content_type: ContentType, budget: Budget) -> C
     if cms.content is not None:
         # two contents under one signature: readers would differ on which one was signed
         raise LayerError("content-in-detached-signature")
-    content: memoryview = memoryview(outer.source)[start:stop]
-    contents: tuple[Buffer, ...] = (content,)
-    if outer is not entity:  # some sign the lines as they have them
-        contents = (content, bytes(content).replace(b"\r\n", b"\n"))
-    return ClearSigned(contents, cms, outer.source, start, stop)
+    return ClearSigned(memoryview(outer.source)[start:stop], cms, outer.source, start, stop)

@@ -67,6 +67,9 @@ class ContentType:
     """Lower case, `type/subtype`."""
     parameters: dict[str, str]
     """Names in lower case; the first of two with the same name wins."""
+    is_plain: bool = True
+    """Written so that every reader takes it apart alike: after the type nothing but `name=token` and `name="text"`.
+    Many take unquoted specials for the end of a value, or give up at the first crooked parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +151,11 @@ def parse_entity(source: bytes | bytearray, start: int = 0, stop: int | None = N
         if lines and line[:1] not in (b" ", b"\t"):
             fields.append(_field(lines))
             lines = []
+            if len(fields) == MAX_FIELDS:
+                raise MimeError("too many header fields")
         lines.append(line)
     if lines:
         fields.append(_field(lines))
-    if len(fields) > MAX_FIELDS:
-        raise MimeError("too many header fields")
     return Entity(tuple(fields), source, start, body, stop)
 
 
@@ -215,6 +218,7 @@ def _parse_type(value: str) -> ContentType:
         raise MimeError("empty content type")
     parameters: dict[str, str] = {}
     boundaries = 0
+    is_plain = _is_plain(words, rest) and "\\" not in value
     for group in rest:
         name, equals, text = (*(word for word in group if word not in _BLANKS), "", "", "")[:3]
         boundaries += name.lower().partition("*")[0] == "boundary"
@@ -230,7 +234,28 @@ def _parse_type(value: str) -> ContentType:
     decoded = _decode_rfc2231(parameters)
     if boundaries > 1 or "(" in words or "\\" in value or "boundary" not in parameters:
         decoded.pop("boundary", None)
-    return ContentType(media_type, decoded)
+    return ContentType(media_type, decoded, is_plain)
+
+
+_SPECIALS = frozenset('()<>@,;:\\"/[]?=')
+
+
+def _is_token(word: str) -> bool:
+    return word.isascii() and word.isprintable() and word[0] not in _SPECIALS and word != " "
+
+
+def _is_plain(words: list[str], parameters: list[list[str]]) -> bool:
+    """Whether the type is followed by parameters exactly as RFC 2045 §5.1 has them; one semicolon at the end is met
+    often and harms nobody."""
+    kind = _trimmed(words[: words.index(";")] if ";" in words else words)
+    if len(kind) != 3 or kind[1] != "/" or not (_is_token(kind[0]) and _is_token(kind[2])):
+        return False
+    if parameters and not parameters[-1]:
+        parameters = parameters[:-1]
+    return all(
+        len(group) == 3 and _is_token(group[0]) and group[1] == "=" and (group[2][0] == '"' or _is_token(group[2]))
+        for group in parameters
+    )
 
 
 _known_type = lru_cache(maxsize=256)(_parse_type)
@@ -381,13 +406,16 @@ class Budget:
             raise MimeError("too many delimiters of another kind")
 
 
-def split_multipart(entity: Entity, boundary: str, budget: Budget | None = None) -> list[tuple[int, int]]:
+def split_multipart(
+    entity: Entity, boundary: str, budget: Budget | None = None, *, strict: bool = False
+) -> list[tuple[int, int]]:
     """Where the body parts between the delimiters begin and end in `entity.source` (RFC 2046 §5.1.1).
 
     The CRLF before a delimiter belongs to the delimiter. Preamble and epilogue are dropped. Raises MimeError when the
     boundary is not one, when the closing delimiter is missing or when `budget` (1,000 parts) is spent; and when a
     lenient reader would split elsewhere: at a delimiter on a line with a bare CR or LF, with endless padding, or, in
-    preamble and epilogue, with more text behind.
+    preamble and epilogue, with more text behind. If `strict`, with more text behind anywhere: RFC 2046 §5.1.2 lets
+    readers take a line that only begins like a delimiter for one, and some do.
     """
     if not 0 < len(boundary) <= 70 or not boundary.isascii():
         raise MimeError("boundary")
@@ -410,7 +438,7 @@ def split_multipart(entity: Entity, boundary: str, budget: Budget | None = None)
         closing = rest.startswith(b"--")
         padding = rest[2 if closing else 0 :].lstrip(b" \t")
         if padding or closed or not (line_end or position + len(rest) == stop):
-            if part_start < 0 or closed or padding[:1] in (b"", b"\r", b"\n"):
+            if strict or part_start < 0 or closed or padding[:1] in (b"", b"\r", b"\n"):
                 raise MimeError("ambiguous delimiter")
             budget.spend_miss()  # a longer boundary that begins like ours
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from smime.mime import Entity, Field, MimeError
 
 _FIELD_CONTROLS = bytes(octet for octet in range(32) if octet not in (9, 10)) + b"\x7f"
+_ODD_LINE_ENDS = b"\r\x0b\x0c\x1c\x1d\x1e"
 _BODY_CONTROLS = bytes(octet for octet in range(32) if octet not in (9, 10, 12, 13, 27)) + b"\x7f"
 
 
@@ -12,6 +13,13 @@ def has_controls(field: Field) -> bool:
     """Control characters, a CR that ends no line among them."""
     text = field.raw.replace(b"\r\n", b"\n")
     return len(text.translate(None, _FIELD_CONTROLS)) != len(text)
+
+
+def header_has_odd_lines(entity: Entity) -> bool:
+    """Whether its header has anything but LF and CRLF that some readers end lines at. NUL and the like end none: they
+    are looked for in the fields where they matter."""
+    header = bytes(entity.source[entity.start : entity.body_start]).replace(b"\r\n", b"\n")
+    return len(header.translate(None, _ODD_LINE_ENDS)) != len(header)
 
 
 def has_illegal_octets(field: Field) -> bool:

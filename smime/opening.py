@@ -15,11 +15,22 @@ from cryptography import x509
 
 from smime import canonical, header_protection
 from smime.addresses import AddressError, from_addresses, imitated, matches, normalised
-from smime.cms_read import Compressed, Enveloped, Signed, read_cms
+from smime.cms_read import Compressed, Enveloped, Signed
 from smime.compressed import decompress
-from smime.decrypting import CannotOpenError, decrypt_content
+from smime.decrypting import CannotOpenError, CannotOpenYetError, decrypt_content
 from smime.header_protection import Claim
-from smime.layers import Layer, LayerError, clear_signed, layer_of, sole_child
+from smime.layers import (
+    CMS_TYPES,
+    Layer,
+    LayerError,
+    NoCmsError,
+    clear_signed,
+    crooked_header,
+    is_wrapper,
+    layer_of,
+    read_cms_of,
+    sole_child,
+)
 from smime.mime import Budget, Buffer, ContentType, Entity, MimeError, parse_entity
 from smime.octets import has_controls, has_illegal_octets, has_illegal_text
 from smime.parts import Parts, examine
@@ -43,6 +54,9 @@ from trust.der import DerError
 from trust.keys import Decryptor
 
 MAX_LAYERS = 8
+CANNOT_OPEN = Finding("cannot-open")
+KEY_UNAVAILABLE = Finding("key-unavailable")
+"""The finding that tells the one failure to decrypt which is not the message's: the key cannot be used now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +64,13 @@ class Opened:
     """What came out of a message."""
 
     entity: bytes
-    """The message to hand on. Was it encrypted or compressed: the outer header with its Content-* fields replaced by
-    those of the entity inside, and that entity's body untouched. Where the sender protected the header and From is the
-    same inside and outside, his fields stand in the place of the outer ones. Else, and when decryption failed: the
-    message unchanged."""
+    """The message to hand on. Was it encrypted, compressed or TNEF: the outer header with its Content-* fields replaced
+    by those of the entity inside, and that entity's body as it was judged, in lines that end with CRLF and can travel
+    (`smime.canonical.for_the_road`). Where the sender protected the header and From is the same inside and outside, his
+    fields stand in the place of the outer ones. Else, and when decryption failed: the message unchanged."""
     content: memoryview
-    """The innermost MIME entity, header included, with every layer that could be peeled gone: what people read."""
+    """The innermost MIME entity, header included, with every layer that could be peeled gone: what people read, octet
+    for octet as it was inside that layer."""
     verdict: MessageVerdict
 
 
@@ -107,7 +122,12 @@ class _Opening:
         self._from: tuple[str, ...] = ()
         self._sender: tuple[str, ...] = ()
         self._from_differs = False
-        self._obsolete = False
+        self._crooked = ""
+        """What readers may take differently in a header that no signature covers."""
+        self._around = False
+        """Whether the signature that counts so far covers a ciphertext and nothing inside it."""
+        self._file = False
+        """Whether the signature that counts is over something that is no mail."""
         self._decryption = DecryptionResult.NOT_ENCRYPTED
         self._algorithm = ""
         self._authenticated = False
@@ -116,6 +136,10 @@ class _Opening:
         self._sealed = False
         """Whether a signature covers what comes next, and would be lost if that took the body's place."""
         self._innermost: memoryview = memoryview(message)
+        self._refitted: Entity | None = None
+        """What came out of a layer unfit for the road, and is judged and handed on as something that is fit."""
+        self._exact: bytes | bytearray = b""
+        """That, as it came out."""
         self._claim = Claim(HeaderProtectionScheme.NONE)
         self._parts = Parts()
         self._signature = SignatureResult.NOT_SIGNED
@@ -154,9 +178,9 @@ class _Opening:
 
     def peel(self, outer: Entity) -> None:
         entity: Entity | None = outer
-        self._obsolete = any(field.is_obsolete for field in outer.fields)
         while entity is not None:
-            self._innermost = entity.whole
+            self._innermost = memoryview(self._exact) if entity is self._refitted else entity.whole
+            self._crooked = self._crooked or crooked_header(entity)
             try:
                 content_type = entity.content_type()
             except MimeError as problem:
@@ -166,7 +190,7 @@ class _Opening:
             if layer is None and (child := sole_child(entity, content_type, self._budget)) is not None:
                 entity = child
                 continue
-            if layer is None and not (content_type.media_type == "message/rfc822" and self._is_protected()):
+            if layer is None and not (is_wrapper(entity, content_type) and self._is_protected()):
                 self._arrived(entity, content_type)
                 return
             if len(self._layers) == MAX_LAYERS:
@@ -216,7 +240,6 @@ class _Opening:
             self.note("malformed-header", str(problem))
             self._layer(LayerVerdict(LayerKind.MESSAGE))
             return None
-        self._obsolete = self._obsolete or any(field.is_obsolete for field in inner.fields)
         self._claim = header_protection.wrapped(inner)
         self._inner_from(inner)
         if not self._sealed and not self._from_differs:
@@ -234,28 +257,37 @@ class _Opening:
         if not found or set(found) != set(self._from):
             self.note("from-differs-inside")
             self._from_differs = True
+        if imitated(inner, found):
+            self.note("address-in-display-name")
         self._from = found
 
     def _tnef(self, entity: Entity, content_type: ContentType) -> Entity | None:
         """Exchange's wrapping: what is signed or encrypted is the one file in it."""
         try:
             inner = smime_attachment(entity.decoded())
+            if inner is not None:
+                inner = self._fitted(inner.source) or inner
         except (MimeError, TnefError):
             self.note("malformed-tnef")
             return None
         if inner is None:
             self._arrived(entity, content_type)
             return None
-        if not self._sealed and inner.content_type().media_type == "multipart/signed":
-            self._emitted = inner
+        if not self._sealed:
+            self._emitted = inner  # the rest of the stream has a text of its own, which nobody signed
         self._layer(LayerVerdict(LayerKind.TNEF))
         return inner
 
     def _cms(self, entity: Entity, content_type: ContentType, layer: Layer) -> Entity | None:
         """CMS says itself what it is, `smime-type` need not."""
         try:
-            cms = read_cms(entity.decoded())
-        except (MimeError, DerError):
+            cms = read_cms_of(entity)
+        except (MimeError, DerError) as problem:
+            if isinstance(problem, NoCmsError) and layer is Layer.CMS and content_type.media_type not in CMS_TYPES:
+                # only its name says S/MIME, and nothing in it: a file like any other
+                self.note("malformed-cms")
+                self._arrived(entity, content_type)
+                return None
             claimed = content_type.parameters.get("smime-type", "").lower()
             if layer is Layer.SIGNATURE or claimed == "signed-data":
                 self._sign_failed(LayerKind.OPAQUE_SIGNED, "malformed-signature")
@@ -276,19 +308,24 @@ class _Opening:
         self.note("unknown-content", cms.content_type)
         return None
 
-    def _cannot_open(self, kind: LayerKind = LayerKind.ENCRYPTED) -> None:
+    def _cannot_open(self, kind: LayerKind = LayerKind.ENCRYPTED, finding: Finding = CANNOT_OPEN) -> None:
         self._decryption = DecryptionResult.FAILED
         self._emitted = None
         self._algorithm, self._authenticated = "", False
         self._claim = Claim(HeaderProtectionScheme.NONE)
-        self.note("cannot-open")
+        self.note(finding.code)
         self._layer(LayerVerdict(kind, DecryptionResult.FAILED))
 
     def _enveloped(self, cms: Enveloped) -> Entity | None:
         kind = LayerKind.AUTH_ENCRYPTED if cms.authenticated else LayerKind.ENCRYPTED
         try:
             decrypted = decrypt_content(cms, self._decryptors, self._policy)
-            inner = parse_entity(decrypted.content)
+            found = parse_entity(decrypted.content)
+            self._sealed = False
+            inner = self._fitted(decrypted.content) or found
+        except CannotOpenYetError:
+            self._cannot_open(kind, KEY_UNAVAILABLE)
+            return None
         except (CannotOpenError, MimeError):
             # what is no MIME entity is most likely the work of a wrong key: it goes the same way, with the same words
             self._cannot_open(kind)
@@ -297,16 +334,17 @@ class _Opening:
         self._decryption = DecryptionResult.DECRYPTED
         self._algorithm = decrypted.algorithm
         self._authenticated = decrypted.authenticated and (first_layer or self._authenticated)
-        self._emitted, self._sealed = inner, False
+        self._emitted = inner
         for finding in decrypted.findings:
             self.note(finding.code, finding.detail)
         if self._signature is not SignatureResult.NOT_SIGNED:
             self.note("signed-outside-encryption")  # its signer need not have known what is inside
+            self._around = True
         if not decrypted.authenticated:
             self.note("unauthenticated-encryption", decrypted.algorithm)
-        if any(has_illegal_octets(field) for field in inner.fields):
+        if any(has_illegal_octets(field) for field in found.fields):
             self.note("illegal-header-characters")
-        if not decrypted.authenticated and has_illegal_text(inner):
+        if not decrypted.authenticated and has_illegal_text(found):
             self.note("illegal-body-characters")
         self._layer(
             LayerVerdict(
@@ -327,13 +365,24 @@ class _Opening:
             self.note(content.code, content.detail)
         else:
             try:
-                inner = parse_entity(content)
+                inner = self._fitted(content) or parse_entity(content)
             except MimeError:
                 self.note("compressed-content-is-no-entity")
         if inner is not None and not self._sealed:
             self._emitted = inner
         self._layer(LayerVerdict(LayerKind.COMPRESSED))
         return inner
+
+    def _fitted(self, content: bytes | bytearray) -> Entity | None:
+        """What came out of a layer as it can be handed on; None when it can as it is, or is not handed on by itself.
+        Raises MimeError."""
+        if self._sealed:
+            return None
+        fit = canonical.for_the_road(content)
+        if fit is content:
+            return None
+        self._refitted, self._exact = parse_entity(fit), content
+        return self._refitted
 
     def _opaque(self, cms: Signed) -> Entity | None:
         if cms.content is None:
@@ -343,23 +392,28 @@ class _Opening:
                 self.note("no-signers")
                 self._layer(LayerVerdict(LayerKind.CERTIFICATES))
             return None
+        if self._crooked:
+            self._sign_failed(LayerKind.OPAQUE_SIGNED, "malformed-signature", self._crooked)
+            return None
         content = bytes(cms.content)
-        self._signed(LayerKind.OPAQUE_SIGNED, cms, (content,))
+        inner: Entity | None = None
         try:
-            return parse_entity(content)
+            inner = parse_entity(content)
         except MimeError:
             self.note("signed-content-is-no-entity")
-            return None
+        self._signed(LayerKind.OPAQUE_SIGNED, cms, content)
+        self._file = inner is None and bool(cms.signers)
+        return inner
 
     def _clear_signed(self, entity: Entity, content_type: ContentType) -> Entity | None:
         try:
-            if self._obsolete:
-                raise LayerError("malformed-signature", "white space before a colon")
+            if self._crooked:
+                raise LayerError("malformed-signature", self._crooked)
             found = clear_signed(entity, content_type, self._budget)
         except LayerError as problem:
             self._sign_failed(LayerKind.CLEAR_SIGNED, problem.code, problem.detail)
             return None
-        self._signed(LayerKind.CLEAR_SIGNED, found.signed, found.contents)
+        self._signed(LayerKind.CLEAR_SIGNED, found.signed, found.content)
         try:
             return found.entity()
         except MimeError as problem:
@@ -385,9 +439,10 @@ class _Opening:
             self.note("header-protection-void")
         if self._signature is not SignatureResult.NOT_SIGNED:
             self.note("outer-signature", self._signature.value)
+        self._around = False
 
-    def _signed(self, kind: LayerKind, cms: Signed, contents: Sequence[Buffer]) -> None:
-        signers = self._judge(cms, contents, self._from)
+    def _signed(self, kind: LayerKind, cms: Signed, content: Buffer) -> None:
+        signers = self._judge(cms, content, self._from)
         if not signers:
             self.note("no-signers")
             self._layer(LayerVerdict(kind))
@@ -400,23 +455,28 @@ class _Opening:
                 self.note("signer-is-sender")  # RFC 8550 §3 lets readers compare Sender too: reported, not accepted
         self._layer(LayerVerdict(kind, signature=self._signature, signers=signers))
 
-    def _judge(
-        self, cms: Signed, contents: Sequence[Buffer], from_addresses: tuple[str, ...]
-    ) -> tuple[SignerVerdict, ...]:
-        """The signers' verdicts over the first of `contents` that they signed; all are forms of the same lines."""
+    def _judge(self, cms: Signed, content: Buffer, from_addresses: tuple[str, ...]) -> tuple[SignerVerdict, ...]:
+        """The signers' verdicts over `content`; when it is detached and fails, over the same lines ended by LF alone.
+
+        Some sign the lines as they have them on their disk. On the road they get their CRLF, which must not change the
+        verdict: it is the same for what came, for what is handed on, and for whoever opens that again.
+        """
         expected = Expectation(self._validator, self._at, from_addresses, self._published, self._policy)
-        signers = verify_signed(cms, [contents[0]], expected)
-        for content in contents[1:]:
-            if worst(signers) is SignatureResult.INVALID:
-                others = verify_signed(cms, [content], expected)
-                signers = others if worst(others) is not SignatureResult.INVALID else signers
+        signers = verify_signed(cms, [content], expected)
+        if cms.content is None and worst(signers) is SignatureResult.INVALID:
+            others = verify_signed(cms, [bytes(content).replace(b"\r\n", b"\n")], expected)
+            signers = others if worst(others) is not SignatureResult.INVALID else signers
         return signers
 
     # --- The end -----------------------------------------------------------------------------------------------------
 
     def opened(self, outer: Entity | None) -> Opened:
         if self._from_differs:
-            self._refuse_borrowed_names()
+            self._refuse("from-differs-inside")
+        if self._around and self._decryption is DecryptionResult.DECRYPTED:
+            self._refuse("signed-outside-encryption")
+        if self._file:
+            self._refuse("signed-content-is-no-entity")
         protection = HeaderProtection(self._claim.scheme)
         header: list[bytes] | None = None
         if outer is not None and self._claim.scheme is not HeaderProtectionScheme.NONE:
@@ -455,24 +515,33 @@ class _Opening:
             return True
         return self._authenticated and self._signature in (SignatureResult.NOT_SIGNED, SignatureResult.UNTRUSTED)
 
-    def _refuse_borrowed_names(self) -> None:
-        """A genuine message of one sender under the From of another is valid for neither."""
-        self._signers = _mismatched(self._signers)
+    def _refuse(self, code: str) -> None:
+        """A sound signature that is not From's word for this mail.
+
+        `from-differs-inside`: a genuine message of one sender under the From of another is valid for neither.
+        `signed-outside-encryption`: when nothing inside the innermost encryption is signed, its signer vouches for a
+        ciphertext, which he may have taken from somebody else's mail without being able to read it (RFC 8551 §3.7
+        leaves the order to senders and warns readers). That he has signed his own cannot be told from that. In a triple
+        wrap the signature inside counts.
+        `signed-content-is-no-entity`: a signed file, such as a CAdES document, can be taken from anywhere and sent
+        under a header of anybody's making; the layer by itself keeps its verdict, for the file.
+        """
+        self._signers = _mismatched(self._signers, code)
         if self._signature is SignatureResult.VALID:
             self._signature = SignatureResult.MISMATCH
         for index, layer in enumerate(self._layers):
-            if layer.signature is SignatureResult.VALID:
+            if layer.signature is SignatureResult.VALID and code != "signed-content-is-no-entity":
                 self._layers[index] = dataclasses.replace(
-                    layer, signature=SignatureResult.MISMATCH, signers=_mismatched(layer.signers)
+                    layer, signature=SignatureResult.MISMATCH, signers=_mismatched(layer.signers, code)
                 )
 
 
-def _mismatched(signers: tuple[SignerVerdict, ...]) -> tuple[SignerVerdict, ...]:
+def _mismatched(signers: tuple[SignerVerdict, ...], code: str) -> tuple[SignerVerdict, ...]:
     return tuple(
         dataclasses.replace(
             signer,
             result=SignatureResult.MISMATCH,
-            findings=(*signer.findings, Finding("from-differs-inside")),
+            findings=(*signer.findings, Finding(code)),
         )
         if signer.result is SignatureResult.VALID
         else signer

@@ -7,12 +7,21 @@ would meet the others in one document (EFAIL).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from smime.addresses import AddressError, from_addresses
-from smime.cms_read import Enveloped, Signed, read_cms
-from smime.layers import MAX_DEPTH, Layer, LayerError, clear_signed, layer_of, parts_of
+from smime.cms_read import Enveloped, Signed
+from smime.layers import (
+    MAX_DEPTH,
+    Layer,
+    LayerError,
+    clear_signed,
+    crooked_header,
+    layer_of,
+    parts_of,
+    read_cms_of,
+)
 from smime.mime import Budget, Buffer, ContentType, Entity, MimeError, parse_entity
 from smime.verdict import Finding, LayerKind, PartVerdict, SignatureResult, SignerVerdict, worst
 from trust.der import DerError
@@ -22,7 +31,7 @@ MAX_SIGNED_PARTS = 8
 MAX_FIELDS = 20_000
 """In the headers of all parts together."""
 
-Judge = Callable[[Signed, Sequence[Buffer], tuple[str, ...]], tuple[SignerVerdict, ...]]
+Judge = Callable[[Signed, Buffer, tuple[str, ...]], tuple[SignerVerdict, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +95,14 @@ class _Walk:
     def _look(self, part: _Waiting, content_type: ContentType) -> None:
         kind = content_type.media_type
         layer = layer_of(part.entity, content_type)
+        if problem := crooked_header(part.entity):
+            raise MimeError(problem)
         if layer is Layer.CLEAR_SIGNED:
             self._clear_signed(part, content_type)
         elif layer in (Layer.CMS, Layer.SIGNATURE):
             self._cms(part)
         elif kind.startswith("multipart/"):
-            entity, ranges = parts_of(part.entity, content_type, self._budget)
+            entity, ranges = parts_of(part.entity, content_type, self._budget, strict=True)
             prefix = f"{part.section}." if part.section else ""
             self._waiting += [
                 _Waiting(
@@ -113,26 +124,26 @@ class _Walk:
             self.findings.append(Finding(problem.code, part.section))
             self._cover(part, LayerKind.CLEAR_SIGNED, ())
             return
-        self._signed(part, LayerKind.CLEAR_SIGNED, found.signed, found.contents)
+        self._signed(part, LayerKind.CLEAR_SIGNED, found.signed, found.content)
 
     def _cms(self, part: _Waiting) -> None:
         try:
-            cms = read_cms(part.entity.decoded())
+            cms = read_cms_of(part.entity)
         except DerError:
             cms = None
         if isinstance(cms, Signed) and cms.content is not None and cms.signers:
-            self._signed(part, LayerKind.OPAQUE_SIGNED, cms, (bytes(cms.content),))
+            self._signed(part, LayerKind.OPAQUE_SIGNED, cms, bytes(cms.content))
             return
         if isinstance(cms, Enveloped):
             self.findings.append(Finding("encrypted-part-beside-others", _name(part)))
         self.uncovered.append(_name(part))
 
-    def _signed(self, part: _Waiting, kind: LayerKind, cms: Signed, contents: Sequence[Buffer]) -> None:
+    def _signed(self, part: _Waiting, kind: LayerKind, cms: Signed, content: Buffer) -> None:
         if len(self.covered) == MAX_SIGNED_PARTS:
             self.findings.append(Finding("too-many-signed-parts"))
             self.uncovered.append(_name(part))
             return
-        signers = self._judge(cms, contents, part.sender)
+        signers = self._judge(cms, content, part.sender)
         if signers:
             self._cover(part, kind, signers)
         else:

@@ -13,7 +13,7 @@ from enum import Enum
 from cryptography import x509
 
 from smime import oids
-from smime.cms_read import Compressed, Enveloped, Signed, read_cms
+from smime.cms_read import Compressed, Enveloped, Signed
 from smime.compressed import decompress
 from smime.decrypting import CannotOpenError, decrypt_content
 from smime.describing import (
@@ -25,7 +25,18 @@ from smime.describing import (
     printable,
 )
 from smime.forms import Block, Encoding, encoding_of
-from smime.layers import Layer, LayerError, clear_signed, layer_of, parts_of, sole_child
+from smime.layers import (
+    CMS_TYPES,
+    Layer,
+    LayerError,
+    NoCmsError,
+    clear_signed,
+    is_wrapper,
+    layer_of,
+    parts_of,
+    read_cms_of,
+    sole_child,
+)
 from smime.mime import Budget, Buffer, ContentType, Entity, MimeError, parse_entity
 from smime.opening import MAX_LAYERS
 from smime.policy import ReadPolicy
@@ -43,6 +54,8 @@ class SignatureTold(Enum):
 
     SOUND = "sound"
     """Cryptographically right; the path was not validated, for want of anchors."""
+    UNCHECKED = "unchecked"
+    """A signature file alone; what it signs is not at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +97,8 @@ class LayerTold:
 
     @property
     def is_encrypted(self) -> bool:
-        """Or claims to be."""
-        if self.encryption is not None:
-            return True
-        return self.found == UNREADABLE and self.claimed_smime_type in ("enveloped-data", "authenveloped-data")
+        """Or is taken for it, unreadable as it is."""
+        return self.encryption is not None or self.opened is False
 
 
 @dataclass(slots=True)
@@ -152,7 +163,7 @@ class _Peeling:
             return
         self.peeled.has_from = bool(entity.values("from"))
         while entity is not None:
-            self.peeled.inside = ("", entity.stop - entity.body_start)
+            self.peeled.inside = ("", 0)
             try:
                 content_type = entity.content_type()
                 encoding = entity.transfer_encoding()
@@ -162,7 +173,7 @@ class _Peeling:
             if layer is None and (child := sole_child(entity, content_type, self._budget)) is not None:
                 entity = child
                 continue
-            wrapped = content_type.media_type == "message/rfc822" and self._protected
+            wrapped = is_wrapper(entity, content_type) and self._protected
             if (layer is None and not wrapped) or len(self.peeled.layers) == MAX_LAYERS:
                 self.peeled.inside = (content_type.media_type, entity.stop - entity.body_start)
                 return
@@ -180,7 +191,7 @@ class _Peeling:
             return self._clear_signed(entity, content_type)
         if layer is Layer.TNEF:
             return self._tnef(entity, content_type)
-        return self._cms(entity)
+        return self._cms(entity, content_type, layer)
 
     def _entity(self, source: bytes | bytearray, start: int = 0, stop: int | None = None) -> Entity | None:
         """What is inside a layer; noted as it is when it is no entity."""
@@ -262,18 +273,25 @@ class _Peeling:
         )
         return self._entity(found.source, found.start, found.stop)
 
-    def _cms(self, entity: Entity) -> Entity | None:
+    def _cms(self, entity: Entity, content_type: ContentType, layer: Layer) -> Entity | None:
         try:
             data = entity.decoded()
-            cms = read_cms(data)
+            cms = read_cms_of(entity)
         except (MimeError, DerError) as problem:
-            self._note("malformed-cms", str(problem))
-            self.peeled.explained = True
-            self._add(UNREADABLE, problem=str(problem), opened=False)
+            if isinstance(problem, NoCmsError) and layer is Layer.CMS and content_type.media_type not in CMS_TYPES:
+                self.peeled.inside = (content_type.media_type, entity.stop - entity.body_start)
+                return None
+            # as the gateway has it: what cannot be read was encrypted, unless it says itself that it was not
+            claimed = content_type.parameters.get("smime-type", "").lower()
+            plain = layer is Layer.SIGNATURE or claimed in ("signed-data", "certs-only", "compressed-data")
+            if not plain:
+                self._note("malformed-cms", str(problem))
+                self.peeled.explained = True
+            self._add(UNREADABLE, problem=str(problem), opened=None if plain else False)
             return None
         encoding = _encoding(data)
         if isinstance(cms, Enveloped):
-            return self._enveloped(cms, encoding)
+            return self._enveloped(cms, encoding, closed=layer is Layer.SIGNATURE)
         if isinstance(cms, Signed):
             return self._opaque(cms, encoding)
         if isinstance(cms, Compressed):
@@ -300,15 +318,16 @@ class _Peeling:
         )
         return None if isinstance(content, Finding) else self._entity(content)
 
-    def _enveloped(self, cms: Enveloped, encoding: Encoding | None) -> Entity | None:
+    def _enveloped(self, cms: Enveloped, encoding: Encoding | None, *, closed: bool) -> Entity | None:
+        """`closed`: it calls itself a signature, and is opened no more than the gateway does."""
         told = describe_enveloped(cms, self._own)
         content: bytearray | None = None
-        if self._decryptors:
+        if self._decryptors and not closed:
             try:
                 content = decrypt_content(cms, self._decryptors, self._policy).content
             except CannotOpenError:
                 self._explain(told)
-        else:
+        elif not closed:
             self._obstacles(told)
             self._note("encrypted-not-opened")
             self.peeled.explained = True
@@ -349,20 +368,19 @@ class _Peeling:
         elif (
             told.oid not in _OTHERS
             or (told.oid == oids.DES_EDE3_CBC and not self._policy.triple_des)
-            or (told.algorithm.endswith("-cbc") and not self._policy.cbc)
+            or (told.oid in _CBC and not self._policy.cbc)
         ):
             self._note("cipher-not-admitted", told.algorithm)
 
 
 _GCM = (oids.AES128_GCM, oids.AES192_GCM, oids.AES256_GCM)
+_CBC = (oids.AES128_CBC, oids.AES192_CBC, oids.AES256_CBC)
 _OTHERS = (
+    *_CBC,
     oids.AES128_CCM,
     oids.AES192_CCM,
     oids.AES256_CCM,
     oids.CHACHA20_POLY1305,
-    oids.AES128_CBC,
-    oids.AES192_CBC,
-    oids.AES256_CBC,
     oids.DES_EDE3_CBC,
 )
 

@@ -36,6 +36,20 @@ NO_ENCRYPTION_CERTIFICATE = Refusal(
 )
 """Encryption is mandatory and impossible: the message is never sent in the clear instead."""
 
+REVOCATION_UNKNOWN = Refusal(
+    code="smime.revocation-unknown",
+    smtp=451,
+    enhanced="4.7.5",
+    hl7=HL7Code.AR,
+    condition="207",
+    application="451",
+    text="Whether the recipient's certificate is revoked is not known at the moment; nothing needs to be done, "
+    "it is tried again.",
+    text_fr="On ne sait pas pour le moment si le certificat du destinataire est révoqué ; rien à faire, "
+    "un nouvel essai suivra.",
+)
+"""Under a hard policy nothing is encrypted to such a certificate; its authority's answer is being fetched."""
+
 NO_SIGNING_KEY = Refusal(
     code="smime.no-signing-key",
     smtp=550,
@@ -91,6 +105,7 @@ DECRYPTION_PAUSED = Refusal(
 CATALOGUE = (
     CANNOT_OPEN,
     NO_ENCRYPTION_CERTIFICATE,
+    REVOCATION_UNKNOWN,
     NO_SIGNING_KEY,
     SIGNER_UNAVAILABLE,
     KEY_UNAVAILABLE,

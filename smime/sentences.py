@@ -10,6 +10,8 @@ SENTENCES = {
     "encrypted-not-opened": "The rest is encrypted and no key was given: give a key of one of the recipients listed.",
     "no-key-of-ours": "None of the recipients is a key at hand: ask the sender to encrypt to the current certificate, "
     "or give the older key it was encrypted to.",
+    "key-unavailable": "The key that might open it cannot be used now, its card or token does not answer: bring it "
+    "back, and the message is tried again.",
     "cannot-open": "It could not be decrypted, and the sender is never told more: compare recipients and algorithms "
     "below with what is read here, else ask for the message to be sent again.",
     "cipher-not-admitted": "This content encryption is not read here: ask the partner for AES-256-GCM, or admit the "
@@ -24,7 +26,7 @@ SENTENCES = {
     "unauthenticated-encryption": "AES-CBC does not show whether the ciphertext was altered on the way: believe the "
     "content only as far as a valid signature inside covers it, and ask the partner for AES-GCM.",
     "signed-outside-encryption": "The signature is around the encryption: its signer need not have known the content, "
-    "so only a signature inside says who wrote it.",
+    "so for the mail it does not count; only a signature inside says who wrote it.",
     "no-usable-recipient": "The content key is sent in ways not read here (password, shared key): ask the partner to "
     "encrypt to a certificate.",
     "encrypted-part-beside-others": "A part is encrypted beside others that are not, as attacks on decryption are "
@@ -42,13 +44,17 @@ SENTENCES = {
     "two messages signed: refused; the sender's product is wrong or somebody is cheating.",
     "malformed-signature": "The signature's structure is not one: it was damaged on the way or badly made; ask for the "
     "message again, as an attachment or opaque signed.",
-    "signed-content-is-no-entity": "What is signed inside is a file and not a MIME entity: the signature counts, but "
-    "mail readers cannot show it.",
+    "signed-content-is-no-entity": "What is signed inside is a file and not a MIME entity: the signature counts "
+    "for the file, but as a mail it is nobody's word, and readers cannot show it.",
     "content-altered": "The content is not what was signed: something between the signer and here changed it, often a "
     "relay that rewrote lines or added a footer; ask for it opaque signed.",
     "signature-wrong": "The signature was not made by the certificate's key over these attributes: do not trust the "
     "message.",
     "digest-algorithm": "The digest algorithm is too weak or not announced: ask the partner for SHA-256 or better.",
+    "algorithm-parameters": "An algorithm comes with parameters that it does not have, as after a change on the way: "
+    "ask for the message again, and report it to the maker of the partner's product if it stays so.",
+    "version": "A version number is not the one the standard has for this structure, as after a change on the way: ask "
+    "for the message again, and report it to the maker of the partner's product if it stays so.",
     "weak-digest": "The signature rests on SHA-1 and only counts because the configuration admits it: ask the partner "
     "for SHA-256.",
     "weak-key": "The signer's key is too short or of a kind that means nothing: the partner needs a new certificate.",
@@ -65,6 +71,8 @@ SENTENCES = {
     "algorithm-protection": "The algorithms are not those the signer protected (RFC 6211): they were exchanged, do not "
     "trust the message.",
     "no-certificate": "The signer's certificate is not in the message: ask the sender to send it along.",
+    "certificates-ignored": "The message brings more or larger certificates than any honest one: those beyond are not "
+    "looked at; if the signer's is among them, ask for the message with its own chain alone.",
     "signing-certificate-attribute": "The signature names another certificate than the one that came: it may have been "
     "exchanged; ask the sender which certificate is right.",
     "signature-algorithm": "The signature algorithm is unknown here or does not fit the key: ask the partner for RSA, "

@@ -7,6 +7,7 @@ the signature itself, which is all a `Signer` is asked for, wherever its key liv
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from smime import oids
 from smime.capabilities import OWN_CAPABILITIES, write_capabilities
+from smime.cms_read import Algorithm
 from smime.identity import identity
+from smime.schemes import Pss, UnsoundError, demanded_pss
 from smime.strength import acceptable
 from smime.suites import DEFAULT_SUITE, RsaSignatureScheme, Suite
 from trust import der
@@ -72,6 +75,7 @@ def _digest(bits: int, oid: str, algorithm: hashes.HashAlgorithm, ecdsa: str) ->
 _SHA256 = _digest(256, oids.SHA256, hashes.SHA256(), oids.ECDSA_WITH_SHA256)
 _SHA384 = _digest(384, oids.SHA384, hashes.SHA384(), oids.ECDSA_WITH_SHA384)
 _SHA512 = _digest(512, oids.SHA512, hashes.SHA512(), oids.ECDSA_WITH_SHA512)
+_DIGESTS = (_SHA256, _SHA384, _SHA512)
 
 
 @lru_cache(maxsize=16)
@@ -111,8 +115,9 @@ def sign_content(
 ) -> bytes:
     """DER of a ContentInfo with a signature over `content`, signing time `at` or now; `content` inside if `attached`.
 
-    The hash is as strong as the key (RFC 5754; RFC 8419 §3 for Ed25519). Raises `UnfitSignerError` when the key is
-    neither RSA of at least 2048 bits nor on an accepted curve, `SignerFailedError` when the signer cannot sign.
+    The hash is as strong as the key (RFC 5754; RFC 8419 §3 for Ed25519). A key for PSS alone (RFC 4055) signs so,
+    whatever the suite says, with the hash its certificate names. Raises `UnfitSignerError` when the key is neither RSA
+    of at least 2048 bits nor on an accepted curve, `SignerFailedError` when the signer cannot sign.
     """
     profile = _profile_of(signer, suite)
     digest = hashlib.new(profile.digest.name, content).digest()
@@ -179,8 +184,12 @@ def _profile(
     pss = False
     if isinstance(key, rsa.RSAPublicKey):
         signature_octets = (key.key_size + 7) // 8
-        if scheme is RsaSignatureScheme.PSS:
-            pss, algorithm = True, _pss(digest)
+        if own.key_algorithm.oid == oids.RSASSA_PSS:
+            pss, digest = True, _demanded_digest(own.key_algorithm)
+        elif scheme is RsaSignatureScheme.PSS:
+            pss = True
+        if pss:
+            algorithm = _pss(digest)
     elif isinstance(key, ec.EllipticCurvePublicKey):
         digest = _SHA256 if key.key_size <= 256 else _SHA384 if key.key_size <= 384 else _SHA512
         algorithm = der.sequence(der.oid(digest.ecdsa))
@@ -205,6 +214,16 @@ def _profile(
         digests=_ONE + der.tlv(der.SET, digest_algorithm),
         certificates=der.tlv(context(0), *sorted(encoded)),
     )
+
+
+def _demanded_digest(certified_as: Algorithm) -> _Digest:
+    """The hash for a key that is for PSS alone (RFC 4055 §3.3). Raises UnfitSignerError."""
+    with suppress(UnsoundError, ValueError):
+        demanded = demanded_pss(certified_as)
+        for digest in _DIGESTS:
+            if demanded.admits(Pss(digest.oid, digest.oid, digest.algorithm.digest_size)):
+                return digest
+    raise UnfitSignerError("the certificate demands parameters of PSS that Relais does not sign with")
 
 
 def _pss(digest: _Digest) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from smime.canonical import base64_pieces
 from smime.mime import Buffer, Entity, parse_entity
 
 MAX_ATTRIBUTES = 10_000
@@ -59,7 +60,7 @@ class _Attachment:
 def smime_attachment(data: Buffer) -> Entity | None:
     """The S/MIME entity in a TNEF stream; None when there is none, or when it is not alone. Raises TnefError.
 
-    A file that is CMS becomes an application/pkcs7-mime entity; a multipart/signed one is an entity already.
+    A file that is CMS becomes an application/pkcs7-mime entity in base64; a multipart/signed one is an entity already.
     """
     attachments = _attachments(memoryview(data))
     if len(attachments) != 1:
@@ -72,8 +73,8 @@ def smime_attachment(data: Buffer) -> Entity | None:
         return entity if entity.content_type().media_type == "multipart/signed" else None
     kinds = ("application/pkcs7-mime", "application/x-pkcs7-mime")
     if only.mime_type.startswith(kinds) or only.name.lower().endswith(".p7m"):
-        header = b"Content-Type: application/pkcs7-mime\r\nContent-Transfer-Encoding: binary\r\n\r\n"
-        return parse_entity(b"".join((header, only.data)))
+        header = b"Content-Type: application/pkcs7-mime\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        return parse_entity(b"".join((header, *base64_pieces(bytes(only.data)))))
     return None
 
 

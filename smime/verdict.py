@@ -26,7 +26,8 @@ class SignatureResult(Enum):
     UNTRUSTED = "untrusted"
     """Sound, but the certificate's path is refused."""
     MISMATCH = "mismatch"
-    """Sound and trusted, but From is not an address of the certificate."""
+    """Sound and trusted, but not From's word for what is read: From is not an address of the certificate, or what is
+    signed is a ciphertext or a file and no mail."""
 
 
 @dataclass(frozen=True, slots=True)

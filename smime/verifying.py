@@ -8,64 +8,33 @@ each step only when the one before held.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Protocol
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from smime import oids
 from smime.addresses import matches
-from smime.cms_read import Algorithm, Attribute, Signed, SignerInfo, read_algorithm
-from smime.identity import identity, same_name
+from smime.capabilities import read_capabilities
+from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Attribute, Signed, SignerInfo, read_algorithm
+from smime.identity import same_name
+from smime.offered import Bundle, Offered
 from smime.policy import DEFAULT_POLICY, ReadPolicy
-from smime.strength import acceptable
+from smime.schemes import HASHES, SHAKE256_OCTETS, UnsoundError, has_its_parameters, holds, label
 from smime.verdict import Finding, SignatureResult, SignerVerdict
 from trust import der
-from trust.certificates import CertificateValidator, Purpose, mail_addresses
+from trust.certificates import CertificateValidator, PathVerdict, Purpose
 from trust.der import Buffer, DerError, Element, context
 
-_HASHES: dict[str, hashes.HashAlgorithm] = {
-    oids.SHA1: hashes.SHA1(),  # only where the policy admits it  # noqa: S303
-    oids.SHA256: hashes.SHA256(),
-    oids.SHA384: hashes.SHA384(),
-    oids.SHA512: hashes.SHA512(),
-}
-_RSA_DIGESTS = {
-    oids.SHA1_WITH_RSA: oids.SHA1,
-    oids.SHA256_WITH_RSA: oids.SHA256,
-    oids.SHA384_WITH_RSA: oids.SHA384,
-    oids.SHA512_WITH_RSA: oids.SHA512,
-}
-_ECDSA_DIGESTS = {
-    oids.ECDSA_WITH_SHA1: oids.SHA1,
-    oids.ECDSA_WITH_SHA256: oids.SHA256,
-    oids.ECDSA_WITH_SHA384: oids.SHA384,
-    oids.ECDSA_WITH_SHA512: oids.SHA512,
-}
-_CURVE_NAMES = {"secp256r1": "p256", "secp384r1": "p384", "secp521r1": "p521"}
-_SHAKE256_OCTETS = 64
-"""What Ed448 signatures take of it (RFC 8419 §3.1, RFC 8702 §3.1)."""
-MAX_PSS_SALT = 512
-MAX_CERTIFICATE_OCTETS = 1 << 16
-"""Real ones have 2,000; what was read of them is remembered for a while."""
-MAX_CAPABILITIES = 64
+MAX_TRIED = 4
+"""Certificates of one name, key identifier or issuer and serial number, that a signature is tried with."""
 
 Content = Iterable[Buffer]
-
-
-class _UnsoundError(Exception):
-    """A rule that makes the signature invalid."""
-
-    def __init__(self, code: str, detail: str = "") -> None:
-        super().__init__(code)
-        self.finding = Finding(code, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +60,8 @@ def verify_signed(signed: Signed, content: Content, expected: Expectation) -> tu
 
     `content` is gone through once, whatever the number of signers.
     """
-    certificates = [loaded for octets in signed.certificates if (loaded := _load(octets)) is not None]
-    digests = _digests(signed, content, expected.policy)
-    return tuple(_judge(info, signed, certificates, digests, expected) for info in signed.signers)
+    judging = _Judging(signed, _digests(signed, content, expected.policy), expected)
+    return tuple([judging.judge(info) for info in signed.signers])
 
 
 def _digests(signed: Signed, content: Content, policy: ReadPolicy) -> dict[str, bytes]:
@@ -101,8 +69,8 @@ def _digests(signed: Signed, content: Content, policy: ReadPolicy) -> dict[str, 
     running = {}
     shakes = {}
     for name in {info.digest.oid for info in signed.signers}:
-        if name in _HASHES and (policy.sha1 or name != oids.SHA1):
-            running[name] = hashlib.new(_HASHES[name].name)
+        if name in HASHES and (policy.sha1 or name != oids.SHA1):
+            running[name] = hashlib.new(HASHES[name].name)
         elif name in (oids.SHAKE256, oids.SHAKE256_LEN):
             shakes[name] = hashlib.shake_256()
     updated: tuple[_Running, ...] = (*running.values(), *shakes.values())
@@ -110,30 +78,17 @@ def _digests(signed: Signed, content: Content, policy: ReadPolicy) -> dict[str, 
         for each in updated:
             each.update(piece)
     digests = {name: each.digest() for name, each in running.items()}
-    return digests | {name: each.digest(_SHAKE256_OCTETS) for name, each in shakes.items()}
+    return digests | {name: each.digest(SHAKE256_OCTETS) for name, each in shakes.items()}
 
 
-@lru_cache(maxsize=256)
-def _load(octets: bytes) -> x509.Certificate | None:
-    """A certificate of the mail; None when it cannot be read, which is as good as absent."""
-    if len(octets) > MAX_CERTIFICATE_OCTETS:
-        return None
-    try:
-        certificate = x509.load_der_x509_certificate(octets)
-        certificate.extensions  # noqa: B018 - read lazily: what is wrong with them shows here
-    except Exception:  # the parser has no common error class, and warnings may be errors
-        return None
-    return certificate
-
-
-class _Judgement:
+class _Known:
     """What is known of one signer by the time a rule stops."""
 
-    def __init__(self) -> None:
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
         self.certificate: x509.Certificate | None = None
         self.signing_time: datetime | None = None
         self.algorithm = ""
-        self.findings: tuple[Finding, ...] = ()
+        self.findings = findings
 
     def invalid(self, finding: Finding) -> SignerVerdict:
         return SignerVerdict(
@@ -147,43 +102,94 @@ class _Judgement:
         )
 
 
-def _judge(
-    info: SignerInfo,
-    signed: Signed,
-    certificates: list[x509.Certificate],
-    digests: dict[str, bytes],
-    expected: Expectation,
-) -> SignerVerdict:
-    known = _Judgement()
-    try:
-        known.algorithm = _label(info)
-        if info.digest.oid == oids.SHA1 and expected.policy.sha1:
-            known.findings = (Finding("weak-digest", "sha1"),)
-        known.signing_time = _check_attributes(info, signed, digests)
-        certificate = known.certificate = _certificate_of(info, certificates)
-        key = certificate.public_key()
-        known.algorithm = _label(info, key)
-        if identity(certificate).explicit_curve or not (acceptable(key) or isinstance(key, ed448.Ed448PublicKey)):
-            raise _UnsoundError("weak-key")
-        _check_signature(info, key)
-    except _UnsoundError as problem:
-        return known.invalid(problem.finding)
-    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
-        return known.invalid(Finding("malformed-signature"))
-    path = expected.validator.validate(certificate, certificates, Purpose.MAIL_SIGNATURE, expected.at)
-    addresses = (*mail_addresses(certificate), *expected.published_addresses(certificate))
-    findings = known.findings
-    if not path.ok:
-        result = SignatureResult.UNTRUSTED
-        findings += (Finding("path-refused", path.rule),)
-    elif expected.from_addresses and all(matches(address, addresses) for address in expected.from_addresses):
-        result = SignatureResult.VALID
-    else:
-        result = SignatureResult.MISMATCH
-        findings += (_mismatch(expected.from_addresses, addresses),)
-    return SignerVerdict(
-        certificate, result, path, addresses, known.signing_time, findings, known.algorithm, _capabilities(info)
-    )
+class _Judging:
+    """One message's signers, and what is the same for all of them."""
+
+    def __init__(self, signed: Signed, digests: dict[str, bytes], expected: Expectation) -> None:
+        self._signed = signed
+        self._digests = digests
+        self._expected = expected
+        self._bundle = Bundle(signed.certificates)
+        self._paths: dict[bytes, PathVerdict] = {}
+        """By the DER of the signer's certificate."""
+
+    def judge(self, info: SignerInfo) -> SignerVerdict:
+        ignored = self._bundle.ignored
+        known = _Known((Finding("certificates-ignored", str(ignored)),) if ignored else ())
+        try:
+            known.algorithm = label(info.algorithm, info.digest.oid)
+            if info.digest.oid == oids.SHA1 and self._expected.policy.sha1:
+                known.findings = (Finding("weak-digest", "sha1"), *known.findings)
+            known.signing_time = _check_attributes(info, self._signed, self._digests)
+            signer, path = self._signer(info, known)
+        except UnsoundError as problem:
+            return known.invalid(Finding(problem.code, problem.detail))
+        except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
+            return known.invalid(Finding("malformed-signature"))
+        addresses = (*signer.addresses, *self._expected.published_addresses(signer.certificate))
+        claimed = self._expected.from_addresses
+        findings = known.findings
+        if not path.ok:
+            result = SignatureResult.UNTRUSTED
+            findings += (Finding("path-refused", path.rule),)
+        elif claimed and all(matches(address, addresses) for address in claimed):
+            result = SignatureResult.VALID
+        else:
+            result = SignatureResult.MISMATCH
+            findings += (_mismatch(claimed, addresses),)
+        return SignerVerdict(
+            signer.certificate,
+            result,
+            path,
+            addresses,
+            known.signing_time,
+            findings,
+            known.algorithm,
+            _capabilities(info),
+        )
+
+    def _signer(self, info: SignerInfo, known: _Known) -> tuple[Offered, PathVerdict]:
+        """The certificate under which the signature holds, and its path; of several, one whose path holds.
+
+        Anybody can add a certificate with another's key identifier, and a key certified again keeps its own, so the
+        order in which they come means nothing. `known` is of the one returned, or else of the first tried. Raises
+        UnsoundError or ValueError as the first does, when the signature holds under none.
+        """
+        best: tuple[Offered, PathVerdict] | None = None
+        problem: Exception | None = None
+        for signer in islice(_certificates_of(info, self._bundle), MAX_TRIED):
+            try:
+                if problem is None and best is None:
+                    self._tell(signer, info, known)
+                _check_signature(info, signer)
+            except (UnsoundError, ValueError, TypeError, OverflowError, UnsupportedAlgorithm) as found:
+                problem = problem or found
+                continue
+            path = self._path(signer)
+            if best is None or path.ok:
+                best = signer, path
+            if path.ok:
+                self._bundle.keep(signer)
+                break
+        if best is None:
+            raise problem or UnsoundError("no-certificate")
+        self._tell(best[0], info, known)
+        return best
+
+    @staticmethod
+    def _tell(signer: Offered, info: SignerInfo, known: _Known) -> None:
+        known.certificate = signer.certificate
+        if signer.key is not None:
+            known.algorithm = label(info.algorithm, info.digest.oid, signer.key)
+
+    def _path(self, signer: Offered) -> PathVerdict:
+        encoded = signer.identity.encoded
+        path = self._paths.get(encoded)
+        if path is None:
+            path = self._paths[encoded] = self._expected.validator.validate(
+                signer.certificate, self._bundle.above(signer), Purpose.MAIL_SIGNATURE, self._expected.at
+            )
+        return path
 
 
 def _mismatch(from_addresses: tuple[str, ...], addresses: tuple[str, ...]) -> Finding:
@@ -199,22 +205,26 @@ def _mismatch(from_addresses: tuple[str, ...], addresses: tuple[str, ...]) -> Fi
 
 
 def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes]) -> datetime | None:
-    """RFC 5652 §5.6 and §11, RFC 6211. Returns the claimed signing time."""
+    """RFC 5652 §5 and §11, RFC 6211. Returns the claimed signing time."""
     if info.digest.oid not in digests or info.digest.oid not in signed.digests:
-        raise _UnsoundError("digest-algorithm", info.digest.oid)
+        raise UnsoundError("digest-algorithm", info.digest.oid)
+    if not has_its_parameters(info.digest):
+        raise UnsoundError("algorithm-parameters", info.digest.oid)
     if not info.attributes:
-        raise _UnsoundError("no-signed-attributes")
+        raise UnsoundError("no-signed-attributes")
     if signed.content_type != oids.DATA:
         # a signature over a time stamp or a receipt is none over a mail (RFC 8551 §2.4.1)
-        raise _UnsoundError("content-type", signed.content_type)
+        raise UnsoundError("content-type", signed.content_type)
+    if not signed.version_fits or not info.version_fits:
+        raise UnsoundError("version")
     content_type = _single(info, oids.CONTENT_TYPE)
     if content_type is None or content_type.values[0].oid() != signed.content_type:
-        raise _UnsoundError("content-type-attribute")
+        raise UnsoundError("content-type-attribute")
     digest = _single(info, oids.MESSAGE_DIGEST)
     if digest is None:
-        raise _UnsoundError("message-digest-attribute")
+        raise UnsoundError("message-digest-attribute")
     if digest.values[0].octets() != digests[info.digest.oid]:
-        raise _UnsoundError("content-altered")
+        raise UnsoundError("content-altered")
     protection = _single(info, oids.ALGORITHM_PROTECTION)
     if protection is not None:
         _check_protection(info, protection.values[0])
@@ -225,27 +235,45 @@ def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes
 
 def _single(info: SignerInfo, oid: str) -> Attribute | None:
     """The attribute of that type, which must then occur once and with one value."""
-    found = [attribute for attribute in info.attributes if attribute.oid == oid]
-    if len(found) > 1 or (found and len(found[0].values) != 1):
-        raise _UnsoundError("repeated-attribute", oid)
-    return found[0] if found else None
+    found: Attribute | None = None
+    for attribute in info.attributes:
+        if attribute.oid == oid:
+            if found is not None or len(attribute.values) != 1:
+                raise UnsoundError("repeated-attribute", oid)
+            found = attribute
+    return found
 
 
 def _check_protection(info: SignerInfo, value: Element) -> None:
     """CMSAlgorithmProtection (RFC 6211 §2): digest algorithm, then signature algorithm as [1]."""
-    fields = value.sequence(2)
-    if len(fields) != 2 or fields[1].tag != context(1):
-        raise _UnsoundError("algorithm-protection")
-    for field, used in zip(fields, info.algorithm_bytes, strict=True):
-        protected = der.tlv(der.SEQUENCE, field.content)
-        # absent parameters and NULL are the same thing (RFC 5754 §2)
-        if protected != used and _same_algorithm(protected) != _same_algorithm(used):
-            raise _UnsoundError("algorithm-protection")
+    used = (info.digest.encoded, info.algorithm.encoded)
+    encoded = value.copy()
+    if sum(map(len, used), len(encoded)) > REMEMBERED_OCTETS or not _protects(encoded, *used):
+        raise UnsoundError("algorithm-protection")
 
 
-def _same_algorithm(encoded: bytes) -> tuple[str, bytes]:
-    algorithm = read_algorithm(der.read(encoded))
-    return algorithm.oid, bytes(algorithm.parameters.encoded) if algorithm.parameters is not None else b""
+@lru_cache(maxsize=256)
+def _protects(protection: bytes, digest: bytes, signature: bytes) -> bool:
+    """Raises DerError."""
+    fields = der.read(protection).sequence(2)
+    return (
+        len(fields) == 2
+        and fields[1].tag == context(1)
+        and _same_algorithm(der.tlv(der.SEQUENCE, fields[0].content), digest)
+        and _same_algorithm(der.tlv(der.SEQUENCE, fields[1].content), signature)
+    )
+
+
+def _same_algorithm(one: bytes, other: bytes) -> bool:
+    """Absent parameters and NULL are the same thing (RFC 5754 §2)."""
+    if one == other:
+        return True
+    first, second = read_algorithm(der.read(one)), read_algorithm(der.read(other))
+    return first.oid == second.oid and _parameters(first) == _parameters(second)
+
+
+def _parameters(algorithm: Algorithm) -> bytes:
+    return algorithm.parameters.copy() if algorithm.parameters is not None else b""
 
 
 def _capabilities(info: SignerInfo) -> tuple[str, ...]:
@@ -253,9 +281,15 @@ def _capabilities(info: SignerInfo) -> tuple[str, ...]:
     attribute = _single(info, oids.SMIME_CAPABILITIES)
     if attribute is None:
         return ()
+    encoded = attribute.values[0].copy()
+    return _names(encoded) if len(encoded) <= REMEMBERED_OCTETS else _names.__wrapped__(encoded)
+
+
+@lru_cache(maxsize=256)
+def _names(capabilities: bytes) -> tuple[str, ...]:
+    """Those whose parameters mean what the name alone stands for in `Capabilities`."""
     try:
-        listed = [capability.sequence(2) for capability in attribute.values[0].sequence(MAX_CAPABILITIES)]
-        return tuple(dict.fromkeys(fields[0].oid() for fields in listed if fields))
+        return tuple(dict.fromkeys(read_capabilities(capabilities).names))
     except DerError:
         return ()
 
@@ -263,26 +297,32 @@ def _capabilities(info: SignerInfo) -> tuple[str, ...]:
 # --- Certificate -----------------------------------------------------------------------------------------------------
 
 
-def _certificate_of(info: SignerInfo, certificates: list[x509.Certificate]) -> x509.Certificate:
-    """The signer's certificate among those sent along, the one signingCertificate means (RFC 5035 §5)."""
-    named = []
-    for certificate in certificates:
-        try:
-            if identity(certificate).is_named_by(info.signer):
-                named.append(certificate)
-        except ValueError:
-            continue
-    if not named:
-        raise _UnsoundError("no-certificate")
-    references = [
-        _reference(_first(_first(attribute.values[0])).sequence(3), default)
-        for oid, default in ((oids.SIGNING_CERTIFICATE_V2, oids.SHA256), (oids.SIGNING_CERTIFICATE, oids.SHA1))
-        if (attribute := _single(info, oid)) is not None
-    ]
-    for certificate in named:
-        if all(reference.means(certificate) for reference in references):
-            return certificate
-    raise _UnsoundError("signing-certificate-attribute")
+def _certificates_of(info: SignerInfo, bundle: Bundle) -> Iterator[Offered]:
+    """The certificates the signer may mean, by name and by signingCertificate (RFC 5035 §5). Raises UnsoundError, also
+    when there are none."""
+    references: list[_Reference] | None = None
+    meant = False
+    for each in bundle.named_by(info.signer):
+        if references is None:
+            references = _references(info)
+        if all(reference.means(each) for reference in references):
+            meant = True
+            yield each
+    if references is None:
+        raise UnsoundError("no-certificate")
+    if not meant:
+        raise UnsoundError("signing-certificate-attribute")
+
+
+def _references(info: SignerInfo) -> list[_Reference]:
+    found = []
+    for oid, version in ((oids.SIGNING_CERTIFICATE_V2, 2), (oids.SIGNING_CERTIFICATE, 1)):
+        attribute = _single(info, oid)
+        if attribute is not None:
+            encoded = attribute.values[0].copy()
+            remember = len(encoded) <= REMEMBERED_OCTETS
+            found.append((_reference if remember else _reference.__wrapped__)(encoded, version))
+    return found
 
 
 def _first(element: Element) -> Element:
@@ -306,18 +346,22 @@ class _Reference:
     """DER of the Name, empty when none is given."""
     serial: int | None
 
-    def means(self, certificate: x509.Certificate) -> bool:
-        own = identity(certificate)
-        return (
-            hashlib.new(self.algorithm, own.encoded).digest() == self.digest
-            and self.serial in (None, own.serial)
-            and (not self.issuer or self.issuer == own.issuer or same_name(self.issuer, own.issuer))
-        )
+    def means(self, offered: Offered) -> bool:
+        own = offered.identity
+        if self.serial not in (None, own.serial):
+            return False
+        hashed = offered.sha256
+        if self.algorithm != "sha256":
+            hashed = hashlib.new(self.algorithm, own.encoded).digest()
+        return hashed == self.digest and (not self.issuer or same_name(self.issuer, own.issuer))
 
 
-def _reference(fields: list[Element], default: str) -> _Reference:
-    """SHA-1 only where version 1 has no choice (RFC 2634 §5.4). Raises DerError."""
-    oid = default
+@lru_cache(maxsize=256)
+def _reference(attribute: bytes, version: int) -> _Reference:
+    """The first one of a SigningCertificate or, with `version` 2, SigningCertificateV2; SHA-1 only where version 1 has
+    no choice (RFC 2634 §5.4). Raises DerError."""
+    fields = _first(_first(der.read(attribute))).sequence(3)
+    default = oid = oids.SHA256 if version == 2 else oids.SHA1
     if fields and fields[0].tag == der.SEQUENCE:
         oid, fields = read_algorithm(fields[0]).oid, fields[1:]
     if not 1 <= len(fields) <= 2 or oid not in _REFERENCE_HASHES or (oid == oids.SHA1 and default != oids.SHA1):
@@ -335,84 +379,15 @@ def _reference(fields: list[Element], default: str) -> _Reference:
 # --- Signature -------------------------------------------------------------------------------------------------------
 
 
-def _label(info: SignerInfo, key: CertificatePublicKeyTypes | None = None) -> str:
-    """Name of the algorithm in verdicts, with the curve once the key is known; empty for unknown algorithms."""
-    oid, digest = info.algorithm.oid, _HASHES.get(info.digest.oid)
-    if oid in (oids.ED25519, oids.ED448):
-        return "ed25519" if oid == oids.ED25519 else "ed448"
-    if digest is None:
-        return ""
-    if oid == oids.RSASSA_PSS:
-        return f"rsa-pss-{digest.name}"
-    if oid == oids.RSA_ENCRYPTION or oid in _RSA_DIGESTS:
-        return f"rsa-pkcs1v15-{digest.name}"
-    if oid not in _ECDSA_DIGESTS:
-        return ""
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"ecdsa-{_CURVE_NAMES.get(key.curve.name, key.curve.name.lower())}-{digest.name}"
-    return f"ecdsa-{digest.name}"
-
-
-def _check_signature(info: SignerInfo, key: CertificatePublicKeyTypes) -> None:
+def _check_signature(info: SignerInfo, signer: Offered) -> None:
     """RFC 5652 §5.6 over the attributes as sent, or sorted as DER would have them when they were not."""
-    try:
-        _verify(info, key, info.signed_bytes)
+    if signer.key is None:
+        raise UnsoundError("malformed-signature")
+    if not signer.sound:
+        raise UnsoundError("weak-key")
+    scheme = signer.key, signer.identity.key_algorithm, info.algorithm, info.digest.oid, info.signature
+    if holds(*scheme, info.signed_bytes):
         return
-    except InvalidSignature:
-        attributes = der.read(info.signed_bytes).set()
-        ordered = der.set_of(bytes(attribute.encoded) for attribute in attributes)
-    if ordered == info.signed_bytes:
-        raise _UnsoundError("signature-wrong")
-    try:
-        _verify(info, key, ordered)
-    except InvalidSignature:
-        raise _UnsoundError("signature-wrong") from None
-
-
-def _verify(info: SignerInfo, key: CertificatePublicKeyTypes, data: bytes) -> None:
-    """Raises InvalidSignature."""
-    oid, digest = info.algorithm.oid, info.digest.oid
-    if isinstance(key, rsa.RSAPublicKey) and oid == oids.RSASSA_PSS and digest in _HASHES:
-        key.verify(info.signature, data, _pss(info.algorithm, digest), _HASHES[digest])
-    elif (
-        isinstance(key, rsa.RSAPublicKey)
-        and digest in _HASHES
-        and (oid == oids.RSA_ENCRYPTION or _RSA_DIGESTS.get(oid) == digest)
-    ):
-        key.verify(info.signature, data, padding.PKCS1v15(), _HASHES[digest])
-    elif isinstance(key, ec.EllipticCurvePublicKey) and _ECDSA_DIGESTS.get(oid) == digest:
-        key.verify(info.signature, data, ec.ECDSA(_HASHES[digest]))
-    elif (isinstance(key, ed25519.Ed25519PublicKey) and oid == oids.ED25519 and digest in _HASHES) or (
-        isinstance(key, ed448.Ed448PublicKey) and oid == oids.ED448
-    ):
-        key.verify(info.signature, data)
-    else:
-        raise _UnsoundError("signature-algorithm", oid)
-
-
-def _pss(algorithm: Algorithm, digest: str) -> padding.PSS:
-    """RSASSA-PSS-params (RFC 4056 §3): one hash throughout, any sensible salt, trailer 1; the defaults are SHA-1's."""
-    digest_used = mask = oids.SHA1
-    salt, trailer = 20, 1
-    last = -1
-    for field in algorithm.parameters.sequence(4) if algorithm.parameters is not None else ():
-        value = field.explicit()
-        if field.tag <= last:
-            raise _UnsoundError("pss-parameters")
-        last = field.tag
-        if field.tag == context(0):
-            digest_used = read_algorithm(value).oid
-        elif field.tag == context(1):
-            generator = read_algorithm(value)
-            if generator.oid != oids.MGF1 or generator.parameters is None:
-                raise _UnsoundError("pss-parameters")
-            mask = read_algorithm(generator.parameters).oid
-        elif field.tag == context(2):
-            salt = value.integer()
-        elif field.tag == context(3):
-            trailer = value.integer()
-        else:
-            raise _UnsoundError("pss-parameters")
-    if digest_used != digest or mask != digest or trailer != 1 or not 0 <= salt <= MAX_PSS_SALT:
-        raise _UnsoundError("pss-parameters")
-    return padding.PSS(padding.MGF1(_HASHES[digest]), salt)
+    ordered = der.set_of(bytes(attribute.encoded) for attribute in der.read(info.signed_bytes).set())
+    if ordered == info.signed_bytes or not holds(*scheme, ordered):
+        raise UnsoundError("signature-wrong")

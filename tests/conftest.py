@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Octets are often made anew in each process (keys, signatures, noise): named by their argument, numbered by pytest.
+    """Octets are often made anew in each process (keys, noise): named by their argument, numbered by pytest.
 
     Workers of pytest-xdist refuse to run unless all of them collected tests of the same names.
     """

@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from trust.constraints import MAIL, OTHER, utf8_mailbox
 from trust.facts import Facts, read
@@ -17,7 +18,10 @@ _ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.-]{{1,64}}@{_DOMAIN}")
 _UTF8_ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\x80-\U0010ffff-]{{1,64}}@{_DOMAIN}")
 
 
-@lru_cache(maxsize=1024)
+_REMEMBERED_OCTETS = 4096
+"""The longest certificate whose addresses are remembered; real ones have 2,000."""
+
+
 def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
     """Addresses the certificate vouches for: rfc822Name and SmtpUTF8Mailbox SubjectAltNames, then the legacy
     emailAddress of the subject.
@@ -26,6 +30,20 @@ def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
     no plain addr-spec (NUL, controls, quotes, display names) are left out; an unreadable certificate vouches for
     nobody.
     """
+    encoded = cert.public_bytes(Encoding.DER)
+    return _addresses(cert) if len(encoded) > _REMEMBERED_OCTETS else _known_addresses(encoded)
+
+
+@lru_cache(maxsize=1024)
+def _known_addresses(encoded: bytes) -> tuple[str, ...]:
+    """By DER, for a certificate keeps in memory whatever was read of it, a hundred times what it weighs."""
+    try:
+        return _addresses(x509.load_der_x509_certificate(encoded))
+    except Exception:  # read before, but warnings may have become errors since
+        return ()
+
+
+def _addresses(cert: x509.Certificate) -> tuple[str, ...]:
     facts = read(cert)
     if not isinstance(facts, Facts):
         return ()

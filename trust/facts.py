@@ -240,12 +240,25 @@ class _BrokenError(Exception):
         self.failure = Failure(rule, detail)
 
 
-@lru_cache(maxsize=64)
+_REMEMBERED_OCTETS = 4096
+"""The longest certificate whose facts are remembered: real ones have 2,000, and what was read weighs much more."""
+
+
 def read(certificate: x509.Certificate) -> Facts | Failure:
     """The facts of a certificate, or why it cannot be used for anything. Never raises.
 
     The last few are remembered: one validation asks for the same certificate in several places.
     """
+    size = len(certificate.public_bytes(serialization.Encoding.DER))
+    return _facts(certificate) if size > _REMEMBERED_OCTETS else _known_facts(certificate)
+
+
+@lru_cache(maxsize=64)
+def _known_facts(certificate: x509.Certificate) -> Facts | Failure:
+    return _facts(certificate)
+
+
+def _facts(certificate: x509.Certificate) -> Facts | Failure:
     try:
         return _read(certificate)
     except _BrokenError as broken:

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 
 class KeyUnavailableError(Exception):
-    """A key's owner (a token, an HSM) does not answer: nothing is wrong with the message, try again later.
+    """A key cannot be used now: its card was removed, its token does not answer, its session has ended.
 
-    The text says what the operator has to look at; never a PIN, a key or a person.
+    Has nothing to do with the octets that were given, and another try may mend it. The text says what the operator has
+    to look at; never a PIN, a key or a person.
     """
 
 
@@ -49,8 +50,9 @@ class Signer(Protocol):
 class Decryptor(Protocol):
     """One decryption key of one address; expired and retired keys included, for they still open old mail.
 
-    Each of the three operations raises `KeyUnavailableError` when the key cannot be asked, which says nothing of what
-    was to be opened.
+    Whatever the octets given can cause is a ValueError, and one like the other: senders of variations must not tell
+    them apart. `KeyUnavailableError`, or an OSError, says that the key itself cannot be used, and becomes a temporary
+    refusal. Anything else that a method raises counts as if it were a ValueError.
     """
 
     @property

@@ -21,7 +21,10 @@ from mta.protecting import ProtectStage
 from smime import MessageVerdict, SignatureResult, encrypt, join_message, oids, open_message, public_record, sign
 from smime.failures import DecryptionFailures
 from smime.verdict import LayerKind
+from trust.certificates import CertificateValidator
+from trust.keys import KeyUnavailableError
 from trust.refusals import Refused
+from trust.revocation import RevocationState, RevocationStatus
 from trust.vault import KeyUse, KeyVault
 
 from .mailboxes import Directory, Mailboxes, agreements
@@ -417,3 +420,39 @@ async def test_a_signer_that_fails_makes_the_message_wait(
     refused = await stage.apply(MESSAGE, Phase.PROTECT)
     assert isinstance(refused, Refused)
     assert (refused.refusal.code, refused.refusal.permanent) == ("smime.signer-unavailable", False)
+
+
+async def test_a_decryption_key_that_does_not_answer_makes_the_message_wait(
+    vault: KeyVault, mailboxes: Mailboxes, protecting: ProtectStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailboxes.install(vault, "dr.noir@op2.example")
+    opening = OpenStage(vault, mailboxes.validator, PartnerBook([]), "gate.op2.example")
+    sent = (await protected(protecting)).content
+
+    def fail(*_: object) -> bytes:
+        raise KeyUnavailableError("the card was removed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(vault.decryptors("dr.noir@op2.example")[0]), "decrypt_oaep", fail)
+        refused = await opening.apply(received_by_two(sent), Phase.OPEN)
+    assert isinstance(refused, Refused)
+    assert (refused.refusal.code, refused.refusal.permanent) == ("smime.key-unavailable", False)
+    assert isinstance(await opening.apply(received_by_two(sent), Phase.OPEN), Message)
+
+
+async def test_a_certificate_of_unknown_revocation_makes_the_message_wait_under_a_hard_policy(
+    vault: KeyVault, directory: Directory, mailboxes: Mailboxes
+) -> None:
+    class Silent:
+        def check(
+            self, certificate: object, issuer: object, at: datetime, stapled: bytes | None = None
+        ) -> RevocationStatus:
+            return RevocationStatus(RevocationState.UNKNOWN, "", "", None, None, None, None, "not fetched yet")
+
+    authority = mailboxes.authority
+    validator = CertificateValidator([authority.root], [authority.intermediate], Silent())
+    mailboxes.install(vault, "labo@op1.example")
+    stage = ProtectStage(vault, directory, validator, mailboxes.dkim.get, "gate.op1.example", agreements())
+    refused = await stage.apply(MESSAGE, Phase.PROTECT)
+    assert isinstance(refused, Refused)
+    assert (refused.refusal.code, refused.refusal.permanent) == ("smime.revocation-unknown", False)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smime import DkimKey, MimeError, public_record, sign_dkim, verify_dkim
+from smime.dkim import _without_empty_lines
 from tests.smime.people import NOW, new_key
 
 KEY = DkimKey("lab.example", "relais", new_key("rsa2048", "dkim"))
@@ -201,3 +202,13 @@ def test_verifying_never_raises(value: str) -> None:
     for one in verify_dkim(b"DKIM-Signature: " + value.encode() + b"\r\n" + MESSAGE, published):
         assert one.result in ("fail", "permerror")
     assert verify_dkim(value.encode(), published) is not None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="\r\na ", max_size=14))
+def test_empty_lines_at_the_end_do_not_count(text: str) -> None:
+    data = text.encode()
+    end = len(data)
+    while data[:end].endswith(b"\r\n"):
+        end -= 2
+    assert _without_empty_lines(data) == _without_empty_lines(memoryview(data)) == end

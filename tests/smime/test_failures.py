@@ -47,6 +47,30 @@ def test_senders_are_forgotten_the_quietest_first(monkeypatch: pytest.MonkeyPatc
     assert [limiter.wait(sender) > 0 for sender in "abc"] == [True, False, True]
 
 
+def test_senders_of_one_peer_together_have_a_limit_too_and_peers_are_apart() -> None:
+    clock = Clock()
+    limiter = DecryptionFailures(2, 60, clock)
+    for number in range(20):
+        assert limiter.wait(f"x{number}@lab.example", "op1") == 0
+        limiter.failed(f"x{number}@lab.example", "op1")
+    assert limiter.wait("new@lab.example", "op1") == 60
+    assert limiter.wait("x1@lab.example", "op2") == 0
+    limiter.failed("", "op2")
+    limiter.failed("", "op2")
+    assert limiter.wait("", "op2") == 60
+    assert limiter.wait("", "op3") == limiter.wait("x@lab.example", "op2") == 0
+    clock.now += 60
+    assert limiter.wait("new@lab.example", "op1") == 0
+
+
+def test_a_flood_of_senders_does_not_push_a_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "MAX_SENDERS", 3)
+    limiter = DecryptionFailures(1, 60, Clock())
+    for number in range(10):
+        limiter.failed(f"x{number}", "op1")
+    assert limiter.wait("x0", "op1") == 60
+
+
 def test_a_window_of_nothing_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="limit"):
         DecryptionFailures(0)

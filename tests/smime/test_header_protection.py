@@ -47,7 +47,7 @@ def test_baseline_hides_outside_and_shows_inside() -> None:
     wire = protected(BASELINE)
     assert subjects(wire) == ["[...]"]
     assert b"secret" not in wire
-    assert b"Bcc: zoe" in head(wire)
+    assert b"zoe" not in head(wire)
     found = opened(wire)
     protection = found.verdict.header_protection
     assert found.verdict.signature is VALID
@@ -252,3 +252,38 @@ def test_pitfall_17_a_signed_mail_in_a_strangers_wrapper_protects_no_header() ->
     assert subjects(found.entity) == ["Synthetic"]
     signed = message(sign(b"Content-Type: message/rfc822\r\n\r\n" + old, ANNE, NOW))
     assert "subject" in opened(signed).verdict.header_protection.protected
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"Resent-From: eve@evil.example", b"List-Post: <mailto:eve@evil.example>", b"Errors-To: eve@evil.example",
+     b"Thread-Topic: evil", b"In-Reply-To: <evil@evil.example>", b"References: <evil@evil.example>"],
+)  # fmt: skip
+def test_pitfall_17_what_a_stranger_added_to_find_or_answer_a_mail_by_is_left_out(field: bytes) -> None:
+    found = opened(field + b"\r\n" + protected(BASELINE))
+    assert found.verdict.header_protection.altered == (field.partition(b":")[0].lower().decode(),)
+    assert b"evil" not in head(found.entity)
+
+
+@pytest.mark.parametrize("policy", [BASELINE, CLEAR])
+def test_blind_copies_stay_blind_whatever_the_entity(policy: HeaderPolicy) -> None:
+    header = b"From: a@b.example\r\nBcc: zoe@lab.example\r\nResent-Bcc: zoe@lab.example\r\n"
+    for entity in (ENTITY, sign(ENTITY, ANNE, NOW)):
+        inside, outside = protect_header(header, entity, policy)
+        assert b"zoe" not in inside + outside
+        assert b"From: a@b.example" in outside
+
+
+def test_a_field_too_long_to_be_told_twice_reads_the_same_when_folded() -> None:
+    line = b"References: " + b"<1@lab.example> " * 60 + b"<123456789@lab.example>"
+    entity, _ = protect_header(b"Subject: x\r\n" + line + b"\r\n", ENTITY, BASELINE)
+    values = parse_entity(entity).values("hp-outer")
+    assert line.decode() in values
+    with pytest.raises(MimeError):
+        protect_header(b"X-A:" + b"x" * 994 + b"\r\n", ENTITY, BASELINE)
+
+
+def test_a_stray_hp_parameter_gives_way() -> None:
+    entity = ENTITY.replace(b"charset=utf-8", b'hp=no; charset=utf-8; format="flowed"')
+    inside, _ = protect_header(b"Subject: x\r\n", entity, HeaderPolicy.OPEN)
+    assert parse_entity(inside).content_type().parameters == {"charset": "utf-8", "format": "flowed", "hp": "cipher"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 import tracemalloc
 import zlib
@@ -286,7 +287,7 @@ def wrap(inner: bytes) -> bytes:
         lambda inner: sign(wrap(inner), ANNE, NOW),
         lambda inner: opaque(wrap(inner)),
         lambda inner: encrypt(sign(wrap(inner), ANNE, NOW), [PAUL.certificate]),
-        lambda inner: sign(encrypt(wrap(inner), [PAUL.certificate]), ANNE, NOW),
+        lambda inner: sign(encrypt(opaque(wrap(inner)), [PAUL.certificate]), ANNE, NOW),
     ],
 )
 def test_pitfall_16_wrapped_mail_of_another_is_never_valid(protect) -> None:
@@ -368,7 +369,7 @@ def test_decrypted_entity_is_well_formed_whatever_is_inside() -> None:
     head = found.entity.partition(b"\r\n\r\n")[0]
     assert b"X-Evil" not in head
     assert head.count(b"\n") == head.count(b"\r\n")
-    assert found.entity.endswith(b"\r\n\r\nbody\n")
+    assert found.entity.endswith(b"\r\n\r\nbody\r\n")
 
 
 # --- Senders ---------------------------------------------------------------------------------------------------------
@@ -598,3 +599,105 @@ def test_pitfall_15_smtp_utf8_mailbox() -> None:
         b"\x0c\x03\xff\xff\xff",
     ):
         assert mail_addresses(named(value)) == ()
+
+
+# --- What a signature says of the mail -------------------------------------------------------------------------------
+
+
+def told(found) -> list[str]:
+    return [finding.code for finding in found.findings]
+
+
+def test_a_signed_file_is_no_signed_mail() -> None:
+    file = b"%PDF-1.7\nnot MIME"
+    found = verdict(message(pkcs7_mime(signed_data(file, ANNE, attached=file), "signed-data")))
+    assert found.signature is MISMATCH
+    assert found.layers[0].signature is VALID  # as a file it is
+    assert "signed-content-is-no-entity" in told(found)
+
+
+def test_pitfall_16_a_signature_around_a_ciphertext_is_nobodys_word_for_what_is_inside() -> None:
+    for inner in (ENTITY, wrap(message(ENTITY)), mixed(ENTITY, SIGNED)):
+        found = verdict(message(sign(encrypt(inner, [PAUL.certificate]), ANNE, NOW)))
+        assert found.signature is MISMATCH
+        assert VALID not in [layer.signature for layer in found.layers]
+        assert "signed-outside-encryption" in told(found)
+    triple = message(sign(encrypt(SIGNED, [PAUL.certificate]), ANNE, NOW))
+    assert verdict(triple).signature is VALID
+
+
+def test_an_attached_message_is_forwarded_and_no_wrapper() -> None:
+    forwarded = b"Content-Disposition: attachment\r\n" + wrap(message(ENTITY, sender="bob@lab.example"))
+    for protect in (lambda entity: sign(entity, ANNE, NOW), opaque):
+        found = verdict(message(protect(forwarded)))
+        assert (found.signature, found.from_addresses) == (VALID, ("anne@lab.example",))
+        assert found.header_protection.protected == ()
+    outright = forwarded.replace(b"rfc822", b"rfc822; forwarded=no", 1)
+    assert verdict(message(sign(outright, ANNE, NOW))).signature is MISMATCH
+
+
+def test_lines_signed_with_lf_have_one_verdict_before_and_behind_the_road() -> None:
+    unix = ENTITY.replace(b"\r\n", b"\n")
+    raw = multipart_signed(ENTITY, signed_data(unix, ANNE)).replace(b"\r\n", b"\n")
+    found = opened(message(encrypt(raw, [PAUL.certificate])))
+    assert b"\n" not in found.entity.replace(b"\r\n", b"")
+    assert found.verdict.signature is opened(found.entity).verdict.signature is VALID
+
+
+def test_a_binary_signed_inside_a_signature_is_judged_as_it_is() -> None:
+    """What a signature around it keeps together is not handed on by itself, so it needs not be fit for the road."""
+    first = b"Content-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary\r\n\r\na\nb\rc"
+    wire = message(opaque(compressed(multipart_signed(first, signed_data(first, ANNE)))))
+    assert verdict(wire).signature is VALID
+    assert opened(wire).entity == wire
+
+
+# --- Files named smime.p7m -------------------------------------------------------------------------------------------
+
+
+FILE = b'Content-Type: application/octet-stream; name="smime.p7m"\r\n'
+
+
+@pytest.mark.parametrize("label", [b"PKCS7", b"CMS"])
+def test_cms_in_pem_opens(label: bytes) -> None:
+    cms = base64.encodebytes(bytes(parse_entity(encrypt(SIGNED, [PAUL.certificate])).decoded()))
+    pem = b"-----BEGIN %s-----\n" % label + cms + b"-----END %s-----\n" % label
+    encoded = b"Content-Transfer-Encoding: base64\r\n\r\n" + base64.encodebytes(pem).replace(b"\n", b"\r\n")
+    for header in (FILE, b"Content-Type: application/pkcs7-mime\r\n"):
+        assert opened(message(header + b"\r\n" + pem.replace(b"\n", b"\r\n"))).entity == message(SIGNED)
+        assert opened(message(header + encoded)).entity == message(SIGNED)
+
+
+def test_what_is_called_p7m_and_is_no_cms_is_a_file() -> None:
+    wire = message(FILE + b"\r\nsomething else altogether\r\n")
+    found = opened(wire)
+    assert (found.entity, found.verdict.decryption) == (wire, DecryptionResult.NOT_ENCRYPTED)
+    assert "malformed-cms" in told(found.verdict)
+    for claim in (b"application/pkcs7-mime", b"application/pkcs7-mime; smime-type=enveloped-data"):
+        wire = message(b"Content-Type: " + claim + b"\r\n\r\nsomething else altogether\r\n")
+        assert verdict(wire).decryption is DecryptionResult.FAILED
+    lone = message(FILE.replace(b"p7m", b"p7s") + b"\r\nsomething else altogether\r\n")
+    assert verdict(lone).signature is INVALID
+    damaged = FILE + b"Content-Transfer-Encoding: base64\r\n\r\n" + base64.b64encode(b"\x30\x82\xff\xff\1") + b"\r\n"
+    assert verdict(message(damaged)).decryption is DecryptionResult.FAILED
+
+
+def test_pem_is_looked_for_in_linear_time() -> None:
+    for junk in (
+        b" " * 3_000_000,
+        b"-----BEGIN CMS-----" + b"\n" * 3_000_000,
+        b"-----BEGIN CMS-----\n" + b"A" * 3_000_000,
+    ):
+        started = time.process_time()
+        verdict(message(FILE + b"\r\n" + junk + b"-"))
+        assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("content", [b"a\0b", b"a\nb\rc", b"\0" * 5000])
+def test_what_is_handed_on_can_travel_and_content_is_what_was_inside(content: bytes) -> None:
+    entity = b"Content-Type: application/octet-stream\r\nContent-Transfer-Encoding: binary\r\n\r\n" + content
+    found = opened(message(encrypt(entity, [PAUL.certificate])))
+    assert bytes(found.content) == entity
+    assert found.entity.isascii()
+    assert b"\0" not in found.entity
+    assert bytes(parse_entity(found.entity).decoded()) == content

@@ -219,7 +219,7 @@ def test_conversion_keeps_the_content(entity: bytes, body: bytes) -> None:
 @pytest.mark.parametrize(
     "entity",
     [
-        b"Content-Description: \xe9\r\n\r\nx",
+        b"To: z\xe9@lab.example\r\n\r\nx",
         b"Content-Type: multipart/signed; boundary=x\r\n\r\n--x\r\n\r\n\xe9\r\n--x--\r\n",
         b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n\r\n\xe9\r\n",
     ],

@@ -231,7 +231,7 @@ def test_pitfall_19_base64_with_junk_between_lines() -> None:
 
 @pytest.mark.parametrize("chunk", [16, 100, 4096])
 def test_pitfall_27_ber_chunks(chunk: int) -> None:
-    content = ENTITY + os.urandom(20_000)
+    content = ENTITY + (os.urandom(32).hex().encode() + b"\r\n") * 300
     cms = indefinite(enveloped(content, PAUL), chunk)
     assert opened(message(pkcs7_mime(cms))).entity == message(content)
 

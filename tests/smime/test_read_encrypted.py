@@ -46,7 +46,8 @@ def gcm_parameters(icv: int | None = 16) -> bytes:
 def transported(recipient: Person, key: bytes, name: bytes | None = None) -> bytes:
     encrypted = recipient.certificate.public_key().encrypt(key, padding.PKCS1v15())
     name = name or identity(recipient.certificate).issuer_and_serial
-    return der.sequence(der.integer(0), name, algorithm(oids.RSA_ENCRYPTION, der.null()), der.octet_string(encrypted))
+    version = der.integer(0 if name[0] == der.SEQUENCE else 2)
+    return der.sequence(version, name, algorithm(oids.RSA_ENCRYPTION, der.null()), der.octet_string(encrypted))
 
 
 def structure(
@@ -385,6 +386,7 @@ POINT = EC_PAUL.certificate.public_key().public_bytes(Encoding.X962, PublicForma
         der.tlv(context(1), algorithm(oids.X25519), der.tlv(der.BIT_STRING, b"\0", bytes(32))),
         der.tlv(context(1), algorithm(oids.RSA_ENCRYPTION), der.tlv(der.BIT_STRING, b"\0", POINT)),
     ],
+    ids=["number", "key-id", "no-bits", "unused-bits", "off-the-curve", "infinity", "zero", "rsa"],
 )
 def test_other_originators_are_refused_calmly(originator: bytes) -> None:
     info = agreed(EC_PAUL, oids.ECDH_SHA256_KDF, hashes.SHA256(), originator=originator)
@@ -462,12 +464,12 @@ def test_pitfall_06_recipients_are_found_by_name_in_any_form() -> None:
 def test_pitfall_06_an_issuer_encoded_again_is_the_same_issuer() -> None:
     own = identity(PAUL.certificate)
     text = b"Demonstration CA"
-    for tag, value in ((0x13, text), (0x0C, b"DEMONSTRATION  ca "), (0x1E, text.decode().encode("utf-16-be"))):
+    for tag, value in ((0x13, text), (0x0C, text), (0x1E, text.decode().encode("utf-16-be"))):
         again = der.sequence(der.set_of([der.sequence(der.oid("2.5.4.3"), der.tlv(tag, value))]))
         assert same_name(again, own.issuer)
         name = der.sequence(again, der.integer(own.serial))
         assert opened(structure(transported(PAUL, KEY, name), CIPHER, *sealed())).content == ENTITY
-    for other in (b"", b"\x30\x00", b"\x30\x03\x02\x01\x01", own.issuer[:-1], own.issuer.replace(b"CA", b"CB")):
+    for other in (b"", b"\x30\x00", b"\x30\x03\x02\x01\x01", own.issuer[:-1], own.issuer.replace(b"CA", b"Ca")):
         assert not same_name(other, own.issuer)
     name = der.sequence(own.issuer.replace(b"CA", b"CB"), der.integer(own.serial))
     refused(structure(transported(PAUL, KEY, name), CIPHER, *sealed()))
@@ -572,7 +574,7 @@ def _failures() -> dict[str, bytes]:
 @pytest.mark.parametrize("case", _failures())
 def test_pitfall_05_failures_are_alike(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One operation with one private key and one pass of the cipher over the content, and nothing said."""
-    from smime import decrypting
+    from smime import content_ciphers
 
     passes = []
 
@@ -581,7 +583,7 @@ def test_pitfall_05_failures_are_alike(case: str, monkeypatch: pytest.MonkeyPatc
             passes.append(self.mode)
             return super().decryptor()
 
-    monkeypatch.setattr(decrypting, "Cipher", Watched)
+    monkeypatch.setattr(content_ciphers, "Cipher", Watched)
     paul, other = Counting(PAUL), Counting(EC_PAUL)
     decryptors = (paul,) if case == "agreement with a stranger" else (paul, other)
     refused(_failures()[case], *decryptors)

@@ -348,7 +348,8 @@ def by_key_id(cms: bytes, signer: Person) -> bytes:
         *(bytes(field.encoded) for field in info[2:]),
     )
     return content_info(
-        oids.SIGNED_DATA, der.sequence(*(bytes(f.encoded) for f in fields[:4]), der.tlv(der.SET, named))
+        oids.SIGNED_DATA,
+        der.sequence(der.integer(3), *(bytes(f.encoded) for f in fields[1:4]), der.tlv(der.SET, named)),
     )
 
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from threading import Condition, Lock, Thread
+from threading import Condition, RLock, Thread
 
 import structlog
 
@@ -73,7 +73,7 @@ class Refresher:
         self._jobs: dict[Hashable, _Job] = {}
         self._turns: list[_Turn] = []
         self._number = 0
-        lock = Lock()
+        lock = RLock()
         self._changed = Condition(lock)
         # Of its own: idle threads that told `settled` through the condition they wait on would wake each other for ever
         self._quiet = Condition(lock)

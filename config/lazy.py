@@ -1,0 +1,28 @@
+"""Groups of commands that are imported when one is called: who asks for the queue does not wait for S/MIME."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+
+class LazyGroup(click.Group):
+    """Stands for the group `name` in `module`."""
+
+    def __init__(self, name: str, module: str, text: str) -> None:
+        """`text`: the group's help."""
+        super().__init__(name, help=text)
+        self._module = module
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self._group().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self._group().get_command(ctx, cmd_name)
+
+    def _group(self) -> click.Group:
+        group = getattr(importlib.import_module(self._module), str(self.name))
+        if not isinstance(group, click.Group):
+            raise TypeError(f"{self._module}.{self.name} is no group")
+        return group
