@@ -82,6 +82,9 @@ class _KeyFile(msgspec.Struct, frozen=True):
         return f"{type(self).__name__}(use={self.use})"
 
 
+_PKCS1V15 = padding.PKCS1v15()
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class _HeldKey:
     """One generation of a mailbox's key, in memory: a `Signer` and a `Decryptor`."""
@@ -93,7 +96,7 @@ class _HeldKey:
 
     def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
         if isinstance(self.key, rsa.RSAPrivateKey):
-            return self.key.sign(data, padding.PKCS1v15(), algorithm)
+            return self.key.sign(data, _PKCS1V15, algorithm)
         if isinstance(self.key, ec.EllipticCurvePrivateKey):
             return self.key.sign(data, ec.ECDSA(algorithm))
         if isinstance(self.key, ed25519.Ed25519PrivateKey):
