@@ -29,7 +29,8 @@ _RUN = 16
 _RUN_OCTETS = 1 << 16
 """About as many of them as stay in the processor's cache."""
 _STRETCH = 4096
-"""Octets looked at line by line before looking for such a run again."""
+"""Octets looked at line by line, at most, before looking for such a run again: a header is shorter."""
+_FIRST_STRETCH = 256
 
 
 def robust(entity: bytes) -> bytes:
@@ -108,8 +109,8 @@ def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
     Much of a mail is base64, lines of one length: there the line ends are where they must be, and blotted out nothing
     else is left, which is seen many times faster than line by line.
     """
-    position, size, view = 0, len(data), memoryview(data)
-    while size - position > _STRETCH:
+    position, size, view, stretch = 0, len(data), memoryview(data), _FIRST_STRETCH
+    while size - position > MAX_LINE + 2:
         end = data.find(b"\n", position, position + MAX_LINE + 2)
         if end < 0:
             return False
@@ -120,10 +121,11 @@ def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
             if _only_ends(view[position:stop], length):
                 if robust and _has_risky_columns(data, position, stop, length):
                     return False
-                position = stop
+                position, stretch = stop, _FIRST_STRETCH
                 continue
         else:
-            stop = data.rfind(b"\n", position, position + _STRETCH) + 1
+            stop = data.rfind(b"\n", position, position + max(stretch, length)) + 1
+            stretch = min(2 * stretch, _STRETCH)
         lines = data[position:stop]
         if not _lines_are_short(lines) or (robust and _has_risky_lines(lines)):
             return False
@@ -295,7 +297,8 @@ def _rebuilt(entity: Entity, header: list[bytes], encoding: str, body: bytes) ->
 _LINE_OCTETS = 57
 _LINE = 76
 _SPLITTER = struct.Struct(f"{_LINE}s" * 64)
-_PIECE_OCTETS = _LINE_OCTETS * 64 * 16
+_PIECE_OCTETS = _LINE_OCTETS * 64 * 64
+_SMALL = 1 << 12
 
 
 _LARGE = 1 << 20
@@ -305,8 +308,11 @@ def base64_pieces(data: bytes | bytearray) -> list[bytes]:
     """Base64 in CRLF lines of 76 characters (RFC 2045 §6.8), to be joined; pieces stay in the processor's cache.
 
     Up to a megabyte the fastest way is taken: encoding runs at memory speed, and `struct` cuts lines 64 at a time. It
-    keeps other threads waiting, so with more the lines are cut by the encoder, which is slower and lets them run.
+    keeps other threads waiting, so with more the lines are cut by the encoder, which is slower and lets them run. What
+    is small keeps the interpreter's lock altogether: to give it away for a microsecond costs the wait for its return.
     """
+    if len(data) <= _SMALL:
+        return [_cut(binascii.b2a_base64(data, newline=False))]
     view = memoryview(data)
     pieces = (view[start : start + _PIECE_OCTETS] for start in range(0, len(data), _PIECE_OCTETS))
     if len(data) > _LARGE:

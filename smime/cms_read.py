@@ -351,6 +351,15 @@ def _signed(element: Element) -> Signed:
 
 
 def _digests(element: Element) -> frozenset[str]:
+    return _read_digests(element) if element.size > REMEMBERED_OCTETS else _known_digests(element.copy())
+
+
+@lru_cache(maxsize=64)
+def _known_digests(encoded: bytes) -> frozenset[str]:
+    return _read_digests(der.read(encoded))
+
+
+def _read_digests(element: Element) -> frozenset[str]:
     return frozenset([read_algorithm(algorithm).oid for algorithm in element.set(MAX_DIGESTS)])
 
 

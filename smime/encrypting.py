@@ -79,14 +79,15 @@ def encrypt_content(content: bytes, certificates: Sequence[x509.Certificate], su
     """
     if not certificates:
         raise ValueError("no certificate to encrypt to")
-    key = os.urandom(suite.content.key_octets)
-    different = dict.fromkeys(certificates)
+    drawn = os.urandom(suite.content.key_octets + _BLOCK)  # at once: each call lets other threads go first
+    key, fresh = drawn[:-_BLOCK], drawn[-_BLOCK:]
+    different = dict.fromkeys(certificates) if len(certificates) > 1 else certificates
     recipients = [_recipient(certificate)(key, suite) for certificate in different]
     infos = der.set_of(encoded for _, encoded in recipients)
     if suite.content.authenticated:
-        return _auth_enveloped(content, key, infos, suite)
+        return _auth_enveloped(content, key, fresh[:_NONCE], infos, suite)
     version = 2 if any(version for version, _ in recipients) else 0  # RFC 5652 §6.1
-    return _enveloped(content, key, version, infos, suite)
+    return _enveloped(content, key, fresh, version, infos, suite)
 
 
 def can_encrypt_to(certificate: x509.Certificate) -> bool:
@@ -208,9 +209,8 @@ def _frame(content_type: str, version: int, recipients: bytes, algorithm: bytes,
     return enclose(der.SEQUENCE, der.oid(content_type) + enclose(context(0), data, size + suffix), size + suffix)
 
 
-def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, suite: Suite) -> bytearray:
+def _auth_enveloped(content: bytes, key: bytes, nonce: bytes, recipients: bytes, suite: Suite) -> bytearray:
     """The ciphertext is made in its place; OpenSSL mistakes authAttrs, so none are ever written."""
-    nonce = os.urandom(_NONCE)
     parameters = der.sequence(der.octet_string(nonce), der.integer(_TAG))
     key, algorithm = _bound(key, der.sequence(der.oid(suite.content.oid), parameters), suite)
     mac_header = der.header(der.OCTET_STRING, _TAG)
@@ -224,8 +224,7 @@ def _auth_enveloped(content: bytes, key: bytes, recipients: bytes, suite: Suite)
     return message
 
 
-def _enveloped(content: bytes, key: bytes, version: int, recipients: bytes, suite: Suite) -> bytearray:
-    iv = os.urandom(_BLOCK)
+def _enveloped(content: bytes, key: bytes, iv: bytes, version: int, recipients: bytes, suite: Suite) -> bytearray:
     key, algorithm = _bound(key, der.sequence(der.oid(suite.content.oid), der.octet_string(iv)), suite)
     padded = len(content) + _BLOCK - len(content) % _BLOCK
     frame = _frame(oids.ENVELOPED_DATA, version, recipients, algorithm, padded, 0)

@@ -38,6 +38,7 @@ _ECDSA_DIGESTS = {
     oids.ECDSA_WITH_SHA512: oids.SHA512,
 }
 _CURVE_NAMES = {"secp256r1": "p256", "secp384r1": "p384", "secp521r1": "p521"}
+_PKCS1V15 = padding.PKCS1v15()
 SHAKE256_OCTETS = 64
 """What Ed448 signatures take of it (RFC 8419 §3.1, RFC 8702 §3.1)."""
 _SHAKE256_BITS = der.integer(8 * SHAKE256_OCTETS)
@@ -101,7 +102,7 @@ def verify(
             key.verify(signature, data, padding.PSS(padding.MGF1(HASHES[digest]), given.salt), HASHES[digest])
             return
         if certified_as.oid != oids.RSASSA_PSS and (oid == oids.RSA_ENCRYPTION or _RSA_DIGESTS.get(oid) == digest):
-            key.verify(signature, data, padding.PKCS1v15(), HASHES[digest])
+            key.verify(signature, data, _PKCS1V15, HASHES[digest])
             return
     elif isinstance(key, ec.EllipticCurvePublicKey) and _ECDSA_DIGESTS.get(oid) == digest:
         key.verify(signature, data, ec.ECDSA(HASHES[digest]))
