@@ -339,10 +339,12 @@ def _check_size(total: int) -> None:
 
 @contextmanager
 def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        # By how it begins: `zipfile.is_zipfile` also takes a text that ends like an archive for one
+        if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+            file.seek(0)
             yield file
-        return
+            return
     try:
         with zipfile.ZipFile(path) as archive:
             texts = [name for name in archive.namelist()[:_ZIP_MEMBERS] if name.lower().endswith(".txt")]

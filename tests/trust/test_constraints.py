@@ -291,7 +291,7 @@ def test_pitfall_d23_name_constraints_blow_up() -> None:
         found, spent = _spent(leaf, issuer)
         assert not found.ok
         assert found.rule == "relais-name-constraints-budget"
-        assert spent < 150
+        assert spent < 1500  # milliseconds of processor time; without the budget it is minutes
 
 
 def test_many_constraints_over_a_few_names_are_fine() -> None:
