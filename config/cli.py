@@ -491,6 +491,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without accents must not stop an answer half-way
             stream.reconfigure(errors="backslashreplace")
     allocator.keep_freed_memory()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy looks at octets here, and needs no threads for algebra
     try:
         relais(prog_name="relais")
     except OSError as error:  # a file or folder that was named and cannot be used
