@@ -21,7 +21,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from smime import oids
 from smime.addresses import matches
 from smime.capabilities import read_capabilities
-from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Attribute, Signed, SignerInfo, read_algorithm
+from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Signed, SignerInfo, read_algorithm
 from smime.identity import same_name
 from smime.offered import Bundle, Offered
 from smime.policy import DEFAULT_POLICY, ReadPolicy
@@ -120,8 +120,10 @@ class _Judging:
             known.algorithm = label(info.algorithm, info.digest.oid)
             if info.digest.oid == oids.SHA1 and self._expected.policy.sha1:
                 known.findings = (Finding("weak-digest", "sha1"), *known.findings)
-            known.signing_time = _check_attributes(info, self._signed, self._digests)
-            signer, path = self._signer(info, known)
+            attributes = _check_attributes(info, self._signed, self._digests)
+            time = attributes.get(oids.SIGNING_TIME)
+            known.signing_time = time.time() if time is not None else None
+            signer, path = self._signer(info, attributes, known)
         except UnsoundError as problem:
             return known.invalid(Finding(problem.code, problem.detail))
         except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
@@ -145,10 +147,10 @@ class _Judging:
             known.signing_time,
             findings,
             known.algorithm,
-            _capabilities(info),
+            _capabilities(attributes),
         )
 
-    def _signer(self, info: SignerInfo, known: _Known) -> tuple[Offered, PathVerdict]:
+    def _signer(self, info: SignerInfo, attributes: _Attributes, known: _Known) -> tuple[Offered, PathVerdict]:
         """The certificate under which the signature holds, and its path; of several, one whose path holds.
 
         Anybody can add a certificate with another's key identifier, and a key certified again keeps its own, so the
@@ -157,7 +159,7 @@ class _Judging:
         """
         best: tuple[Offered, PathVerdict] | None = None
         problem: Exception | None = None
-        for signer in islice(_certificates_of(info, self._bundle), MAX_TRIED):
+        for signer in islice(_certificates_of(info, attributes, self._bundle), MAX_TRIED):
             try:
                 if problem is None and best is None:
                     self._tell(signer, info, known)
@@ -204,8 +206,8 @@ def _mismatch(from_addresses: tuple[str, ...], addresses: tuple[str, ...]) -> Fi
 # --- Attributes ------------------------------------------------------------------------------------------------------
 
 
-def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes]) -> datetime | None:
-    """RFC 5652 §5 and §11, RFC 6211. Returns the claimed signing time."""
+def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes]) -> _Attributes:
+    """RFC 5652 §5 and §11, RFC 6211. Returns what `_read_attributes` does."""
     if info.digest.oid not in digests or info.digest.oid not in signed.digests:
         raise UnsoundError("digest-algorithm", info.digest.oid)
     if not has_its_parameters(info.digest):
@@ -217,30 +219,45 @@ def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes
         raise UnsoundError("content-type", signed.content_type)
     if not signed.version_fits or not info.version_fits:
         raise UnsoundError("version")
-    content_type = _single(info, oids.CONTENT_TYPE)
-    if content_type is None or content_type.values[0].oid() != signed.content_type:
+    attributes = _read_attributes(info)
+    content_type = attributes.get(oids.CONTENT_TYPE)
+    if content_type is None or content_type.oid() != signed.content_type:
         raise UnsoundError("content-type-attribute")
-    digest = _single(info, oids.MESSAGE_DIGEST)
+    digest = attributes.get(oids.MESSAGE_DIGEST)
     if digest is None:
         raise UnsoundError("message-digest-attribute")
-    if digest.values[0].octets() != digests[info.digest.oid]:
+    if digest.octets() != digests[info.digest.oid]:
         raise UnsoundError("content-altered")
-    protection = _single(info, oids.ALGORITHM_PROTECTION)
+    protection = attributes.get(oids.ALGORITHM_PROTECTION)
     if protection is not None:
-        _check_protection(info, protection.values[0])
-    _single(info, oids.SMIME_CAPABILITIES)
-    time = _single(info, oids.SIGNING_TIME)
-    return time.values[0].time() if time is not None else None
+        _check_protection(info, protection)
+    return attributes
 
 
-def _single(info: SignerInfo, oid: str) -> Attribute | None:
-    """The attribute of that type, which must then occur once and with one value."""
-    found: Attribute | None = None
+_Attributes = dict[str, Element]
+"""Of the attributes that are looked at here, the one value of each, by type."""
+_ONCE = frozenset(
+    (
+        oids.CONTENT_TYPE,
+        oids.MESSAGE_DIGEST,
+        oids.ALGORITHM_PROTECTION,
+        oids.SMIME_CAPABILITIES,
+        oids.SIGNING_TIME,
+        oids.SIGNING_CERTIFICATE,
+        oids.SIGNING_CERTIFICATE_V2,
+    )
+)
+
+
+def _read_attributes(info: SignerInfo) -> _Attributes:
+    """Each must occur once and with one value (RFC 5652 §11, RFC 5035 §5, RFC 6211 §2, RFC 8551 §2.5.2)."""
+    found: _Attributes = {}
     for attribute in info.attributes:
-        if attribute.oid == oid:
-            if found is not None or len(attribute.values) != 1:
+        oid, values = attribute.oid, attribute.values
+        if oid in _ONCE:
+            if oid in found or len(values) != 1:
                 raise UnsoundError("repeated-attribute", oid)
-            found = attribute
+            found[oid] = values[0]
     return found
 
 
@@ -276,12 +293,12 @@ def _parameters(algorithm: Algorithm) -> bytes:
     return algorithm.parameters.copy() if algorithm.parameters is not None else b""
 
 
-def _capabilities(info: SignerInfo) -> tuple[str, ...]:
+def _capabilities(attributes: _Attributes) -> tuple[str, ...]:
     """SMIMECapabilities (RFC 8551 §2.5.2); none at all when they cannot be read."""
-    attribute = _single(info, oids.SMIME_CAPABILITIES)
-    if attribute is None:
+    value = attributes.get(oids.SMIME_CAPABILITIES)
+    if value is None:
         return ()
-    encoded = attribute.values[0].copy()
+    encoded = value.copy()
     return _names(encoded) if len(encoded) <= REMEMBERED_OCTETS else _names.__wrapped__(encoded)
 
 
@@ -297,14 +314,14 @@ def _names(capabilities: bytes) -> tuple[str, ...]:
 # --- Certificate -----------------------------------------------------------------------------------------------------
 
 
-def _certificates_of(info: SignerInfo, bundle: Bundle) -> Iterator[Offered]:
+def _certificates_of(info: SignerInfo, attributes: _Attributes, bundle: Bundle) -> Iterator[Offered]:
     """The certificates the signer may mean, by name and by signingCertificate (RFC 5035 §5). Raises UnsoundError, also
     when there are none."""
     references: list[_Reference] | None = None
     meant = False
     for each in bundle.named_by(info.signer):
         if references is None:
-            references = _references(info)
+            references = _references(attributes)
         if all(reference.means(each) for reference in references):
             meant = True
             yield each
@@ -314,12 +331,12 @@ def _certificates_of(info: SignerInfo, bundle: Bundle) -> Iterator[Offered]:
         raise UnsoundError("signing-certificate-attribute")
 
 
-def _references(info: SignerInfo) -> list[_Reference]:
+def _references(attributes: _Attributes) -> list[_Reference]:
     found = []
     for oid, version in ((oids.SIGNING_CERTIFICATE_V2, 2), (oids.SIGNING_CERTIFICATE, 1)):
-        attribute = _single(info, oid)
-        if attribute is not None:
-            encoded = attribute.values[0].copy()
+        value = attributes.get(oid)
+        if value is not None:
+            encoded = value.copy()
             remember = len(encoded) <= REMEMBERED_OCTETS
             found.append((_reference if remember else _reference.__wrapped__)(encoded, version))
     return found
