@@ -2,11 +2,13 @@
 
 Exit codes: 0 all went well, 1 it did not (one sentence says what to do), 2 the command line was wrong. `--json` prints
 one JSON document on standard output. A user's mistake never shows a stack trace.
+
+A command imports what it needs when it is called: who asks for help, or for the queue, does not wait for the database,
+cryptography and S/MIME.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import io
@@ -18,20 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import structlog
 
-from config import allocator, doctor, logs
-from config.accounts_command import account
-from config.control import ControlError, ask
-from config.journal_command import journal
-from config.keys_command import keys
+from config import allocator
 from config.lazy import LazyGroup
-from config.privileges import PrivilegeError, drop
-from config.settings import SettingsError, load
-from config.supervise import StartError
-from config.trace import render
-from config.trust_command import trust
-from trust.memory import guard_memory, permit_locking
 
 DEFAULT_STATE = "var"
 _LONGEST_WORK = 600.0
@@ -59,7 +50,13 @@ def relais() -> None:
 @click.option("--port", "ports", multiple=True, metavar="NAME=PORT", help="Fix a port (imaps, ldaps, mllp, ...).")
 def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
     """Start everything on this machine: slapd, Dovecot and two demonstration operators."""
+    import asyncio
+
+    from config import doctor, logs
+    from config.privileges import PrivilegeError
+    from config.settings import SettingsError
     from config.show import show
+    from config.supervise import StartError
     from config.up import PORT_NAMES, UpError, become_service
     from config.up import up as run
 
@@ -87,6 +84,15 @@ def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 def serve(path: Path, log_level: str) -> None:
     """Run one operator's gateway until SIGTERM."""
+    import asyncio
+
+    import structlog
+
+    from config import logs
+    from config.privileges import PrivilegeError, drop
+    from config.settings import SettingsError, load
+    from trust.memory import guard_memory, permit_locking
+
     logs.configure(log_level)
     try:
         loaded = load(path)
@@ -192,6 +198,8 @@ def queue_list(state: Path, as_json: bool) -> None:
 @_JSON
 def trace(state: Path, reference: str, as_json: bool) -> None:
     """Show a message's whole life at every operator here: each step with its time, decision and reason."""
+    from config.trace import render
+
     lives = _ask_all(state, "trace", reference=reference)
     if not any(lives.values()):
         _fail(f"No message with Message-ID or MSH-10 {reference} is known here.")
@@ -200,10 +208,6 @@ def trace(state: Path, reference: str, as_json: bool) -> None:
         return
     for line in render(lives):
         click.echo(line)
-
-
-relais.add_command(journal)
-relais.add_command(trust)
 
 
 @relais.group()
@@ -217,6 +221,8 @@ def bridge() -> None:
 @click.option("--to", "target", metavar="HOST:PORT", help="MLLP listener; default: the demonstration's laboratory.")
 def bridge_send(state: Path, file: Path, target: str | None) -> None:
     """Send one HL7 v2 file over MLLP, byte for byte, and print the acknowledgement."""
+    import asyncio
+
     from config.show import acknowledgement_code, send
 
     if target is None:
@@ -244,6 +250,9 @@ def bridge_send(state: Path, file: Path, target: str | None) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where each message becomes a file.")
 def bridge_listen(host: str, port: int, folder: Path) -> None:
     """Receive HL7 v2 over MLLP as a laboratory's system would: each message becomes a file, then is acknowledged."""
+    import asyncio
+
+    from config import logs
     from config.listen import listen
 
     logs.configure()
@@ -353,6 +362,7 @@ def bench() -> None:
 @_JSON
 def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
     """From MLLP in to the mailboxes, and the trace at 100,000 messages."""
+    from config import logs
     from config.bench.child import BenchError
     from config.bench.road import road
 
@@ -369,6 +379,7 @@ def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
 @_JSON
 def bench_smime(full: bool, as_json: bool) -> None:
     """Sign, encrypt, open and DKIM beside bare cryptography, openssl and dkimpy; growth up to 100 MB."""
+    from config import logs
     from config.bench.child import BenchError
     from config.bench.smime import smime
 
@@ -389,9 +400,6 @@ def _print_bench(result: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{row['id']:<40} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
 
 
-relais.add_command(LazyGroup("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."))
-
-
 @relais.command("doctor")
 @_STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
@@ -402,6 +410,8 @@ def doctor_command(state: Path, path: Path | None, errors: bool, as_json: bool) 
     if errors:
         _print_errors(as_json)
         return
+    from config import doctor
+
     findings = doctor.examine(state, path)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
@@ -438,10 +448,12 @@ def _print_errors(as_json: bool) -> None:
 def _ask(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any:
     """Ask the gateway whose state this is, or the demonstration's that holds record and hospital; fails when it says
     no."""
-    from config.demonstration import OPERATORS
+    from config.control import ControlError, ask
 
     path = state / "control.sock"
     if not path.exists():
+        from config.demonstration import OPERATORS
+
         path = state / next(operator.key for operator in OPERATORS if operator.dossier) / path.name
     try:
         return ask(path, call, seconds, **arguments)
@@ -452,6 +464,8 @@ def _ask(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any
 def _ask_all(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> dict[str, Any]:
     """Ask every gateway that runs with its state here. Who does not answer is told and hides nobody else's answer;
     fails when none answers."""
+    from config.control import ControlError, ask
+
     answers: dict[str, Any] = {}
     problems = []
     for path in (*state.glob("control.sock"), *sorted(state.glob("*/control.sock"))):
@@ -481,8 +495,14 @@ def _fail(sentence: str) -> Any:
     sys.exit(1)
 
 
-relais.add_command(keys)
-relais.add_command(account)
+for _name, _module, _text in (
+    ("account", "config.accounts_command", "Say who may log in, with what, and as whom."),
+    ("journal", "config.journal_command", "Prove what happened."),
+    ("keys", "config.keys_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
+    ("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."),
+    ("trust", "config.trust_command", "See whom this gateway believes, and decide about the trust list."),
+):
+    relais.add_command(LazyGroup(_name, _module, _text))
 
 
 def main() -> None:
