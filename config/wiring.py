@@ -297,7 +297,6 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         parse,
         CATALOGUE,
         operator_may_report,
-        spool.ended_of,
     )
     reporter = Reporter(spool, (dsn, receipts, AwaitedReceipts(spool, operator_may_report)))
     running.append(_run(reporter.run(), "reporter"))

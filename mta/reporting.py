@@ -24,6 +24,10 @@ _log = logging.getLogger("relais.mta.reporting")
 T = TypeVar("T")
 
 
+class NotSettledError(Exception):
+    """A receipt came before our own delivery was written down as ended: look again later."""
+
+
 class EndConsumer(Protocol):
     """Somebody who tells somebody how a delivery ended."""
 
