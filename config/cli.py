@@ -13,7 +13,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -23,18 +22,10 @@ import click
 
 from config import allocator
 from config.lazy import LazyGroup
+from config.options import JSON, STATE
 
-DEFAULT_STATE = "var"
 _LONGEST_WORK = 600.0
 """Seconds for what reads a large document."""
-_STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=lambda: Path(os.environ.get("RELAIS_STATE", DEFAULT_STATE)),
-    show_default=DEFAULT_STATE,
-    help="State directory of `relais up`.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +35,7 @@ def relais() -> None:
 
 
 @relais.command()
-@_STATE
+@STATE
 @click.option("--demo", is_flag=True, help="Send the demonstration report once everything is up.")
 @click.option("--oneshot", is_flag=True, help="Stop again after that; the exit status says whether it arrived.")
 @click.option("--port", "ports", multiple=True, metavar="NAME=PORT", help="Fix a port (imaps, ldaps, mllp, ...).")
@@ -119,12 +110,12 @@ _OID = click.option("--oid", default="1.2.250.1.213.1.4.10", show_default=True, 
 
 
 @dossier.command("list")
-@_STATE
+@STATE
 @_AS
 @_PATIENT
 @_OID
 @click.option("--all", "every", is_flag=True, help="Replaced and withdrawn documents too.")
-@_JSON
+@JSON
 def dossier_list(state: Path, reader: str, patient: str, oid: str, every: bool, as_json: bool) -> None:
     """List the documents the professional may see."""
     entries = _ask(state, "dossier.list", reader=reader, patient=patient, oid=oid, every=every)
@@ -139,7 +130,7 @@ def dossier_list(state: Path, reader: str, patient: str, oid: str, every: bool, 
 
 
 @dossier.command("read")
-@_STATE
+@STATE
 @_AS
 @_PATIENT
 @_OID
@@ -159,9 +150,9 @@ def directory() -> None:
 
 
 @directory.command("resolve")
-@_STATE
+@STATE
 @click.argument("address")
-@_JSON
+@JSON
 def directory_resolve(state: Path, address: str, as_json: bool) -> None:
     """Say what the directory knows of one address."""
     found = _ask(state, "directory.resolve", address=address)
@@ -180,8 +171,8 @@ def queue() -> None:
 
 
 @queue.command("list")
-@_STATE
-@_JSON
+@STATE
+@JSON
 def queue_list(state: Path, as_json: bool) -> None:
     """Deliveries by state, per operator."""
     counts = _ask_all(state, "queue.counts")
@@ -193,9 +184,9 @@ def queue_list(state: Path, as_json: bool) -> None:
 
 
 @relais.command()
-@_STATE
+@STATE
 @click.argument("reference", metavar="MESSAGE-ID|MSH-10")
-@_JSON
+@JSON
 def trace(state: Path, reference: str, as_json: bool) -> None:
     """Show a message's whole life at every operator here: each step with its time, decision and reason."""
     from config.trace import render
@@ -216,7 +207,7 @@ def bridge() -> None:
 
 
 @bridge.command("send")
-@_STATE
+@STATE
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--to", "target", metavar="HOST:PORT", help="MLLP listener; default: the demonstration's laboratory.")
 def bridge_send(state: Path, file: Path, target: str | None) -> None:
@@ -263,7 +254,7 @@ def bridge_listen(host: str, port: int, folder: Path) -> None:
 
 
 @relais.command("submit")
-@_STATE
+@STATE
 @click.option("--from", "sender", required=True, metavar="ADDRESS", help="The service's mailbox.")
 @click.option("--to", "recipients", multiple=True, required=True, metavar="ADDRESS|NAME|STREET|TOWN")
 @click.option("--document", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="CDA R2.")
@@ -276,7 +267,7 @@ def bridge_listen(host: str, port: int, folder: Path) -> None:
     show_default=True,
     help="Folder for the letters to post; made when there is one.",
 )
-@_JSON
+@JSON
 def submit(
     state: Path,
     sender: str,
@@ -359,7 +350,7 @@ def bench() -> None:
 @bench.command("road")
 @click.option("--full/--quick", default=False, help="The sizes of the published figures, or under a minute.")
 @click.option("--report", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Send this HL7 v2 file.")
-@_JSON
+@JSON
 def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
     """From MLLP in to the mailboxes, and the trace at 100,000 messages."""
     from config import logs
@@ -376,7 +367,7 @@ def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
 
 @bench.command("smime")
 @click.option("--full/--quick", default=False, help="Longer runs and more of them, or under a minute.")
-@_JSON
+@JSON
 def bench_smime(full: bool, as_json: bool) -> None:
     """Sign, encrypt, open and DKIM beside bare cryptography, openssl and dkimpy; growth up to 100 MB."""
     from config import logs
@@ -401,10 +392,10 @@ def _print_bench(result: dict[str, Any], as_json: bool) -> None:
 
 
 @relais.command("doctor")
-@_STATE
+@STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
 @click.option("--errors", is_flag=True, help="Print the catalogue of errors and stop.")
-@_JSON
+@JSON
 def doctor_command(state: Path, path: Path | None, errors: bool, as_json: bool) -> None:
     """Say what is wrong with the machine, the configuration and the state."""
     if errors:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from config.key_places import Place, Where, as_owner, fail
+from config.options import CONFIG, STATE
+from config.options import JSON as _JSON
 from config.settings import SettingsError
 from trust.addresses import mail_addresses
 from trust.certificates import CertificateValidator
@@ -41,14 +42,8 @@ _LONGEST_PASSPHRASE = 1024
 def _command(work: Callable[..., None]) -> Callable[..., None]:
     """Where, as whom, and sentences instead of stack traces."""
 
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path),
-        default=lambda: Path(os.environ.get("RELAIS_STATE", "var")),
-        show_default="var",
-        help="State directory of an operator, or of `relais up`.",
-    )
-    @click.option("--config", type=click.Path(path_type=Path), help="The operator's relais.toml, instead of --state.")
+    @STATE
+    @CONFIG
     @functools.wraps(work)
     def command(state: Path, config: Path | None, **arguments: Any) -> None:
         guard_memory(lock=False)
@@ -60,7 +55,6 @@ def _command(work: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _USE = click.option("--use", "uses", type=click.Choice(_USES), multiple=True, help="Only this use; default: both.")
 _KIND = click.option("--kind", type=click.Choice([kind.value for kind in KeyKind]), help="Kind of key.")
 _PLACE = click.option(
