@@ -1,7 +1,7 @@
 """The stage that turns a sending system's message into the mail one correspondent reads.
 
 A report to fifteen correspondents is composed fifteen times, mostly at the same moment. What these mails have in common
-is made once and forgotten with the last of them: nothing clinical stays in memory for the next time.
+is made once and forgotten with the last of them: no page of results stays in memory for a next time.
 """
 
 from __future__ import annotations

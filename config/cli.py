@@ -201,6 +201,30 @@ def trace(state: Path, reference: str, as_json: bool) -> None:
         click.echo(line)
 
 
+@relais.command()
+@STATE
+@click.option("--however-many", is_flag=True, help="Delete them even when there are more than crashes explain.")
+@JSON
+def housekeeping(state: Path, however_many: bool, as_json: bool) -> None:
+    """Delete what no message and no document refers to any more; the gateways do so every day by themselves."""
+    swept = _ask_all(state, "housekeeping", _LONGEST_WORK, however_many=however_many)
+    if as_json:
+        click.echo(json.dumps(swept, indent=1))
+    held_back = False
+    for operator, found in swept.items():
+        if not as_json:
+            click.echo(
+                f"{operator:<15} {found['looked_at']} files old enough, {found['orphans']} that nothing refers to "
+                f"({found['octets']} bytes), {found['deleted']} deleted"
+            )
+        held_back |= found["deleted"] < found["orphans"]
+    if held_back:
+        _fail(
+            "Nothing is deleted where there are so many: is it the right database, restored to the right day? "
+            "If it is, --however-many deletes them for ever."
+        )
+
+
 @relais.group()
 def bridge() -> None:
     """Work with sending systems."""

@@ -45,6 +45,7 @@ from config.accounts_answers import AccountAnswers
 from config.answers import Answers, off_loop
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
+from config.housekeeping import Housekeeping
 from config.journal_answers import JournalAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
@@ -380,13 +381,21 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         await _open(metrics.start, settings.metrics.host, settings.metrics.port)
         stack.push_async_callback(metrics.stop)
 
+    housekeeping = Housekeeping(database, blobs)
+    running.append(_run(housekeeping.run(), "housekeeping"))
+    stack.push_async_callback(housekeeping.stop)
+
     answers = Answers(database, journal_answers, spool, directory, letters, dossier)
     running.append(_run(trust.run(), "trust"))
     stack.push_async_callback(trust.stop)
     account_answers = AccountAnswers(
         Administration(accounts, journal), validator, frozenset(each.issuer for each in settings.oidc)
     )
-    calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(account_answers.calls(), threads)}
+    calls = {
+        **answers.calls(threads),
+        **trust.calls(threads),
+        **off_loop({**account_answers.calls(), **housekeeping.calls()}, threads),
+    }
     control = ControlSocket(loaded.state / "control.sock", calls)
     await control.start()
     stack.push_async_callback(control.stop)
