@@ -19,6 +19,7 @@ from bridges.intake import HL7_CONTENT
 from bridges.report import Audience, Correspondent, Document, Report
 from bridges.routing import ADDRESS_INVALID, RoutingOptions, addressed
 from mta.message import Message, Phase
+from mta.notifications import xtext_decoded
 from trust.refusals import Refused
 
 MAIL_CONTENT = "message/rfc822"
@@ -85,7 +86,7 @@ class ComposeStage:
         report = common.report(self._parse, message.content)
         if isinstance(report, Refused):
             return report
-        correspondent = addressed(report, message.recipient, self._routing)
+        correspondent = addressed(report, _named_as(message), self._routing)
         if correspondent is None:
             return Refused(ADDRESS_INVALID)
         content = compose(
@@ -101,6 +102,12 @@ class ComposeStage:
             twin_of=common.twin,
         )
         return replace(message, content=content, content_type=MAIL_CONTENT)
+
+
+def _named_as(message: Message) -> str:
+    """How the report names the recipient: as it was before the operator redirected it (`mta.queue`)."""
+    kind, _, original = message.facts.get("dsn.orcpt", "").partition(";")
+    return xtext_decoded(original) if kind.lower() == "rfc822" and original else message.recipient
 
 
 def _name(correspondent: Correspondent) -> str:

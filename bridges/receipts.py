@@ -37,6 +37,7 @@ from mta.smtp.content import with_crlf
 from mta.spool import RELAYED, Spool
 from smime.mime import Entity, parse_entity
 from trust.refusals import Refusal, Refused
+from trust.store.blobs import BlobMissingError
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,8 @@ _SPOOL_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_FOUND = 50
 """Messages looked at for one Message-ID: who submits mail may choose it, again and again."""
 _SIGNER = re.compile(r"\bsigner=([^;\s]+)")
+_POSITIVE, _NEGATIVE = b"Y", b"N"
+"""What an acknowledgement said, kept as its reply, so that a later one that says the contrary is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,14 @@ class ReceiptConsumer:
         if ended.target is TargetKind.MAILBOX and ended.code != RELAYED:
             return _Told(ZamEvent.RECEPTION, ended.ended_at, None)
         return None
+
+    def _corrected(self, key: str, told: _Told) -> str:
+        """The key to tell it under. A mail that was announced as received and failed after all, or the other way round,
+        is told a second time, and never a third."""
+        first = self._spool.duplicate_of(key)
+        if first is None or not _opposite(first.reply, told):
+            return key
+        return f"{key}:corrected"
 
     # Receipts that come by mail
 
@@ -205,7 +216,11 @@ class ReceiptConsumer:
         """Keep the acknowledgement, when the report asked for it and its system has a receiver."""
         if original.peer not in self._receivers:
             return
-        frame = self._spool.content(original)
+        try:
+            frame = self._spool.content(original)
+        except BlobMissingError:  # purged at the end of its retention: too late to say anything about it
+            log.warning("receipts.original-purged", spool_id=original.spool_id)
+            return
         report = self._parse(frame)
         if isinstance(report, Refused):  # it was read at acceptance: the rules have changed since
             log.warning("receipts.original-unreadable", spool_id=original.spool_id, code=report.refusal.code)
@@ -217,6 +232,8 @@ class ReceiptConsumer:
         if reading and told.failure is not None:
             # read by a person and not taken up by software are two things: neither hides the other
             key += ":N"
+        if told.event is ZamEvent.RECEPTION:
+            key = self._corrected(key, told)
         control_id = zam.control_id(key)
         acknowledgement = zam.Acknowledgement(
             told.event,
@@ -236,6 +253,7 @@ class ReceiptConsumer:
                 dedup_key=key,
                 message_id_domain=domain_of(original.sender),
                 external_id=control_id,
+                reply=_POSITIVE if told.failure is None else _NEGATIVE,
             )
         )
         if isinstance(kept, Accepted):
@@ -246,6 +264,10 @@ class ReceiptConsumer:
                 zam=told.event.value,
                 positive=told.failure is None,
             )
+
+
+def _opposite(said: bytes, told: _Told) -> bool:
+    return said == (_NEGATIVE if told.failure is None else _POSITIVE)
 
 
 def _signer(header: Entity) -> str:

@@ -1,9 +1,10 @@
-"""The screen stage: what an inbound mail carries is looked at before a person or a software opens it.
+"""The screen stage: what a mail carries is looked at before a person or a software opens it, or our own people send it.
 
 Refused is only what would harm its reader, archives that explode, climb out of their folder or hide others, XML with a
 DOCTYPE, or harm a patient: two patients in one mail, told apart by structured identities alone (CDA recordTarget, XDM
 patientId). Whatever else cannot be read is passed on with a fact for the trace: this stage loses no mail because it is
-badly written. The content is never changed.
+badly written. The content is never changed. What a program could run, and archives nobody here can look into (7z, rar),
+are passed on with a fact too: operators do not filter by content, and a malware scanner opens those (`mta.scanning`).
 
 Everything is bounded: depth and number of parts, and the octets all archives of a mail may expand to together.
 """
@@ -28,10 +29,11 @@ from lxml import etree
 from bridges import refusals, xdm_refusals
 from bridges.cda import INS_OIDS
 from bridges.cda_results import V3
+from bridges.expanding import expanded_entry, expanded_stream
 from bridges.identity import canonical_matricule
 from bridges.screening_refusals import ARCHIVE_REFUSED
 from bridges.xdm import XdmLimits, read_xdm
-from mta.message import Message, Phase
+from mta.message import Message, Origin, Phase
 from smime.mime import Buffer, Entity, MimeError, parse_content_type, parse_entity, split_multipart
 from trust.refusals import Refused
 
@@ -40,12 +42,19 @@ _log = logging.getLogger(__name__)
 MAIL_CONTENT = "message/rfc822"
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-_OTHER_MAGIC = (b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+_STREAMS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+"""Compressed files that we can expand ourselves, by how they begin."""
+_OTHER_MAGIC = (b"Rar!", b"7z\xbc\xaf", *_STREAMS)
 _ARCHIVE_SUFFIXES = frozenset({".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".jar", ".tar"})
 _DOCUMENT_SUFFIXES = frozenset(
     {".docx", ".docm", ".dotx", ".xlsx", ".xlsm", ".pptx", ".pptm", ".ppsx", ".odt", ".ods", ".odp", ".odg", ".epub"}
 )
 """ZIP files that programs open as one document: they may hold others, and compress as they like."""
+_EXECUTABLE_MAGIC = (b"MZ", b"\x7fELF")
+_EXECUTABLE_SUFFIXES = frozenset(
+    {".exe", ".com", ".scr", ".pif", ".bat", ".cmd", ".msi", ".dll", ".vbs", ".vbe", ".js", ".jse", ".wsf", ".hta"}
+    | {".ps1", ".lnk", ".jar", ".reg", ".cpl", ".iso", ".img", ".docm", ".xlsm", ".pptm"}
+)
 _ZIP_TYPES = frozenset({"application/zip", "application/x-zip-compressed", "application/x-zip"})
 _XML_TYPES = frozenset({"text/xml", "application/xml", "application/xslt+xml", "application/hl7-cda+xml"})
 _DRAWN = frozenset({"image/svg+xml", "application/xhtml+xml"})
@@ -55,7 +64,6 @@ _PROSE = frozenset({"text/plain", "text/html"})
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 _MAX_FIELD = 4096
 """Octets of a Content-Type or Content-Disposition; parsing costs a microsecond for each."""
-_BLOCK = 65536
 _BLANK = re.compile(rb"[ \t\r\n]*")
 _MAX_DIRECTORY = 20_000
 """Central directory entries, judged before `zipfile` builds an object for each."""
@@ -89,14 +97,16 @@ class ScreenLimits:
 
 
 class ScreenStage:
-    """A `mta.message.Stage` for the phase SCREEN; other phases and other content pass through. Works in threads."""
+    """A `mta.message.Stage` for the phase SCREEN, and for ENRICH of what our own people submit; other phases and other
+    content pass through. Works in threads."""
 
     def __init__(self, limits: ScreenLimits | None = None) -> None:
         self._limits = limits or ScreenLimits()
 
     async def apply(self, message: Message, phase: Phase) -> Message | Refused:
         """The same message, with facts `warning.screen-*` (positions of MIME parts) for what could not be read."""
-        if phase is not Phase.SCREEN or message.content_type != MAIL_CONTENT:
+        submitted = phase is Phase.ENRICH and message.origin in (Origin.SUBMISSION, Origin.LMTP)
+        if not (phase is Phase.SCREEN or submitted) or message.content_type != MAIL_CONTENT:
             return message
         found = await asyncio.to_thread(screen, message.content, self._limits)
         if isinstance(found, Refused):
@@ -189,15 +199,30 @@ class _Look:
             self.warn("part", position)
             return None
         head = bytes(data[:256])
+        if head.startswith(_EXECUTABLE_MAGIC) or suffix in _EXECUTABLE_SUFFIXES:
+            self.warn("executable", position)
         if kind in ("application/pkcs7-mime", "application/x-pkcs7-mime"):
             self.warn("protected", position)
         elif head.startswith(_OTHER_MAGIC):
             self.warn("archive", position)
+            return self._stream(data, position)
         elif head.startswith(_ZIP_MAGIC) or suffix == ".zip" or kind in _ZIP_TYPES:
             return self._archive(bytes(data), name, position)
         elif not prose and kind not in _DRAWN and (suffix == ".xml" or kind in _XML_TYPES or _XML_START.match(head)):
             return self._xml(data, position)
         return None
+
+    def _stream(self, data: Buffer, position: str) -> Refused | None:
+        """A compressed file that is no archive of ours: refused when it explodes, like an entry of one."""
+        kind = next((kind for magic, kind in _STREAMS.items() if bytes(data[:8]).startswith(magic)), "")
+        if not kind:
+            return None
+        most = max(self.limits.ratio_floor, self.limits.ratio * len(data))
+        expanded = expanded_stream(data, kind, min(most, self.budget))
+        self.budget -= min(expanded, self.budget)
+        if expanded > most:
+            return Refused(ARCHIVE_REFUSED, f"part {position}: compression ratio")
+        return Refused(ARCHIVE_REFUSED, f"part {position}: expanded size") if self.budget <= 0 else None
 
     def _archive(self, data: bytes, name: str, position: str) -> Refused | None:
         document = PurePosixPath(name).suffix in _DOCUMENT_SUFFIXES
@@ -255,7 +280,7 @@ class _Look:
         for entry in entries:
             suffix = PurePosixPath(entry.filename.lower()).suffix
             inner = suffix in _DOCUMENT_SUFFIXES and not document
-            expanded = _expanded(data, entry, whole=inner)
+            expanded = expanded_entry(data, entry, whole=inner)
             if expanded is None:
                 unknown = True
                 continue
@@ -326,43 +351,6 @@ def _file_name(entity: Entity) -> str:
 def _stays_inside(name: str) -> bool:
     path = name.replace("\\", "/")
     return not (not path or "\0" in path or path.startswith("/") or path[1:2] == ":" or ".." in path.split("/"))
-
-
-def _expanded(data: bytes, entry: zipfile.ZipInfo, *, whole: bool) -> tuple[bytes, bool] | None:
-    """The first octets of an entry, or all of them, and whether it is what the directory says of it; None when its
-    compression is not one we can bound.
-
-    `zipfile` itself would stop at the announced size, and look at the directory only; other programs go on, or believe
-    the entry's own header. Raises `zipfile.BadZipFile`, `zlib.error`.
-    """
-    header = data[entry.header_offset : entry.header_offset + 30]
-    if len(header) < 30 or not header.startswith(b"PK\x03\x04"):
-        raise zipfile.BadZipFile("local header")
-    (method,) = struct.unpack("<H", header[8:10])
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    begin = entry.header_offset + 30
-    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
-    if data[begin : begin + name_length] != name or method != entry.compress_type:
-        return b"", False
-    begin += name_length + extra_length
-    stored = memoryview(data)[begin : begin + entry.compress_size]
-    if entry.compress_type == zipfile.ZIP_STORED:
-        return bytes(stored if whole else stored[:8]), True
-    if entry.compress_type != zipfile.ZIP_DEFLATED:
-        return None
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content, expanded, position, rest = bytearray(), 0, 0, b""
-    while not inflater.eof and (rest or position < len(stored)):
-        if not rest:
-            rest, position = bytes(stored[position : position + _BLOCK]), position + _BLOCK
-        piece = inflater.decompress(rest, 16 * _BLOCK)
-        rest = inflater.unconsumed_tail
-        expanded += len(piece)
-        if expanded > entry.file_size:
-            return b"", False
-        if whole or not content:
-            content += piece if whole else piece[:8]
-    return bytes(content), inflater.eof or not stored  # some write folders as deflated, without any octet
 
 
 # --- XML and patients ------------------------------------------------------------------------------------------------

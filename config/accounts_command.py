@@ -65,16 +65,16 @@ class Gateway:
     def _directly(self, call: str, arguments: dict[str, Any]) -> Any:
         from config.accounts_answers import AccountAnswers
         from config.migrations import upgrade
+        from config.node import open_database
         from trust.accounts import Accounts
         from trust.accounts_administration import Administration
         from trust.journal import Journal
-        from trust.store.database import Database
 
         loaded = self.place.loaded
         if loaded is None:
             fail(f"{self.place.state} has no relais.toml: name the operator's with --config.")
         vault = self.place.open()
-        database = Database(f"sqlite:///{self.place.state / 'relais.db'}")
+        database = open_database(loaded)
         try:
             upgrade(database)
             administration = Administration(Accounts(database, vault), Journal(vault, loaded.settings.operator.host))

@@ -1,4 +1,5 @@
-"""The C library's allocator told to keep the memory of large messages instead of giving it back after each.
+"""The C library's allocator told to keep the memory of large messages instead of giving it back after each, and
+Python's collector to leave alone what stays.
 
 glibc serves blocks of 128 KB and more with a mapping of their own, returned to the kernel when freed; a mail of 5 MB
 passes through a dozen such blocks, and clearing their fresh pages costs more than its cryptography (docs/benchmarks.md,
@@ -9,6 +10,7 @@ free memory for the next message.
 from __future__ import annotations
 
 import ctypes
+import gc
 
 MMAP_OCTETS = 32 << 20
 """Blocks from this size on get a mapping of their own. glibc takes no more than this."""
@@ -36,3 +38,15 @@ def keep_freed_memory() -> bool:
     )
     taken = [mallopt(parameter, value) == 1 for parameter, value in wanted]
     return all(taken)
+
+
+_COLLECT_EVERY = 20_000
+"""Objects made and not freed between two looks for cycles; Python's own 700 suits programs that make few."""
+
+
+def collect_rarely() -> None:
+    """Once everything is loaded: it stays for good, and is not looked through again for garbage with every few
+    messages."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_EVERY, 10, 10)

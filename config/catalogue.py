@@ -4,6 +4,7 @@ from bridges import dropfolder, letters, receipts_refusals, routing, screening_r
 from bridges import refusals as bridges_refusals
 from bridges.dossier import refusals as dossier_refusals
 from directory import refusals as directory_refusals
+from mta import quarantine_refusals, queue_refusals
 from mta import refusals as mta_refusals
 from smime import refusals as smime_refusals
 from trust import catalogue as trust_catalogue
@@ -17,6 +18,8 @@ CATALOGUE = join_catalogues(
         smime_refusals.CATALOGUE,
         directory_refusals.CATALOGUE,
         mta_refusals.CATALOGUE,
+        quarantine_refusals.CATALOGUE,
+        queue_refusals.CATALOGUE,
         bridges_refusals.CATALOGUE,
         routing.CATALOGUE,
         xdm_refusals.CATALOGUE,

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import click
 
 from config import allocator
-from config.lazy import LazyGroup
+from config.lazy import LazyCommand, LazyGroup
 from config.options import JSON, STATE
 
 _LONGEST_WORK = 600.0
@@ -73,8 +74,14 @@ def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
 @relais.command()
 @click.option("--config", "path", type=click.Path(path_type=Path), required=True, help="The operator's relais.toml.")
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
-def serve(path: Path, log_level: str) -> None:
-    """Run one operator's gateway until SIGTERM."""
+@click.option(
+    "--process",
+    "number",
+    type=click.IntRange(0, 255),
+    help="Which of several processes with this configuration: 0, 1, ... They share ports and need PostgreSQL.",
+)
+def serve(path: Path, log_level: str, number: int | None) -> None:
+    """Run one operator's gateway until SIGTERM, which it ends in good order; SIGHUP reads the configuration again."""
     import asyncio
 
     import structlog
@@ -87,6 +94,7 @@ def serve(path: Path, log_level: str) -> None:
     logs.configure(log_level)
     try:
         loaded = load(path)
+        logs.set_level(loaded.settings.log.level or log_level)
         permit_locking()
         drop(loaded.state)
         guard = guard_memory(lock=loaded.settings.keys.lock_memory)
@@ -94,7 +102,7 @@ def serve(path: Path, log_level: str) -> None:
             structlog.get_logger(__name__).warning("keys.exposed", how=guard.degraded)
         from config.wiring import serve as run
 
-        asyncio.run(run(loaded))
+        asyncio.run(run(loaded, number, path, log_level))
     except (SettingsError, PrivilegeError) as error:
         _fail(str(error))
 
@@ -163,24 +171,6 @@ def directory_resolve(state: Path, address: str, as_json: bool) -> None:
         return
     for name, value in found.items():
         click.echo(f"{name:<25} {value}")
-
-
-@relais.group()
-def queue() -> None:
-    """See what is on the road."""
-
-
-@queue.command("list")
-@STATE
-@JSON
-def queue_list(state: Path, as_json: bool) -> None:
-    """Deliveries by state, per operator."""
-    counts = _ask_all(state, "queue.counts")
-    if as_json:
-        click.echo(json.dumps(counts, indent=1))
-        return
-    for operator, states in counts.items():
-        click.echo(f"{operator:<15} " + "  ".join(f"{name} {count}" for name, count in states.items()))
 
 
 @relais.command()
@@ -406,6 +396,47 @@ def bench_smime(full: bool, as_json: bool) -> None:
     _print_bench(result, as_json)
 
 
+@bench.command("soak")
+@click.option("--messages", type=click.IntRange(1), help="How many; default: 2,000, or 100,000 with --full.")
+@click.option("--full/--quick", default=False, help="A long run, of hours, or a short one.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the faults.")
+@click.option("--pause", type=float, default=4.0, show_default=True, help="Mean seconds between two faults.")
+@JSON
+def bench_soak(messages: int | None, full: bool, seed: int, pause: float, as_json: bool) -> None:
+    """Send numbered messages while everything goes wrong; exit status 1 when one is lost, doubled or shown."""
+    from config import logs
+    from config.bench.child import BenchError
+    from config.bench.soak import failed, soak
+
+    logs.configure("WARNING")
+    number = messages or (100_000 if full else 2_000)
+    try:
+        result = soak(number, seed=seed, pause=pause, say=lambda sentence: click.echo(sentence, err=True))
+    except BenchError as error:
+        _fail(str(error))
+    _print_bench(result, as_json)
+    for note in result["notes"]:
+        click.echo(note, err=True)
+    sys.exit(1 if failed(result) else 0)
+
+
+@bench.command("mta")
+@click.option("--full/--quick", default=False, help="The sizes of the published figures, or about a minute.")
+@JSON
+def bench_mta(full: bool, as_json: bool) -> None:
+    """The road beside Postfix: relay, protect, accept, memory, latency, a long queue. Needs Postfix and root."""
+    from config import logs
+    from config.bench.child import BenchError
+    from config.bench.mta import mta
+
+    logs.configure("WARNING")
+    try:
+        result = mta("full" if full else "quick")
+    except BenchError as error:
+        _fail(str(error))
+    _print_bench(result, as_json)
+
+
 def _print_bench(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
@@ -513,11 +544,18 @@ def _fail(sentence: str) -> Any:
 for _name, _module, _text in (
     ("account", "config.accounts_command", "Say who may log in, with what, and as whom."),
     ("journal", "config.journal_command", "Prove what happened."),
-    ("keys", "config.keys_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
+    ("keys", "config.escrow_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
+    ("quarantine", "config.quarantine_command", "See and decide about mail in which malicious software was found."),
+    ("queue", "config.queue_command", "See what is on the road, and decide about it."),
     ("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."),
     ("trust", "config.trust_command", "See whom this gateway believes, and decide about the trust list."),
 ):
     relais.add_command(LazyGroup(_name, _module, _text))
+for _name, _text in (
+    ("backup", "Bring all a gateway keeps off the machine: `relais backup TARGET`, then `verify TARGET`."),
+    ("restore", "Bring a backup back into an empty state directory."),
+):
+    relais.add_command(LazyCommand(_name, "config.backup_command", _text))
 
 
 def main() -> None:

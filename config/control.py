@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import pwd
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,46 @@ _ANSWER_LIMIT = 256 * 1024 * 1024
 _REQUEST_LIMIT = 64 * 1024 * 1024
 """A request carries one document of at most 40 MiB (`bridges.cda.MAX_DOCUMENT_BYTES`) in base64."""
 
+_UCRED = struct.Struct("iII")
+"""unix(7), SO_PEERCRED: pid, uid, gid."""
+_NO_LOGIN = 2**32 - 1
+"""What loginuid says of a process that nobody logged in for."""
+
 
 class ControlError(Exception):
     """The gateway cannot be asked, or said no; the message is a sentence for the person at the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of the socket, as the kernel says; each request's `"peer"`."""
+
+    pid: int
+    uid: int
+
+    @classmethod
+    def of(cls, connection: Any) -> Peer:
+        """`connection` is a Unix stream socket."""
+        pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return cls(pid, uid)
+
+    @property
+    def name(self) -> str:
+        """For the journal: the user, and who had logged in when that is another (sudo), as far as the kernel keeps it.
+        May block (user database)."""
+        try:
+            login = int(Path(f"/proc/{self.pid}/loginuid").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            login = _NO_LOGIN
+        user = _user(self.uid)
+        return user if login in (_NO_LOGIN, self.uid) else f"{_user(login)} as {user}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
 
 
 class ControlSocket:
@@ -56,8 +96,9 @@ class ControlSocket:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            peer = Peer.of(writer.get_extra_info("socket"))
             while line := await reader.readline():
-                writer.write(await self._answer(line))
+                writer.write(await self._answer(line, peer))
                 await writer.drain()
         except (ConnectionError, ValueError):  # ValueError: a request past the limit
             return
@@ -66,11 +107,12 @@ class ControlSocket:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes, peer: Peer) -> bytes:
         """One line. A document is large: JSON is read and written beside the event loop."""
         try:
             request = await asyncio.to_thread(json.loads, line)
             call = self._calls[request["call"]]
+            request["peer"] = peer  # whatever the request says of itself
         except (ValueError, KeyError, TypeError, RecursionError):
             return _line({"error": "the gateway does not know this request; are both of the same version?"})
         try:

@@ -181,6 +181,10 @@ def _configuration(path: Path) -> Iterator[Finding]:
     yield from _trust_list(loaded)
     yield from _revocation(loaded)
     yield from _tls_files(loaded)
+    from config.store_doctor import examine_store
+
+    for level, sentence in examine_store(loaded):
+        yield Finding(level, "database", sentence)
     if loaded.settings.identity.environment == "test":
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from config.settings import Loaded, load
-from config.vaults import open_vault, vault_of
+from config.vaults import open_vault, vault_for, vault_of
 from trust.vault import KeyVault
 
 
@@ -38,7 +38,7 @@ class Place:
 
     def open_or_create(self) -> KeyVault:
         """For a mailbox's first key. Raises as `open`."""
-        root = vault_of(self.state)
+        root = vault_for(self.loaded) if self.loaded is not None else vault_of(self.state)
         if not root.exists():
             KeyVault.create(root)
             click.echo(f"A new vault was made in {root}: back up its key-encryption key apart from the rest.", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
@@ -30,3 +31,21 @@ class LazyGroup(click.Group):
         if not isinstance(group, click.Group):
             raise TypeError(f"{self._module}.{self.name} is no group")
         return group
+
+
+class LazyCommand(click.Command):
+    """Stands for the command, or the group with work of its own, `name` in `module`."""
+
+    def __init__(self, name: str, module: str, text: str) -> None:
+        """`text`: how the command's own help begins, for the list of commands."""
+        super().__init__(name, help=text)
+        self._module = module
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Of the command itself, which then does all the rest; imports its module."""
+        command = getattr(importlib.import_module(self._module), str(self.name))
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{self._module}.{self.name} is no command")
+        return command.make_context(info_name, args, parent, **extra)

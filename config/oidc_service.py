@@ -15,6 +15,7 @@ from trust.accounts import Accounts
 from trust.catalogue import TOKEN_REFUSED
 from trust.identities import Identity
 from trust.oidc import OidcProvider, ProviderOptions, token_issuer
+from trust.oidc_introspection import Introspection
 from trust.oidc_keys import KeyOptions, ProviderKeys
 from trust.refusals import Refused
 from trust.revocation.fetching import Fetcher, FetchOptions
@@ -23,6 +24,9 @@ from trust.store.durable import make_private_directory
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 2.0
+_INTROSPECTION_SECONDS = 5.0
+_INTROSPECTIONS = 6000
+"""A minute: as many as log in."""
 
 
 class OidcService:
@@ -33,16 +37,25 @@ class OidcService:
         self._accounts = accounts
         self._stopped = asyncio.Event()
         self._providers = {each.issuer: _provider(loaded, each) for each in loaded.settings.oidc}
+        self._introspections = {
+            each.issuer: _introspection(loaded, each) for each in loaded.settings.oidc if each.introspection_uri
+        }
 
     def __bool__(self) -> bool:
         return bool(self._providers)
 
     def authenticate(self, login: str, token: str) -> Identity | Refused:
-        """Whose token this is; `login` is empty or must be theirs. May block for the database, never for a provider."""
-        provider = self._providers.get(token_issuer(token))
+        """Whose token this is; `login` is empty or must be theirs. May block for the database, and for a provider only
+        where it is configured to be asked."""
+        issuer = token_issuer(token)
+        provider = self._providers.get(issuer)
         if provider is None:
             return Refused(TOKEN_REFUSED, "issuer")
-        return self._accounts.authenticate_token(token, provider, login)
+        found = self._accounts.authenticate_token(token, provider, login)
+        asked = self._introspections.get(issuer)
+        if isinstance(found, Refused) or asked is None:
+            return found
+        return asked.refused(token) or found
 
     async def run(self) -> None:
         """Keep the keys fresh until `stop`."""
@@ -60,6 +73,18 @@ class OidcService:
 
     async def stop(self) -> None:
         self._stopped.set()
+
+
+def _introspection(loaded: Loaded, section: OidcSettings) -> Introspection:
+    try:
+        tls = ssl.create_default_context(cafile=str(loaded.path(section.ca)) if section.ca else None)
+        secret = loaded.path(section.client_secret_file).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"oidc {section.issuer}: the token cannot be asked about: {error}") from error
+    options = FetchOptions(
+        allowed=frozenset(section.internal_hosts), seconds=_INTROSPECTION_SECONDS, per_host_a_minute=_INTROSPECTIONS
+    )
+    return Introspection(Fetcher(options, tls=tls).post, section.introspection_uri, section.client_id, secret)
 
 
 def _provider(loaded: Loaded, section: OidcSettings) -> OidcProvider:

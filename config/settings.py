@@ -81,6 +81,93 @@ class Listener(Strict, frozen=True, kw_only=True):
 class SubmissionListener(Listener, frozen=True, kw_only=True):
     chain: str
     key: str
+    client_certificates: bool = False
+    """Ask clients for a certificate below trust.anchors, with which machines log in (AUTH EXTERNAL)."""
+
+
+class DoorSettings(Strict, frozen=True, kw_only=True):
+    """What clients of the SMTP doors may cost; each process counts for itself. 0 an hour: as much as they like."""
+
+    recipients: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    """Of one message; announced as LIMITS RCPTMAX (RFC 9422)."""
+    hops: Annotated[int, msgspec.Meta(ge=1, le=100)] = 30
+    """Received fields from which on a message is held for one that goes round."""
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 400
+    """At the same time, per door."""
+    connections_per_client: Annotated[int, msgspec.Meta(ge=0)] = 250
+    """Of one IPv4 address or IPv6 /64."""
+    connections_per_holder: Annotated[int, msgspec.Meta(ge=0)] = 250
+    """Of one account, or one operator."""
+    client_messages_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    client_recipients_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    client_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    holder_messages_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    holder_recipients_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    holder_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    idle_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+    """Between two commands, two blocks of content, and for a reply to be fetched."""
+    handshake_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """For a TLS handshake, and for a header of the PROXY protocol."""
+    data_seconds: Annotated[float, msgspec.Meta(gt=0)] = 900.0
+    """For the content of one message."""
+    stranger_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """To say who one is, by password, token or certificate."""
+    commands: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    """Of one kind per connection."""
+    errors: Annotated[int, msgspec.Meta(ge=1)] = 50
+    """Commands that are no commands, per connection."""
+    refused_recipients: Annotated[int, msgspec.Meta(ge=1)] = 200
+    """Per connection."""
+    authentication_failures: Annotated[int, msgspec.Meta(ge=1)] = 10
+    """Per connection."""
+    free_failures: Annotated[int, msgspec.Meta(ge=0)] = 5
+    """Refusals per connection that are answered at once."""
+    tarpit_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 1.0
+    """How long each further refusal waits."""
+    memory_bytes: Annotated[int, msgspec.Meta(ge=1024 * 1024)] = 256 * 1024 * 1024
+    """Content that all connections together may have in memory."""
+    memory_seconds: Annotated[float, msgspec.Meta(ge=0, le=110)] = 30.0
+    """How long a client waits for its share of it before 452; clients wait two minutes (RFC 5321 §4.5.3.2.5)."""
+    proxies: tuple[str, ...] = ()
+    """Networks of load balancers whose PROXY header is required and believed."""
+
+
+class LmtpListener(Strict, frozen=True, kw_only=True):
+    """A mail server of the house that hands over its people's mail by LMTP."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    socket: str = ""
+    """Unix socket; empty: `host` and `port`."""
+    group: str = ""
+    """Whose members may connect to the socket, besides the service user; empty: nobody."""
+    host: str = "127.0.0.1"
+    """Loopback only."""
+    port: Port = 24
+    senders: tuple[Annotated[str, msgspec.Meta(pattern=r"^[^@\s]*@[^@\sA-Z]+$")], ...]
+    """Mailboxes of ours it writes as: addresses, or `@domain` for all of a domain; lower case."""
+
+
+class DnsSettings(Strict, frozen=True, kw_only=True):
+    """Whom names are asked of."""
+
+    servers: tuple[str, ...] = ()
+    """`address` or `address:port`; empty: those of the machine."""
+    believe_dnssec: Literal["local", "always", "never"] = "local"
+    """Whether their word that DNSSEC proves an answer is taken; "local": if all of them are on this machine."""
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    """For one question."""
+
+
+class EvaluationSettings(Strict, frozen=True, kw_only=True):
+    """What is found out about mail from outside, and what follows."""
+
+    dns: bool = True
+    """Ask the DNS: SPF, DMARC, and DKIM and ARC with published keys; false: only keys agreed on with partners."""
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 8.0
+    """For all questions about one message; what is not known then is told as `temperror`."""
+    unproven_author: Literal["refuse", "mark"] = "refuse"
+    """What becomes of mail of an operator that is not listed for the domain in From, where neither DKIM nor S/MIME
+    proves the author."""
 
 
 class MllpListener(Listener, frozen=True, kw_only=True):
@@ -197,6 +284,8 @@ class RevocationSettings(Strict, frozen=True, kw_only=True):
 class KeySettings(Strict, frozen=True, kw_only=True):
     """Where mailboxes' keys are besides the vault, and how this process guards those it holds."""
 
+    vault: str = ""
+    """Directory of the vault; empty: below the state."""
     pkcs11_module: str = ""
     """The PKCS#11 library of a token; empty: none."""
     token: str = ""
@@ -214,6 +303,106 @@ class SpoolSettings(Strict, frozen=True, kw_only=True):
     longest_retry_seconds: float = 3600.0
     expire_seconds: float = 5 * 86400.0
     concurrency: int = 8
+    bulk_recipients: Annotated[int, msgspec.Meta(ge=1)] = 50
+    """A message to more than these goes after the others."""
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 6.0
+    """Asked to end, so long what is coming in and going out may still take."""
+
+
+class StoreSettings(Strict, frozen=True, kw_only=True):
+    """Where everything is kept, and who shares it."""
+
+    url: str = ""
+    """postgresql://user@host/database; empty: SQLite in the state directory, one process."""
+    password_file: str = ""
+    """Mode 0600; empty: none, or libpq's own ways."""
+    node: Annotated[str, msgspec.Meta(pattern="^[^:#]*$", max_length=56)] = ""
+    """Name of this node, unique among those that share the database; empty: the operator's host."""
+    blobs: Literal["", "database", "files"] = ""
+    """Message bytes; empty: in the database with PostgreSQL, in files with SQLite."""
+    blob_directory: str = ""
+    """Of `files`; with several nodes on a disk they share. Empty: below the state."""
+    patience_seconds: Annotated[float, msgspec.Meta(ge=2)] = 30.0
+    """So long nothing is heard of a node until it is held for dead."""
+
+
+class NotificationSettings(Strict, frozen=True, kw_only=True):
+    """When senders are told what becomes of their mail."""
+
+    warning_hours: Annotated[float, msgspec.Meta(ge=0)] = 4.0
+    """A mail that waits longer: its sender is warned, once, unless it excluded that (RFC 3461 NOTIFY); 0: never."""
+    receipt_hours: Annotated[float, msgspec.Meta(ge=0)] = 24.0
+    """A receipt another operator promised is missing after that: the sender is told, once; 0: never."""
+    return_max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 5 * 1024 * 1024
+    """Of a larger mail only the header comes back with the news that it failed."""
+
+
+class ScreeningSettings(Strict, frozen=True, kw_only=True):
+    """The malware scanner, ClamAV's clamd; neither socket nor host: none."""
+
+    clamd_socket: str = ""
+    """Its Unix socket."""
+    clamd_host: str = ""
+    clamd_port: Port = 3310
+    connect_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    scan_seconds: Annotated[float, msgspec.Meta(gt=0, le=240)] = 120.0
+    """For one mail, waiting for its turn included; after that it is tried again later."""
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    """At most clamd's MaxThreads."""
+    max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 25 * 1024 * 1024
+    """At most clamd's StreamMaxLength."""
+    too_large: Literal["quarantine", "refuse", "defer", "pass"] = "quarantine"
+    """What is done with a mail beyond clamd's limits."""
+    quarantine_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    """What nobody decides about is dropped after that; 0: never."""
+
+
+class OutboundSettings(Strict, frozen=True, kw_only=True):
+    """How mail goes to other operators; docs/outbound.md."""
+
+    mx: bool = True
+    """Find the hosts of listed domains whose partner has none configured by their MX records."""
+    internal_hosts: tuple[str, ...] = ()
+    """Names of exchanges, and of policy hosts, that may be at internal addresses."""
+    mta_sts: bool = True
+    """Heed the MTA-STS policies of domains found by MX (RFC 8461)."""
+    dane: bool = True
+    """Heed their TLSA records where DNSSEC proves them (RFC 7672)."""
+    connections: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 256
+    connections_per_destination: Annotated[int, msgspec.Meta(ge=1, le=100)] = 8
+    idle_seconds: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
+    """A connection is kept so long for the next message."""
+    final_seconds: Annotated[float, msgspec.Meta(ge=10, le=580)] = 300.0
+    """From the end of a message to the other's answer."""
+    judged_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    """So long it is believed of an open connection that its peer's certificate is good; 0: asked for each message."""
+    first_rest_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 15.0
+    """A destination that cannot be reached is left alone for so long, then twice as long, ..."""
+    longest_rest_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 600.0
+
+
+class LogSettings(Strict, frozen=True, kw_only=True):
+    level: Literal["", "DEBUG", "INFO", "WARNING", "ERROR"] = ""
+    """Empty: what the command line says."""
+
+
+class RetentionSettings(Strict, frozen=True, kw_only=True):
+    """How long what was carried is kept, days since its acceptance. What waits or is held stays."""
+
+    content_days: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """The bytes of messages that every recipient got."""
+    failed_content_days: Annotated[float, msgspec.Meta(gt=0)] = 90.0
+    """... and of those that one did not."""
+    awaited_days: Annotated[float, msgspec.Meta(gt=0)] = 90.0
+    """A receipt that another operator promised and has not sent is waited for."""
+    trace_days: Annotated[float, msgspec.Meta(gt=0)] = 183.0
+    """Who sent what to whom when, and each step."""
+    key_days: Annotated[float, msgspec.Meta(gt=0)] = 730.0
+    """By what a repeated message is recognised, and a purged one still named."""
+    batch: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    """Messages purged in one transaction."""
+    round_hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 6.0
+    """Between two looks at everything."""
 
 
 class JournalSettings(Strict, frozen=True, kw_only=True):
@@ -263,6 +452,11 @@ class OidcSettings(Strict, frozen=True, kw_only=True):
     """PEM its https server must chain to; empty: the system's."""
     internal_hosts: tuple[str, ...] = ()
     """`host` or `host:port` of a provider that is not on the public Internet."""
+    introspection_uri: str = ""
+    """Where it is asked at each login whether the token is still good (RFC 7662); empty: it is not asked."""
+    client_id: str = ""
+    """As whom we ask."""
+    client_secret_file: str = ""
 
 
 class Settings(Strict, frozen=True, kw_only=True):
@@ -275,6 +469,12 @@ class Settings(Strict, frozen=True, kw_only=True):
     identity: IdentitySettings = IdentitySettings()
     operators: Listener = Listener(port=25)
     submission: SubmissionListener | None = None
+    submissions: Listener | None = None
+    """The submission door under TLS from the first octet (RFC 8314 §3.3), with the certificate of `submission`."""
+    doors: DoorSettings = DoorSettings()
+    lmtp: tuple[LmtpListener, ...] = ()
+    dns: DnsSettings = DnsSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     mllp: tuple[MllpListener, ...] = ()
     letters: tuple[LetterSettings, ...] = ()
     collect: tuple[CollectSettings, ...] = ()
@@ -286,6 +486,12 @@ class Settings(Strict, frozen=True, kw_only=True):
     revocation: RevocationSettings = RevocationSettings()
     keys: KeySettings = KeySettings()
     spool: SpoolSettings = SpoolSettings()
+    retention: RetentionSettings = RetentionSettings()
+    notifications: NotificationSettings = NotificationSettings()
+    screening: ScreeningSettings = ScreeningSettings()
+    store: StoreSettings = StoreSettings()
+    outbound: OutboundSettings = OutboundSettings()
+    log: LogSettings = LogSettings()
     journal: JournalSettings = JournalSettings()
     accounts: AccountSettings = AccountSettings()
     oidc: tuple[OidcSettings, ...] = ()

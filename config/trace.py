@@ -7,6 +7,7 @@ read them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ def life(spool: Spool, reference: str, catalogue: Mapping[str, Refusal]) -> list
     given = reference.strip().encode("utf-8", "replace").decode()
     names = dict.fromkeys((given, given.removeprefix("<").removesuffix(">"), f"<{given}>"))
     spool_ids = dict.fromkeys(spool_id for name in names for spool_id in spool.find(name))
+    spool_ids |= dict.fromkeys(spool_id for name in names for spool_id in spool.find_purged(name))
     found = [_message(spool, spool_id, catalogue) for spool_id in spool_ids]
     return sorted((message for message in found if message), key=lambda message: float(message["accepted_at"]))
 
@@ -43,6 +45,7 @@ def _message(spool: Spool, spool_id: str, catalogue: Mapping[str, Refusal]) -> d
         "external_id": record.external_id,
         "size": record.size,
         "accepted_at": record.accepted_at,
+        "purged_at": record.purged_at,
         "flags": list(record.flags),
         "steps": [_step(step, catalogue) for step in steps if not step.delivery_id],
         "deliveries": [
@@ -79,6 +82,9 @@ def render(lives: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
         for message in messages:
             name = f"  MSH-10 {one_line(message['external_id'])}" if message["external_id"] else ""
             yield f"{operator}: message {message['spool_id']} by {message['origin']}, {message['size']} bytes{name}"
+            if message.get("purged_at"):
+                accepted, purged = _moment(message["accepted_at"]), _moment(message["purged_at"])
+                yield f"  accepted {accepted}, purged on {purged}: no more of it is kept"
             for flag in message["flags"]:
                 yield f"  flag {flag}"
             for step in message["steps"]:
@@ -86,10 +92,30 @@ def render(lives: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
             for delivery in message["deliveries"]:
                 yield f"  to {one_line(delivery['recipient'])} ({delivery['target']}): {delivery['state']}"
                 yield f"    Message-ID {one_line(delivery['message_id'])}"
+                if missing := _missing(message, delivery):
+                    yield f"    waits for {one_line(missing)}"
                 if verdict := delivery["facts"].get("verdict"):
                     yield f"    verdict {one_line(verdict)}"
                 for step in delivery["steps"]:
                     yield "  " + _line(step)
+
+
+def _moment(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+def _missing(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> str:
+    """What has not happened yet, in words; empty when nothing is waited for."""
+    hours = max(0, int((time.time() - message["accepted_at"]) // 3600))
+    steps = delivery["steps"]
+    if delivery["state"] == "ready":
+        last = next((step["code"] for step in reversed(steps) if step["step"] == "deferred"), "")
+        return f"its delivery, for {hours} h" + (f", last refused as {last}" if last else "")
+    relayed = any(step["step"] == "delivered" and step["code"] == "relayed" for step in steps)
+    if relayed and not any(step["step"] == "answered" for step in steps):
+        domain = delivery["recipient"].rpartition("@")[2]
+        return f"the delivery receipt that the operator of {domain} promised {hours} h ago"
+    return ""
 
 
 def _line(step: Mapping[str, Any]) -> str:

@@ -84,7 +84,12 @@ class TrustService:
             self.operators = followed_operator_server(*self._files)
             self.partners = followed_operator_client(*self._files)
             self.submission = (
-                followed_service_server("submission", loaded.path(submission.chain), loaded.path(submission.key))
+                followed_service_server(
+                    "submission",
+                    loaded.path(submission.chain),
+                    loaded.path(submission.key),
+                    loaded.path(trust.anchors) if submission.client_certificates else None,
+                )
                 if submission
                 else None
             )

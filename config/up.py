@@ -322,6 +322,9 @@ def _configure(
         f"key = {text(str(world.server_key))}",
         "[metrics]",
         f"port = {chosen[f'metrics-{operator.key}']}",
+        # No DNS knows the domains of the demonstration.
+        "[evaluation]",
+        "dns = false",
         # The authority of the demonstration publishes no revocation: nobody could ever answer.
         "[revocation]",
         'outbound = "soft"',
@@ -331,6 +334,11 @@ def _configure(
         "[spool]",
         "first_retry_seconds = 1",
         "longest_retry_seconds = 60",
+        # For a mail server of the house: only this user, and root, may connect.
+        "[[lmtp]]",
+        'name = "maison"',
+        'socket = "lmtp-in.sock"',
+        f"senders = {text([f'@{domain}' for domain in operator.domains])}",
     ]
     if demonstration.LABORATORY in operator.mailboxes:
         sections += [

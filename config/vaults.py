@@ -19,7 +19,7 @@ def open_vault(loaded: Loaded) -> KeyVault:
     The token is not asked here: a gateway whose token is away starts, and mail that needs it waits.
     """
     try:
-        return KeyVault.open(vault_of(loaded.state), token_of(loaded))
+        return KeyVault.open(vault_for(loaded), token_of(loaded))
     except VaultError as error:
         raise SettingsError(str(error)) from error
 
@@ -27,6 +27,12 @@ def open_vault(loaded: Loaded) -> KeyVault:
 def vault_of(state: Path) -> Path:
     """Where an operator's state keeps its vault."""
     return state / "vault"
+
+
+def vault_for(loaded: Loaded) -> Path:
+    """Where this gateway's vault is: of its own, or the one several nodes have."""
+    named = loaded.settings.keys.vault
+    return loaded.path(named) if named else vault_of(loaded.state)
 
 
 def token_of(loaded: Loaded) -> Token | None:

@@ -41,42 +41,62 @@ from bridges.letters import Letters
 from bridges.receipts import ReceiptConsumer
 from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
+from config import allocator, logs
 from config.accounts_answers import AccountAnswers
 from config.answers import Answers, off_loop
+from config.backup.sources import RESTORING
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
+from config.door_service import RELOADED, DoorCollector, certificate_sign_in, door_options, limits_of
 from config.housekeeping import Housekeeping
+from config.incoming import Incoming, IncomingCollector, lmtp_door, open_lmtp, open_resolver
 from config.journal_answers import JournalAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
 from config.monitored import checks, expiries
+from config.node import ForAll, Membership, Process, Task, open_blobs, open_database, tell_clock, uses_postgresql
 from config.oidc_service import OidcService
+from config.outgoing import Outgoing, OutgoingCollector
 from config.publishing import PublishingTask
+from config.purging import Purging, QueueCollector, periods
+from config.quarantine_answers import QuarantineAnswers
+from config.queue_answers import QueueAnswers, Redirections
 from config.reading import ReadOnce
+from config.reloading import Reloading
 from config.revocation_service import RevocationCollector, patiently, revocation_checker, revocation_policies
-from config.settings import CollectSettings, Loaded, MllpListener, SettingsError
+from config.screening_service import ScreeningCollector, overdue_options, scan_stages, scanner_checks
+from config.settings import CollectSettings, Loaded, MllpListener, Settings, SettingsError
+from config.survival_metrics import SurvivalCollector
 from config.trust_service import TrustCollector, TrustService
-from config.vaults import open_vault
+from config.vaults import open_vault, vault_for
 from directory.partners import PartnerBook
 from directory.records import Partner
 from directory.resolve import Directory, DirectoryOptions
+from mta.absorbing import ReceiptDoorkeeper
 from mta.agreements import Agreements
 from mta.awaited import AwaitedReceipts
+from mta.believed import Believed
 from mta.collecting import Collector, CollectorOptions
 from mta.correspondents import Correspondents
-from mta.dsn import DsnConsumer
+from mta.dispositions import DispositionStage
+from mta.dsn import DsnConsumer, DsnOptions
 from mta.mailboxes.authentication import AuthenticationSocket
 from mta.mailboxes.dovecot import MailboxRealm
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
-from mta.message import TargetKind
+from mta.message import Stage, TargetKind
+from mta.notices import Notices
 from mta.opening import OpenStage
+from mta.overdue import Overdue
 from mta.protecting import ProtectStage
+from mta.quarantine import Quarantine
+from mta.queue import Queue
 from mta.reporting import Reporter
+from mta.retention import Retention
 from mta.schedule import RetrySchedule
-from mta.smtp.door import DoorOptions, OperatorDoor, SubmissionDoor
+from mta.smtp.door import OperatorDoor, SubmissionDoor
 from mta.smtp.session import Limits
-from mta.smtp.target import SmtpTarget, SmtpTargetOptions
 from mta.spool import Spool
+from mta.system_mail import SystemMail
 from mta.worker import Worker, WorkerOptions
 from smime.dkim import DkimKey, public_record
 from smime.failures import DecryptionFailures
@@ -90,15 +110,12 @@ from trust.lockout import LockoutOptions
 from trust.names import DistinguishedName
 from trust.publishing import Destination, HeadFile, HeadSyslog, Publisher, PublisherOptions
 from trust.signed_heads import HeadSigner, KeyHeadSigner, SealedHeadSigner
-from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.syslog import SyslogAddress
 from trust.vault import KeyVault
 
 log = structlog.get_logger(__name__)
 
-_DRAIN_SECONDS = 6.0
-"""Leaves the supervisor's patience room for closing doors and saying goodbye."""
 _LOOK_SECONDS = 2.0
 """Between two looks at a drop folder."""
 _TASKS: set[asyncio.Task[None]] = set()
@@ -107,21 +124,33 @@ _WORK_THREADS = 8
 """For parsing, composing, CMS and filing: more than cores, because part of it waits for the disk."""
 
 
-async def serve(loaded: Loaded) -> None:
-    """Run one gateway until SIGTERM or SIGINT. Raises `SettingsError` when it cannot start."""
+async def serve(
+    loaded: Loaded, process_number: int | None = None, path: Path | None = None, log_level: str = "INFO"
+) -> None:
+    """Run one gateway until SIGTERM or SIGINT. Raises `SettingsError` when it cannot start.
+
+    `path`: where the configuration is read again at SIGHUP; None: it is not.
+    """
     stop = asyncio.Event()
     asyncio.get_running_loop().set_exception_handler(_log_loop_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        await _start(loaded, stack)
+        reloading = Reloading(path or Path(), loaded)
+        reloading.follow(["log"], lambda settings: logs.set_level(settings.log.level or log_level))
+        if path is not None:
+            _reload_at_hangup(reloading)
+        await _start(Process(loaded, process_number), stack, reloading)
+        reloading.ready()
+        allocator.collect_rarely()
         log.info("gateway.ready", operator=loaded.settings.operator.host)
         await stop.wait()
         log.info("gateway.stopping")
 
 
-async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
+async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) -> None:
     """Everything, in order; `stack` undoes it in reverse order."""
+    loaded = process.loaded
     settings = loaded.settings
     threads = ThreadPoolExecutor(_WORK_THREADS, thread_name_prefix="work")
     stack.callback(threads.shutdown, wait=False)
@@ -129,18 +158,24 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     intake_threads = ThreadPoolExecutor(_WORK_THREADS, thread_name_prefix="intake")
     stack.callback(intake_threads.shutdown, wait=False)
 
+    if (loaded.state / RESTORING).exists():
+        raise SettingsError(f"a restore into {loaded.state} has not ended: give the same relais restore again")
     # What we keep, whose keys we hold.
-    stack.callback(os.close, await _own(loaded.state))
-    database = Database(f"sqlite:///{loaded.state / 'relais.db'}")
+    shared = uses_postgresql(loaded)
+    if process.shares_ports and not shared:
+        raise SettingsError("several processes need PostgreSQL: fill in store.url, or leave --process out")
+    stack.callback(os.close, await _own(process.file("serve", ".lock"), settings.spool.drain_seconds + 6.0))
+    database = await asyncio.to_thread(open_database, loaded)
     stack.callback(database.close)
+    await asyncio.to_thread(tell_clock, database)
     await asyncio.to_thread(upgrade, database)
     vault = open_vault(loaded)
     if vault.token is not None:
         stack.callback(vault.token.close)
-    blobs = BlobStore(loaded.state / "blobs", vault)
-    journal = Journal(vault, settings.operator.host)
+    blobs = open_blobs(loaded, vault, database)
+    journal = Journal(vault, process.name)
     running: list[asyncio.Task[None]] = []
-    journal_answers = await _publish_journal(loaded, database, vault, journal, stack, running)
+    journal_answers = await _publish_journal(process, database, vault, journal, stack, running)
     accounts = Accounts(database, vault, options=_lockout(loaded), journal=journal)
 
     # Whom to believe.
@@ -168,18 +203,28 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     # Who is where.
     directory = _directory(loaded)
     stack.callback(directory.close)
-    partners = PartnerBook(Partner(**msgspec.structs.asdict(partner)) for partner in settings.partners)
+    partners = PartnerBook(_partners(settings))
+    reloading.follow(["partners"], lambda changed: partners.replace(_partners(changed)))
+    reloading.follow([], lambda _: [context.look() for context in trust.contexts])
 
     # The road.
+    membership = await asyncio.to_thread(Membership, process, database) if shared else None
     spool = Spool(
         database,
         blobs,
         vault,
-        node=settings.operator.host,
+        node=process.name,
         schedule=_schedule(loaded),
-        free_bytes=lambda: shutil.disk_usage(loaded.state).free,
+        free_bytes=None if shared else lambda: shutil.disk_usage(loaded.state).free,
+        holder=membership.holder if membership else "",
+        bulk_recipients=settings.spool.bulk_recipients,
     )
-    recovered = await asyncio.to_thread(spool.recover)
+    recovered = await asyncio.to_thread(membership.take_over, spool) if membership else await asyncio.to_thread(
+        spool.recover
+    )
+    if membership is not None:
+        running.append(_run(membership.run(), "membership"))
+        stack.push_async_callback(membership.stop)
     if recovered:
         log.info("spool.recovered", deliveries=recovered)
     routing = RoutingOptions(
@@ -215,6 +260,9 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         key = dkim_key_of(domain)
         return public_record(key.key) if key is not None and key.selector == selector else None
 
+    resolver = open_resolver(settings)
+    stack.push_async_callback(resolver.close)
+    incoming = Incoming(settings, resolver, partners, own_dkim, lambda: trust_list.current)
     screen = ScreenStage()
     opening = OpenStage(
         vault,
@@ -229,6 +277,8 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
             gcm_variants=frozenset(map(GcmVariant, settings.smime.gcm_variants)),
         ),
         failures=DecryptionFailures(settings.smime.failures_per_hour),
+        evaluator=incoming.evaluator,
+        authors=incoming.authors,
     )
     mailboxes = settings.mailboxes
     lmtp = LmtpTarget(
@@ -239,20 +289,29 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         )
     )
     stack.push_async_callback(lmtp.close)
-    smtp = SmtpTarget(
+    outgoing = Outgoing(
+        loaded,
         partners,
         lambda: trust_list.current,
         trust.partners,
-        SmtpTargetOptions(settings.operator.host),
         trust.judge(Purpose.OPERATOR_TLS_SERVER),
+        resolver,
+        stack,
     )
-    stack.push_async_callback(smtp.close)
+    smtp = outgoing.target
     dossier = Dossier(database, blobs, vault, journal, load_matrix()) if settings.dossier.enabled else None
     receivers = {listener.partner: listener for listener in settings.mllp if listener.receiver_port}
     acknowledge = MllpTarget({name: (each.receiver_host, each.receiver_port) for name, each in receivers.items()})
     stack.push_async_callback(acknowledge.close)
+    def operator_may_report(peer: str, domain: str) -> bool:
+        try:
+            return DistinguishedName.parse(peer) in trust_list.operators_of(domain)
+        except ValueError:
+            return False
+
+    notices = Notices(database, process.name)
     targets: dict[TargetKind, Any] = {
-        TargetKind.MAILBOX: lmtp,
+        TargetKind.MAILBOX: ReceiptDoorkeeper(lmtp, spool, Believed(spool, operator_may_report), notices),
         TargetKind.SMTP: smtp,
         TargetKind.MLLP: acknowledge,
     }
@@ -269,28 +328,31 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         lambda address: vault.pseudonym("mailbox home", address)[:40],
     )
     authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of, accounts.open_mailbox)
-    await authentication.start()
-    stack.push_async_callback(authentication.stop)
+    if process.first:
+        await authentication.start()
+        stack.push_async_callback(authentication.stop)
 
-    worker = Worker(spool, (compose, protect, opening, screen), targets, _worker_options(settings.spool.concurrency))
+    scans = scan_stages(loaded)
+    stages: tuple[Stage, ...] = (compose, DispositionStage(), protect, opening, screen, *scans)
+    worker = Worker(spool, stages, targets, _worker_options(settings.spool.concurrency))
     running.append(_run(worker.run(), "worker"))
-    stack.push_async_callback(worker.stop, _DRAIN_SECONDS)
+    stack.push_async_callback(worker.stop, settings.spool.drain_seconds)
 
-    # Who is told how it ended: the sender's mailbox, the sender's system.
+    # Who is told how it ended: the sender's mailbox, the sender's system; and of what takes too long.
+    us = (settings.operator.postmaster, settings.operator.host, settings.operator.domains, trust_list.is_trusted)
+    patients = settings.identity.patient_domains
     dsn = DsnConsumer(
         spool,
-        settings.operator.postmaster,
-        settings.operator.host,
-        settings.operator.domains,
-        trust_list.is_trusted,
+        *us,
         CATALOGUE,
+        patient_domains=patients,
+        options=DsnOptions(settings.notifications.return_max_bytes, lifetime=settings.spool.expire_seconds),
+        notices=notices,
     )
-
-    def operator_may_report(peer: str, domain: str) -> bool:
-        try:
-            return DistinguishedName.parse(peer) in trust_list.operators_of(domain)
-        except ValueError:
-            return False
+    quarantine = Quarantine(
+        spool, database, blobs, vault, journal, SystemMail(spool, *us, patients), node=process.name
+    )
+    overdue = Overdue(spool, database, dsn, quarantine, overdue_options(loaded), node=process.name)
 
     receipts = ReceiptConsumer(
         spool,
@@ -299,9 +361,11 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         CATALOGUE,
         operator_may_report,
     )
-    reporter = Reporter(spool, (dsn, receipts, AwaitedReceipts(spool, operator_may_report)))
+    reporter = Reporter(spool, (dsn, quarantine, receipts, AwaitedReceipts(spool, operator_may_report)))
     running.append(_run(reporter.run(), "reporter"))
     stack.push_async_callback(reporter.stop)
+    running.append(_run(overdue.run(), "overdue"))
+    stack.push_async_callback(overdue.stop)
 
     oidc = OidcService(loaded, accounts)
     if oidc:
@@ -309,7 +373,8 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         stack.push_async_callback(oidc.stop)
 
     # The doors, last: whatever they accept can be worked on.
-    door_options = DoorOptions(settings.operator.host, Limits(message_bytes=settings.spool.max_message_bytes))
+    options_of_doors = door_options(settings)
+    doors: list[SubmissionDoor | OperatorDoor] = []
 
     def exists(address: str) -> bool:
         return accounts.by_address(address) is not None
@@ -319,11 +384,13 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         lambda: trust_list.current,
         exists,
         trust.operators,
-        door_options,
+        options_of_doors,
         trust.judge(Purpose.OPERATOR_TLS_CLIENT),
+        incoming.authors,
     )
-    await _open(operators.start, settings.operators.host, settings.operators.port)
+    await _open(operators.start, settings.operators.host, settings.operators.port, reuse_port=process.shares_ports)
     stack.push_async_callback(operators.stop)
+    doors.append(operators)
     if settings.submission is not None and trust.submission is not None:
         submission = SubmissionDoor(
             spool,
@@ -332,11 +399,32 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
             frozenset(settings.operator.domains).__contains__,
             trust_list.is_trusted,
             trust.submission,
-            door_options,
+            options_of_doors,
             oidc.authenticate if oidc else None,
+            certificate_sign_in(accounts, validator) if settings.submission.client_certificates else None,
         )
-        await _open(submission.start, settings.submission.host, settings.submission.port)
+        await _open(
+            submission.start, settings.submission.host, settings.submission.port, reuse_port=process.shares_ports
+        )
         stack.push_async_callback(submission.stop)
+        doors.append(submission)
+        if settings.submissions is not None:
+            await _open(
+                functools.partial(submission.start, implicit_tls=True),
+                settings.submissions.host,
+                settings.submissions.port,
+                reuse_port=process.shares_ports,
+            )
+    reloading.follow(
+        ["spool.max_message_bytes", *RELOADED], lambda changed: [door.reload(_limits(changed)) for door in doors]
+    )
+    for each_lmtp in settings.lmtp:
+        is_local = frozenset(settings.operator.domains).__contains__
+        lmtp_in = lmtp_door(
+            each_lmtp, spool, accounts, partners, exists, is_local, trust_list.is_trusted, options_of_doors
+        )
+        await open_lmtp(lmtp_in, loaded, each_lmtp, first=process.first, reuse_port=process.shares_ports)
+        doors.append(lmtp_in)
     intake = Intake(
         spool,
         directory,
@@ -347,11 +435,14 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     stack.callback(intake.close)
     for listener in settings.mllp:
         door = _mllp_door(listener, intake, intake_threads)
-        await _open(door.start, listener.host, listener.port)
+        await _open(door.start, listener.host, listener.port, reuse_port=process.shares_ports)
         stack.push_async_callback(door.stop)
 
     for each in settings.collect:
-        collector = Collector(_collector_options(loaded, each), spool, exists)
+        options = _collector_options(loaded, each)
+        collector: Task = Collector(options, spool, exists)
+        if membership is not None:
+            collector = ForAll(lambda: membership.eldest, functools.partial(Collector, options, spool, exists))
         running.append(_run(collector.run(), f"collect {each.name}"))
         stack.push_async_callback(collector.stop)
     letters = Letters(
@@ -363,10 +454,22 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         },
     )
     for each_letters in settings.letters:
-        if each_letters.folder:
+        if each_letters.folder and process.first:
             folder = DropFolder(loaded.path(each_letters.folder), letters, each_letters.sender, _LOOK_SECONDS)
             running.append(_run(folder.run(), f"letters {each_letters.sender}"))
             stack.push_async_callback(folder.stop)
+    holder = membership.holder if membership else ""
+    queue = Queue(spool, database, blobs, vault, journal, node=process.name, holder=holder)
+    retention = Retention(
+        database, blobs, vault, periods(loaded), node=process.name, batch=settings.retention.batch
+    )
+    purging: Task = Purging(retention, settings.retention.round_hours * 3600.0)
+    if membership is not None:
+        purging = ForAll(
+            lambda: membership.eldest, functools.partial(Purging, retention, settings.retention.round_hours * 3600.0)
+        )
+    running.append(_run(purging.run(), "purge"))
+    stack.push_async_callback(purging.stop)
     if settings.metrics is not None:
         alive = {
             "worker": lambda: worker.at_work,
@@ -375,10 +478,20 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         metrics = MetricsServer(
             spool,
             expiries(loaded, vault),
-            {**checks(loaded, directory, database), **alive},
-            (TrustCollector(trust), RevocationCollector(revocation)),
+            {**checks(loaded, directory, database), **scanner_checks(loaded), **alive},
+            (
+                TrustCollector(trust),
+                RevocationCollector(revocation),
+                IncomingCollector(incoming),
+                OutgoingCollector(outgoing),
+                DoorCollector(doors, options_of_doors),
+                SurvivalCollector(loaded.state, database, journal_answers.publisher.published, alive),
+                ScreeningCollector(scans[0].counts if scans else None, quarantine, overdue),
+                QueueCollector(queue, retention),
+            ),
         )
-        await _open(metrics.start, settings.metrics.host, settings.metrics.port)
+        port = settings.metrics.port + (process.number or 0) if settings.metrics.port else 0
+        await _open(metrics.start, settings.metrics.host, port)
         stack.push_async_callback(metrics.stop)
 
     housekeeping = Housekeeping(database, blobs)
@@ -391,18 +504,29 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     account_answers = AccountAnswers(
         Administration(accounts, journal), validator, frozenset(each.issuer for each in settings.oidc)
     )
+    local_domains = frozenset(settings.operator.domains)
+    redirections = Redirections(directory, exists, local_domains, frozenset(patients), trust_list.is_trusted)
     calls = {
         **answers.calls(threads),
         **trust.calls(threads),
         **off_loop({**account_answers.calls(), **housekeeping.calls()}, threads),
+        **off_loop(QuarantineAnswers(quarantine).calls(), threads),
+        **off_loop(QueueAnswers(queue, redirections).calls(), threads),
     }
-    control = ControlSocket(loaded.state / "control.sock", calls)
+    control = ControlSocket(process.file("control", ".sock"), calls)
     await control.start()
     stack.push_async_callback(control.stop)
 
+    async def drain() -> None:
+        """First of all at the end, and all at once: no door takes anybody in, nothing more is begun."""
+        seconds = settings.spool.drain_seconds
+        await asyncio.gather(*(door.stop(seconds) for door in doors), worker.stop(seconds), return_exceptions=True)
+
+    stack.push_async_callback(drain)
+
 
 async def _publish_journal(
-    loaded: Loaded,
+    process: Process,
     database: Database,
     vault: KeyVault,
     journal: Journal,
@@ -410,6 +534,7 @@ async def _publish_journal(
     running: list[asyncio.Task[None]],
 ) -> JournalAnswers:
     """Signed heads of the journal leave the machine from now on."""
+    loaded = process.loaded
     section = loaded.settings.journal
     name = section.name or loaded.settings.operator.host
     try:
@@ -420,7 +545,7 @@ async def _publish_journal(
                 raise SettingsError(f"journal.signer: no valid signing key of {section.signer} is held")
             signer = KeyHeadSigner(held)
         else:
-            signer = await asyncio.to_thread(SealedHeadSigner.open, loaded.state / "journal.key", vault)
+            signer = await asyncio.to_thread(SealedHeadSigner.open, _head_key(loaded), vault)
         context = None
         if any(url.startswith("tls:") for url in section.syslog):
             context = ssl.create_default_context(
@@ -430,6 +555,8 @@ async def _publish_journal(
                 context.load_cert_chain(loaded.path(section.syslog_chain), loaded.path(section.syslog_key))
         destinations: list[Destination] = [HeadFile(loaded.path(section.heads))] if section.heads else []
         destinations += [HeadSyslog(SyslogAddress(url, context), journal.writer) for url in section.syslog]
+        if not process.first:  # the first process of this machine publishes every head
+            destinations = []
     except (OSError, ValueError) as error:
         raise SettingsError(f"the journal's heads cannot be published as [journal] says: {error}") from error
     checkpoints = Checkpoints(database, journal, signer, name)
@@ -441,12 +568,17 @@ async def _publish_journal(
     return JournalAnswers(database, vault, journal, checkpoints, publisher, name, signer.public_key)
 
 
-async def _own(state: Path, patience: float = _DRAIN_SECONDS + 6.0) -> int:
+def _head_key(loaded: Loaded) -> Path:
+    """Beside the vault where nodes share one: heads of one journal are signed by one key."""
+    return (vault_for(loaded) if loaded.settings.keys.vault else loaded.state) / "journal.key"
+
+
+async def _own(lock: Path, patience: float) -> int:
     """One process per state: leases and the journal's chain depend on it. Returns the held lock.
 
     A predecessor whose supervisor was killed may still be letting its deliveries end: waits `patience` seconds for it.
     """
-    descriptor = os.open(state / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -455,7 +587,7 @@ async def _own(state: Path, patience: float = _DRAIN_SECONDS + 6.0) -> int:
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise SettingsError(f"another relais serve already uses {state}") from error
+                raise SettingsError(f"another relais serve already uses {lock.parent}") from error
         await asyncio.sleep(0.1)
 
 
@@ -542,9 +674,27 @@ def _mllp_door(listener: MllpListener, intake: Intake, threads: ThreadPoolExecut
     return MllpDoor(options, receive, refuse, threads)
 
 
-async def _open(start: Callable[[str, int], Any], host: str, port: int) -> None:
+def _limits(settings: Settings) -> Limits:
+    """Of the SMTP doors."""
+    return limits_of(settings)
+
+
+def _partners(settings: Settings) -> list[Partner]:
+    return [Partner(**msgspec.structs.asdict(partner)) for partner in settings.partners]
+
+
+def _reload_at_hangup(reloading: Reloading) -> None:
+    def hangup() -> None:
+        task = asyncio.create_task(reloading.reload(), name="reload")
+        _TASKS.add(task)
+        task.add_done_callback(_TASKS.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
+
+
+async def _open(start: Callable[..., Any], host: str, port: int, **how: bool) -> None:
     try:
-        await start(host, port)
+        await start(host, port, **how)
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     except ValueError as error:  # metrics, which are for loopback only
@@ -580,6 +730,7 @@ def _collector_options(loaded: Loaded, collect: CollectSettings) -> CollectorOpt
             deliver_to=collect.deliver_to,
             context=context,
             max_message_bytes=loaded.settings.spool.max_message_bytes,
+            trace_host=loaded.settings.operator.host,
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"collect {collect.name} cannot be used: {error}") from error

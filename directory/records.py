@@ -57,7 +57,7 @@ class Partner:
 
     domain: str
     host: str = ""
-    """Where the domain's operator accepts mail; empty: MX lookup is not available yet, the domain is unreachable."""
+    """Where the domain's operator accepts mail; empty: its MX records say so (`mta.smtp.routes`)."""
     port: int = 25
     max_message_bytes: int = 25 * 1024 * 1024
     dkim_selector: str = ""

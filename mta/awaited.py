@@ -9,23 +9,17 @@ of the recipient's domain.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 
+from mta.believed import Believed
 from mta.delivery import EndedDelivery
 from mta.message import DeliveryState, Origin, TargetKind
-from mta.notifications import DeliveryNotification, by_mail_system, parse_notification
+from mta.notices import Said
 from mta.reporting import NotSettledError
-from mta.smtp.address import domain_of
-from mta.smtp.content import with_crlf
 from mta.spool import RELAYED, Spool
-from smime.mime import parse_entity
 
-_FINAL = frozenset(("delivered", "failed", "relayed", "expanded"))
-"""Actions after which no other receipt comes (RFC 3464 §2.3.3): all but `delayed`."""
-_SPOOL_ID = re.compile(r"[0-9a-f]{32}")
-_MESSAGES = 20
-"""Of one sender's that have the same Message-ID and are looked at."""
+_FINAL = (Said.RELAYED, Said.DELIVERED, Said.FAILED)
+"""After which no other receipt is waited for."""
 
 
 class AwaitedReceipts:
@@ -34,7 +28,7 @@ class AwaitedReceipts:
     def __init__(self, spool: Spool, operator_may_report: Callable[[str, str], bool]) -> None:
         """`operator_may_report(peer, domain)`: whether who handed a notification over answers for this mail domain."""
         self._spool = spool
-        self._operator_may_report = operator_may_report
+        self._believed = Believed(spool, operator_may_report)
 
     async def ended(self, delivery: EndedDelivery) -> None:
         """See `mta.reporting.EndConsumer`. Raises `NotSettledError`, and what the store raises: tried again later."""
@@ -44,34 +38,16 @@ class AwaitedReceipts:
 
     def _read(self, mail: EndedDelivery) -> None:
         content = self._spool.prepared(mail)
-        notification = None if content is None else parse_notification(content)
-        if content is None or not isinstance(notification, DeliveryNotification):
+        found = None if content is None else self._believed.receipts(mail, content)
+        if found is None:
             return
-        if not by_mail_system(mail, parse_entity(with_crlf(content))):  # read once already: does not raise
-            return
-        said = {
-            address.lower(): group.action
-            for group in notification.recipients
-            if group.action in _FINAL
-            for address in (group.final_recipient, group.original_recipient)
-        }
-        for spool_id in self._originals(notification):
-            for end in self._spool.ended_of(spool_id):
-                action = said.get(end.recipient.lower())
-                if action is not None and end.code == RELAYED and self._answers(mail, end):
-                    self._spool.answered(end, action)
-            for record in self._spool.deliveries(spool_id):
-                if record.state is DeliveryState.READY and record.recipient.lower() in said:
-                    raise NotSettledError(record.delivery_id)
-
-    def _originals(self, notification: DeliveryNotification) -> list[str]:
-        """Spool ids of the messages it may be about: our own envelope id (`mta.smtp.target.dsn_request`), or what the
-        submitter's client gave instead and the Message-ID that came back."""
-        envelope_id = notification.original_envelope_id
-        if _SPOOL_ID.fullmatch(envelope_id) and self._spool.message(envelope_id) is not None:
-            return [envelope_id]
-        return self._spool.find(notification.original_message_id)[:_MESSAGES]
-
-    def _answers(self, mail: EndedDelivery, end: EndedDelivery) -> bool:
-        to_sender = mail.recipient.lower() == end.sender.lower()
-        return to_sender and self._operator_may_report(mail.peer, domain_of(end.recipient))
+        waiting = ""
+        for receipt in found.receipts:
+            if receipt.said not in _FINAL:
+                continue
+            if receipt.about.state is DeliveryState.READY:
+                waiting = receipt.about.delivery_id
+            elif receipt.about.code == RELAYED:
+                self._spool.answered(receipt.about, receipt.action)
+        if waiting:
+            raise NotSettledError(waiting)

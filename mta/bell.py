@@ -16,6 +16,7 @@ class Bell:
         self._rung = asyncio.Event()
         self._finished = asyncio.Event()
         self._stopping = False
+        self._ringing = False
 
     @property
     def stopping(self) -> bool:
@@ -48,9 +49,14 @@ class Bell:
 
     def ring(self) -> None:
         """Take the next turn now. From any thread."""
-        if self._loop is not None:
+        if self._loop is not None and not self._ringing:
+            self._ringing = True  # one call wakes the loop for all who ring before it comes to it
             with contextlib.suppress(RuntimeError):  # the loop is closed: the next start looks by itself
-                self._loop.call_soon_threadsafe(self._rung.set)
+                self._loop.call_soon_threadsafe(self._heard)
+
+    def _heard(self) -> None:
+        self._ringing = False
+        self._rung.set()
 
     def ring_here(self) -> None:
         """The same, from the task's own event loop."""

@@ -34,6 +34,7 @@ from mta import refusals
 from mta.delivery import Duplicate, NewDelivery, Submission
 from mta.header import author_of, message_id_of
 from mta.imap_client import ANSWER_BYTES, BoundedClient
+from mta.loops import going_round
 from mta.message import Origin, TargetKind
 from mta.smtp.address import domain_of, is_address, parse_path
 from mta.smtp.content import crlf_only
@@ -90,6 +91,8 @@ class CollectorOptions:
     """Made when it is missing; for MOVE."""
     max_message_bytes: int = 25 * 1024 * 1024
     hops: int = 30
+    trace_host: str = ""
+    """Our own name in Received fields: what was here before for the same mailbox goes round. Empty: not looked for."""
     idle_seconds: float = 540.0
     """IDLE is given again after this; servers and NAT forget silent connections (RFC 2177: at most 29 minutes)."""
     poll_seconds: float = 60.0
@@ -425,6 +428,8 @@ class Collector:
             return Refused(refusals.HEADER_INVALID)
         if len(entity.values("received")) >= self._options.hops:
             return Refused(refusals.TOO_MANY_HOPS)
+        if going_round(entity, self._options.trace_host, [self._options.deliver_to.lower()], self._recipients_of):
+            return Refused(refusals.MAIL_LOOP)
         message_id = message_id_of(entity)
         options = self._options
         accepted = self._spool.accept(
@@ -444,6 +449,9 @@ class Collector:
             return True
         _log.info("collector %s: message %s kept", options.name, accepted.spool_id)
         return False
+
+    def _recipients_of(self, spool_id: str) -> list[str]:
+        return [each.recipient for each in self._spool.deliveries(spool_id)]
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

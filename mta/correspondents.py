@@ -7,6 +7,7 @@ patient's may hold a health identity.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -18,6 +19,9 @@ from trust.vault import KeyVault
 
 MAX_CAPABILITIES = 64
 _FRESH_SECONDS = 86400.0
+_LATELY_SECONDS = 5.0
+"""What was read is used for so long: a thousand mails to one correspondent ask once. Another node's news waits."""
+_MANY = 10_000
 
 
 class Correspondents:
@@ -26,6 +30,8 @@ class Correspondents:
     def __init__(self, database: Database, vault: KeyVault) -> None:
         self._database = database
         self._vault = vault
+        self._lately: dict[str, tuple[float, tuple[str, float] | None]] = {}
+        """By pseudonym what was read, and until when it is taken for true (monotonic)."""
 
     def remember(self, address: str, capabilities: Sequence[str], signed_at: datetime) -> None:
         """Keep what a mail signed at `signed_at` says, unless a later one is known. `capabilities`: dotted OIDs.
@@ -47,10 +53,17 @@ class Correspondents:
         # most mail says what the one before said: that is not worth a write each time
         if known is None or known[0] != listed or known[1] < at - _FRESH_SECONDS:
             self._database.transact(keep)
+            self._lately.pop(name, None)
 
     def capabilities(self, address: str) -> tuple[str, ...] | None:
         """Dotted OIDs, the preferred first; None when nothing is known of this address."""
-        known = self._read(self._pseudonym(address))
+        name, now = self._pseudonym(address), time.monotonic()
+        until, known = self._lately.get(name, (now, None))
+        if until <= now:
+            known = self._read(name)
+            if len(self._lately) >= _MANY:
+                self._lately.clear()
+            self._lately[name] = now + _LATELY_SECONDS, known
         return None if known is None else tuple(known[0].split())
 
     def _read(self, name: str) -> tuple[str, float] | None:

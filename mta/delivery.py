@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mta.message import DeliveryState, Origin, TargetKind
+from mta.priority import Priority
 from trust.refusals import Refused
 
 
@@ -49,6 +50,8 @@ class Submission:
     flags: tuple[str, ...] = ()
     message_id: str = ""
     """Message-ID with angle brackets when the content already has one; else one is made for each delivery."""
+    priority: Priority | None = None
+    """None: what `mta.priority` finds in the content and the number of recipients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ class Step:
     delivery_id: str
     """Empty when the step concerns the whole message."""
     kind: str
-    """accept, attempt, prepare, release, interrupted, delivered, deferred, failed, parked or answered."""
+    """accept, attempt, prepare, release, interrupted, delivered, deferred, failed, parked or answered; of an operator
+    (`mta.queue`): held, freed, hurried, reopened, redirected; of the purge job (`mta.retention`): purged."""
     code: str
     detail: str
 
@@ -161,3 +165,14 @@ class MessageRecord:
     accepted_at: float
     external_id: str
     flags: tuple[str, ...]
+    purged_at: float | None = None
+    """When its trace was purged (`mta.retention`): deliveries and steps are gone."""
+
+
+def destination_of(target: TargetKind, recipient: str) -> str:
+    """What deliveries share when one being slow says something about the others; it stands in the clear."""
+    if target is TargetKind.SMTP:
+        return f"smtp:{recipient.rpartition('@')[2].lower()}"[:300]
+    if target is TargetKind.MLLP:
+        return f"mllp:{recipient}"[:300]
+    return str(target.value)

@@ -1,8 +1,9 @@
 """Delivery status notifications to the sender of a mail (RFC 3461, RFC 3464): who gets one, and what it says.
 
 A receipt is an ordinary message of ours: it goes through the spool to the envelope's sender, signed by the postmaster
-and encrypted, for it names a recipient and a patient's address holds the national health identity. Nobody is told what
-became of a receipt (RFC 5321 §6.1).
+and encrypted, for it names a recipient, a patient's address holds the national health identity, and with a failure the
+message itself comes back. To a sender without a certificate only the bare fact goes, in clear (`mta.system_mail`).
+Nobody is told what became of a receipt (RFC 5321 §6.1).
 """
 
 from __future__ import annotations
@@ -11,26 +12,39 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from mta import refusals
-from mta.delivery import EndedDelivery, NewDelivery, Submission
-from mta.message import Origin, TargetKind
-from mta.notifications import DeliveryNotification, RecipientStatus, compose_dsn, xtext_decoded
-from mta.smtp.address import domain_of, is_address
-from mta.smtp.target import notify_conditions
-from mta.spool import RELAYED, Spool
+from mta.any_delivery import AnyDelivery, AnyReader
+from mta.delivery import EndedDelivery
+from mta.dsn_conditions import DELAYED, DELIVERED, FAILED, RELAYED_ON, action_of
+from mta.message import DeliveryState, Origin
+from mta.notices import Notices, Said
+from mta.notifications import DeliveryNotification, RecipientStatus, Returned, compose_dsn, xtext_decoded
+from mta.spool import Spool
+from mta.system_mail import Form, Sent, SystemMail
+from smime.mime import MimeError, parse_entity
 from trust.refusals import Refusal, Refused
+from trust.store.blobs import BlobDamagedError, BlobMissingError
+
+__all__ = ["DsnConsumer", "DsnOptions", "action_of"]
 
 _log = logging.getLogger("relais.mta.dsn")
 
-FAILED, DELIVERED, RELAYED_ON = "failed", "delivered", "relayed"
-"""Actions of RFC 3464 §2.3.3 that we report."""
+SILENT = "silent"
+"""Not one of them: relayed to an operator that promised a receipt and sent none. Told as `relayed`."""
+KIND = "dsn"
 
 _REMOTE_REPLY = re.compile(r"([245][0-9]{2}(?: ([245]\.[0-9]{1,3}\.[0-9]{1,3}))?(?: .*)?)$")
+_LAST_DEFERRAL = re.compile(rf"{re.escape(refusals.REMOTE_DEFERRED.code)} (.*)$")
 _SUBJECTS = {
     FAILED: "Message non remis / Message not delivered",
     DELIVERED: "Message remis / Message delivered",
     RELAYED_ON: "Message transmis / Message relayed",
+    DELAYED: "Message en attente / Message delayed",
+    SILENT: "Message transmis, sans accuse / Message relayed, no receipt",
 }
 _SENTENCES = {
     FAILED: ("Votre message n'a pas pu être remis à {}.", "Your message could not be delivered to {}."),
@@ -42,7 +56,30 @@ _SENTENCES = {
         "Votre message pour {} a été transmis à un serveur qui n'envoie pas d'accusé de remise.",
         "Your message for {} was handed to a server that sends no delivery receipts.",
     ),
+    DELAYED: (
+        "Votre message n'a pas encore pu être remis à {}. Les essais continuent : il est inutile de le renvoyer. "
+        "S'il est urgent, joignez le destinataire autrement.",
+        "Your message could not be delivered to {} yet. It will be tried again: do not send it again. If it is urgent, "
+        "reach the recipient by another way.",
+    ),
+    SILENT: (
+        "Votre message pour {} a été pris en charge par l'opérateur du destinataire, qui avait promis un accusé de "
+        "remise et n'en a pas encore envoyé. Si le message est important, vérifiez auprès du destinataire.",
+        "Your message for {} was taken by the recipient's operator, which promised a delivery receipt and has sent "
+        "none yet. If the message matters, ask the recipient.",
+    ),
 }
+_RETURNED = ("Le message d'origine est joint.", "The original message is attached.")
+
+
+@dataclass(frozen=True, slots=True)
+class DsnOptions:
+    return_max_bytes: int = 5 * 1024 * 1024
+    """A larger original does not come back, only its header."""
+    never_returned: frozenset[str] = frozenset((refusals.MALWARE_FOUND.code, refusals.SCAN_TOO_LARGE.code))
+    """Catalogue codes of failures after which nothing of the content comes back."""
+    lifetime: float = 5 * 86400.0
+    """Seconds a delivery is tried for, so that a warning says until when."""
 
 
 class DsnConsumer:
@@ -56,122 +93,159 @@ class DsnConsumer:
         local_domains: Collection[str],
         is_trusted: Callable[[str], bool],
         catalogue: Mapping[str, Refusal],
+        *,
+        patient_domains: Collection[str] = (),
+        options: DsnOptions | None = None,
+        notices: Notices | None = None,
     ) -> None:
         """`postmaster` is a local mailbox whose signing key we hold; `is_trusted` judges a lower-case mail domain and
-        may block; `catalogue` explains the codes of failed deliveries."""
+        may block; `catalogue` explains the codes of failed deliveries. Addresses in `patient_domains` never travel in
+        clear. `notices` knows what other operators have said meanwhile."""
         self._spool = spool
-        self._postmaster = postmaster
-        self._reporting_mta = reporting_mta
-        self._local_domains = frozenset(domain.lower() for domain in local_domains)
-        self._is_trusted = is_trusted
+        self._mail = SystemMail(spool, postmaster, reporting_mta, local_domains, is_trusted, patient_domains)
         self._catalogue = catalogue
+        self._options = options or DsnOptions()
+        self._notices = notices
+        self._deliveries = AnyReader(spool)
 
     async def ended(self, delivery: EndedDelivery) -> None:
         """Write the receipt this delivery calls for, if any. Raises what the spool raises."""
+        again = self._mail.to_say_again(delivery)
+        if again is not None and again.kind == KIND:
+            await asyncio.to_thread(self._say_again, again)
+            return
         action = action_of(delivery)
         if action is not None:
-            await asyncio.to_thread(self._tell, delivery, action)
+            await asyncio.to_thread(self._tell_end, AnyDelivery.of(delivery), action)
 
-    def _tell(self, delivery: EndedDelivery, action: str) -> None:
-        target = self._route(delivery.sender)
-        if target is None:
+    def warn(self, delivery: AnyDelivery, action: str, also: Callable[[Connection], None]) -> None:
+        """Tell the sender of one that has no answer yet: DELAYED or SILENT. `also` writes in the same transaction.
+        Idempotent; blocks; raises what the spool raises."""
+        self._tell(delivery, action, Form.WHOLE, also)
+
+    def _tell_end(self, delivery: AnyDelivery, action: str) -> None:
+        said = None if self._notices is None else self._notices.latest(delivery.delivery_id)
+        if action == FAILED and said is Said.DELIVERED:
+            # the operator's word comes from behind the failure: its 250 was lost on the way to us
+            _log.warning("delivery %s failed here and was delivered there: not told", delivery.delivery_id)
+            return
+        self._tell(delivery, action, Form.WHOLE)
+
+    def _say_again(self, sent: Sent) -> None:
+        original = self._deliveries.one(sent.about)
+        if original is None or sent.action not in _SENTENCES:
+            _log.warning("the notice about delivery %s could not be sent, nor written again", sent.about)
+            return
+        if sent.action == DELAYED and original.state is not DeliveryState.READY:
+            return  # it waits no longer
+        self._tell(original, sent.action, sent.form)
+
+    def _tell(
+        self,
+        delivery: AnyDelivery,
+        action: str,
+        form: Form,
+        also: Callable[[Connection], None] | None = None,
+    ) -> None:
+        sent = Sent(KIND, delivery.delivery_id, action, form)
+        if self._mail.route(delivery.sender) is None:  # asked first: composing reads the content
             _log.warning("delivery %s %s: its sender is nobody we can write to", delivery.delivery_id, action)
             return
-        message_id = f"<dsn.{delivery.delivery_id}.{action}@{self._reporting_mta}>"
-        self._spool.accept(
-            Submission(
-                origin=Origin.SYSTEM,
-                sender="",
-                peer=self._reporting_mta,
-                content=self._compose(delivery, action, message_id),
-                content_type="message/rfc822",
-                deliveries=(NewDelivery(delivery.sender, target, notify="NEVER"),),
-                dedup_key=f"dsn:{delivery.delivery_id}:{action}",
-                message_id_domain=self._reporting_mta,
-                message_id=message_id,
-            )
-        )
+        self._mail.send(sent, delivery.sender, self._compose(delivery, sent), delivery.spool_id, also)
 
-    def _route(self, sender: str) -> TargetKind | None:
-        if not is_address(sender):
-            return None
-        domain = domain_of(sender)
-        if domain in self._local_domains:
-            return TargetKind.MAILBOX
-        return TargetKind.SMTP if self._is_trusted(domain) else None
-
-    def _compose(self, delivery: EndedDelivery, action: str, message_id: str) -> bytes:
+    def _compose(self, delivery: AnyDelivery, sent: Sent) -> bytes:
+        action, form = sent.action, sent.form
         status, diagnostic = "2.0.0", ""
         reason: Refusal | None = None
-        if action == FAILED:
+        if action in (FAILED, DELAYED):
             reason = self._catalogue.get(delivery.code)
             status, diagnostic = _failure(delivery, reason)
+        if form is Form.CLEAR:
+            diagnostic = ""
         envelope_id = xtext_decoded(delivery.envelope_id)
         if not envelope_id and delivery.origin is Origin.MLLP:
             envelope_id = delivery.spool_id  # as `mta.smtp.target.dsn_request` has it: the sender has no other handle
         kind, _, original = delivery.original_recipient.partition(";")
-        original = xtext_decoded(original)
+        original = xtext_decoded(original) if form is not Form.CLEAR else ""
+        name = self._mail.shown(delivery.recipient, form)
         recipient = RecipientStatus(
-            final_recipient=delivery.recipient,
-            action=action,
+            final_recipient=name,
+            action=RELAYED_ON if action == SILENT else action,
             status=status,
             original_recipient=original if kind.lower() == "rfc822" or not original else f"{kind};{original}",
             diagnostic=diagnostic,
         )
+        returned = self._returned(delivery, action) if form is Form.WHOLE else None
+        text = _text(delivery, name, action, status, diagnostic, reason)
+        if returned is not None and returned.whole:
+            text = _RETURNED[0] + "\n\n" + text + _RETURNED[1] + "\n"
         return compose_dsn(
             DeliveryNotification(
                 (recipient,),
                 original_envelope_id=envelope_id,
                 original_message_id=delivery.message_id,
-                reporting_mta=self._reporting_mta,
+                reporting_mta=self._mail.host,
             ),
-            author=self._postmaster,
+            author=self._mail.postmaster,
             to=delivery.sender,
             subject=_SUBJECTS[action],
-            text=_text(delivery, action, status, diagnostic, reason),
-            message_id=message_id,
-            date=delivery.ended_at,
+            text=text,
+            message_id=self._mail.message_id(sent),
+            date=delivery.at,
             arrival=delivery.accepted_at,
+            retry_until=delivery.accepted_at + self._options.lifetime if action == DELAYED else None,
+            returned=returned,
         )
 
+    def _returned(self, delivery: AnyDelivery, action: str) -> Returned | None:
+        """What comes back of the message with a failure (RFC 3461 §4.3): all of it, or its header where that was asked
+        for or it is large. None: its Message-ID is enough, or all there is. Other news names no patient, as a subject
+        would."""
+        if (
+            action != FAILED
+            or delivery.content_type != "message/rfc822"
+            or delivery.code in self._options.never_returned
+        ):
+            return None
+        try:
+            content = self._spool.content(delivery)
+            header = parse_entity(content)
+        except (BlobMissingError, BlobDamagedError, MimeError):  # that it failed must be told all the same
+            return None
+        fits = len(content) <= self._options.return_max_bytes
+        if fits and "RET=HDRS" not in delivery.flags:
+            return Returned(content, whole=True)
+        return Returned(b"".join(each.raw for each in header.fields if each.name not in ("bcc", "resent-bcc")))
 
-def action_of(delivery: EndedDelivery) -> str | None:
-    """What the sender is to be told, None for nothing (RFC 3461 §4.1, §5.2)."""
-    if not delivery.sender or delivery.origin is Origin.SYSTEM:
-        return None
-    if delivery.target not in (TargetKind.MAILBOX, TargetKind.SMTP):
-        return None
-    asked = notify_conditions(delivery.notify, delivery.origin)
-    if not delivery.delivered:
-        return FAILED if "FAILURE" in asked else None
-    if "SUCCESS" not in asked or delivery.code == RELAYED:
-        return None
-    return DELIVERED if delivery.target is TargetKind.MAILBOX else RELAYED_ON
 
-
-def _failure(delivery: EndedDelivery, reason: Refusal | None) -> tuple[str, str]:
+def _failure(delivery: AnyDelivery, reason: Refusal | None) -> tuple[str, str]:
     """Status and Diagnostic-Code: the other server's own where it refused, else what we would reply ourselves."""
-    if delivery.code == refusals.REMOTE_REFUSED.code:
+    if delivery.code in (refusals.REMOTE_REFUSED.code, refusals.REMOTE_DEFERRED.code):
         # as `mta.smtp.target.outcome_of` has written it: `RCPT: 550 5.1.1 no such mailbox`
         reply = _REMOTE_REPLY.match(delivery.detail.partition(": ")[2])
         if reply is not None:
-            return reply[2] or refusals.REMOTE_REFUSED.enhanced, f"smtp; {reply[1]}"
+            return reply[2] or (reason or refusals.REMOTE_REFUSED).enhanced, f"smtp; {reply[1]}"
     if reason is None:
-        return "5.0.0", ""
+        return ("5.0.0" if delivery.state is not DeliveryState.READY else "4.4.7"), ""
     return reason.enhanced, f"smtp; {Refused(reason, delivery.detail).reply}"
 
 
-def _text(delivery: EndedDelivery, action: str, status: str, diagnostic: str, reason: Refusal | None) -> str:
+def _text(delivery: AnyDelivery, name: str, action: str, status: str, diagnostic: str, reason: Refusal | None) -> str:
     """For the human who sent it: French, then English."""
     # a sending system can name somebody without any address
-    names = (delivery.recipient or nobody for nobody in ("un destinataire sans adresse", "a recipient without address"))
+    names = (name or nobody for nobody in ("un destinataire sans adresse", "a recipient without address"))
     french, english = (sentence.format(name) for sentence, name in zip(_SENTENCES[action], names, strict=True))
+    said = _LAST_DEFERRAL.search(delivery.detail) if diagnostic else None
     lines = [f"Bonjour,\n\n{french}"]
     if reason is not None:
         lines.append(f"Motif : {reason.text_fr}")
+    if said is not None:
+        lines.append(f"Dernière réponse du serveur du destinataire : {said[1]}")
     lines.append(f"Identifiant du message : {delivery.message_id}\n\n--\n\n{english}")
     if reason is not None:
         lines.append(f"Reason: {reason.text}")
+    if said is not None:
+        lines.append(f"Last answer of the recipient's server: {said[1]}")
     if diagnostic:
         lines.append(f"Code: {delivery.code} {status} ({diagnostic.removeprefix('smtp; ')})")
     lines.append(f"Message-ID: {delivery.message_id}")

@@ -16,6 +16,7 @@ from smime.mime import Entity, Field
 
 OWN_PREFIX = "x-relais-"
 """Fields only we may write; lower case."""
+_VERDICTS = frozenset({"authentication-results", "received-spf", "return-path"})
 _ORIGINATORS = ("from", "sender", "resent-from", "resent-sender")
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,248}>")
 
@@ -53,11 +54,24 @@ def is_ours(field: Field) -> bool:
     All foreign Authentication-Results go, whatever id they name: RFC 8601 §5 wants those with ours removed, and an id
     can be spelled in more ways than a reader of ours should have to know.
     """
-    return field.name.startswith(OWN_PREFIX) or field.name in ("authentication-results", "return-path")
+    return field.name.startswith(OWN_PREFIX) or field.name in _VERDICTS
+
+
+def is_automatic(header: Entity) -> bool:
+    """A program sent this by itself (RFC 3834 §5), so nothing answers it by itself.
+
+    A delivery notification is no answer in that sense: those follow the reverse-path alone (RFC 5321 §6.1).
+    """
+    said = (value.partition(";")[0].partition("(")[0].strip().lower() for value in header.values("auto-submitted"))
+    return any(word not in ("", "no") for word in said)
 
 
 def received(hostname: str, message: Message) -> bytes:
     """Our trace field (RFC 5321 §4.4), the same at every attempt; who sent it and from where is the spool's to know."""
-    protocol = {Origin.OPERATOR: " with ESMTPS", Origin.SUBMISSION: " with ESMTPSA"}.get(message.origin, "")
+    protocol = {
+        Origin.OPERATOR: " with ESMTPS",
+        Origin.SUBMISSION: " with ESMTPSA",
+        Origin.LMTP: " with LMTP",
+    }.get(message.origin, "")
     date = format_datetime(datetime.fromtimestamp(message.accepted_at, UTC))
     return f"Received: by {hostname}{protocol} id {message.spool_id};\r\n {date}\r\n".encode("ascii")

@@ -7,10 +7,10 @@ Contracts of the design live here as types: `Stage` (where content is enriched, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from trust.refusals import Refused
 
@@ -22,6 +22,8 @@ class Origin(Enum):
     SUBMISSION = "submission"
     OPERATOR = "operator"
     """Port 25 of the trust space: another operator, mutually authenticated."""
+    LMTP = "lmtp"
+    """A mail server on this machine or in the same house that hands over its people's mail."""
     COLLECTED = "collected"
     """An upstream mailbox we collect over IMAP; treated like what another operator hands over."""
     SYSTEM = "system"
@@ -79,6 +81,8 @@ class Message:
     """Who handed it over, as authenticated by the door: an operator's DN, an account, a partner's name."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What stages found out for the trace (`verdict`, `warning.*`); no clinical content, no identity."""
+    flags: tuple[str, ...] = ()
+    """What was said of the whole message when it was accepted (`mta.delivery.Submission.flags`)."""
     repeated: bool = False
     """An earlier attempt may have reached the destination without our knowing: look before delivering again."""
 
@@ -110,6 +114,8 @@ class Deferred:
     """Not now: tried again when the schedule says."""
 
     reason: Refused
+    tried: bool = True
+    """False: nothing was asked of the destination, which is known to be down. No attempt is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +137,19 @@ class Target(Protocol):
         Called again after a crash with exactly the same content and `delivery_id`: a target that can recognise the
         second call must not deliver twice.
         """
+        ...
+
+
+@runtime_checkable
+class PacedTarget(Target, Protocol):
+    """A target that knows which of its destinations are worth trying now."""
+
+    def resting(self) -> Collection[str]:
+        """Destinations (`mta.delivery.destination_of`) that are down and left alone: what there is for them stays on
+        disk, and none of it counts an attempt."""
+        ...
+
+    def places(self, destination: str) -> int | None:
+        """Deliveries that may be tried at the same time: 0 for one that rests, 1 for one that is being probed, None
+        when the worker's own limit is enough."""
         ...

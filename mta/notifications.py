@@ -8,16 +8,18 @@ it is bounded, and bad input means that there is no notification.
 
 from __future__ import annotations
 
+import base64
 import binascii
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
+from typing import Protocol
 
-from mta.delivery import EndedDelivery
+from mta.bounces import read_bounce
 from mta.header import author_of
 from mta.message import Origin
 from mta.smtp.address import is_address
@@ -109,6 +111,15 @@ class DispositionNotification:
     """The whole of it: `902^Identifiant de patient inconnu`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a notification brings back of the message it is about."""
+
+    content: bytes
+    """The message, or the lines of its header; CRLF."""
+    whole: bool = False
+
+
 def xtext_decoded(value: str) -> str:
     """ENVID or ORCPT as a DSN repeats it (RFC 3461 §6.3); unchanged when decoding would give more than visible ASCII.
 
@@ -136,10 +147,13 @@ def compose_dsn(
     message_id: str,
     date: float,
     arrival: float,
+    retry_until: float | None = None,
+    returned: Returned | None = None,
 ) -> bytes:
     """The whole message, CRLF, the same octets for the same arguments (RFC 3464, RFC 6522).
 
-    `author` and `to` are plain addresses, `subject` is ASCII; `date` and `arrival` (of the original) are UNIX times.
+    `author` and `to` are plain addresses, `subject` is ASCII; `date`, `arrival` (of the original) and `retry_until` are
+    UNIX times. Without `returned` the original's Message-ID is all that comes back. ASCII, unless the original is not.
     """
     boundary = "=_" + sha256(message_id.encode()).hexdigest()[:40]
     original = notification.original_message_id if is_message_id(notification.original_message_id) else ""
@@ -160,6 +174,8 @@ def compose_dsn(
     status.append(f"Arrival-Date: {_date(arrival)}")
     for recipient in notification.recipients:
         status += ["", *_recipient_fields(recipient)]
+        if retry_until is not None:
+            status.append(f"Will-Retry-Until: {_date(retry_until)}")
     parts = [
         [
             "Content-Type: text/plain; charset=utf-8",
@@ -169,12 +185,28 @@ def compose_dsn(
         ],
         ["Content-Type: message/delivery-status", "", *status, ""],
     ]
-    if original:
-        parts.append(["Content-Type: text/rfc822-headers", "", f"Message-ID: {original}", ""])
     lines = [*header, ""]
     for part in parts:
         lines += [f"--{boundary}", *part]
-    return "\r\n".join([*lines, f"--{boundary}--", ""]).encode("ascii")
+    written = "\r\n".join([*lines, ""]).encode("ascii")
+    if returned is None and original:
+        returned = Returned(f"Message-ID: {original}\r\n".encode("ascii"))
+    if returned is not None:
+        written += f"--{boundary}\r\n".encode("ascii") + _returned_part(returned) + b"\r\n"
+    return written + f"--{boundary}--\r\n".encode("ascii")
+
+
+def _returned_part(returned: Returned) -> bytes:
+    """Under the name every client knows where it is ASCII, under its internationalised one where its header is not
+    (RFC 6533 §4), which alone may be base64."""
+    content = returned.content.removesuffix(b"\r\n")
+    if (content.partition(b"\r\n\r\n")[0] if returned.whole else content).isascii():
+        kind = b"message/rfc822" if returned.whole else b"text/rfc822-headers"
+        encoding = b"" if content.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+        return b"Content-Type: " + kind + b"\r\n" + encoding + b"\r\n" + content
+    kind = b"message/global" if returned.whole else b"message/global-headers"
+    coded = with_crlf(base64.encodebytes(returned.content)).removesuffix(b"\r\n")
+    return b"Content-Type: " + kind + b"\r\nContent-Transfer-Encoding: base64\r\n\r\n" + coded
 
 
 def _recipient_fields(recipient: RecipientStatus) -> list[str]:
@@ -208,7 +240,26 @@ def _ascii(text: str) -> str:
 # Reading
 
 
-def by_mail_system(mail: EndedDelivery, header: Entity) -> bool:
+class Mail(Protocol):
+    """What is asked of the mail that brings a receipt: a `mta.message.Message` or a `mta.delivery.KeptDelivery`."""
+
+    @property
+    def origin(self) -> Origin: ...
+
+    @property
+    def sender(self) -> str: ...
+
+    @property
+    def recipient(self) -> str: ...
+
+    @property
+    def peer(self) -> str: ...
+
+    @property
+    def facts(self) -> Mapping[str, str]: ...
+
+
+def by_mail_system(mail: Mail, header: Entity) -> bool:
     """Whether another operator's mail server wrote this, which can know what became of a mail: a DSN from anybody else
     is not believed. Whether that operator answers for the recipient's domain remains to be asked.
 
@@ -219,7 +270,7 @@ def by_mail_system(mail: EndedDelivery, header: Entity) -> bool:
     return by_operator and _MAIL_SYSTEM.match(author_of(header) or "") is not None
 
 
-def found_signature(mail: EndedDelivery) -> str:
+def found_signature(mail: Mail) -> str:
     """What the open stage found: `valid`, `none` or what is wrong with it; empty when it did not look."""
     found = _SIGNATURE.search(mail.facts.get("verdict", ""))
     return found[1] if found else ""
@@ -233,9 +284,34 @@ def parse_notification(message: bytes) -> DeliveryNotification | DispositionNoti
     try:
         header = parse_entity(with_crlf(message))
         report = _report(header)
-        return None if report is None else _notification(report, header)
+        return _prose(header) if report is None else _notification(report, header)
     except MimeError:
         return None
+
+
+def returned_header(message: bytes) -> Entity | None:
+    """Of the message a report brings back, as far as it does; never raises."""
+    try:
+        for kind, part in _report(parse_entity(with_crlf(message))) or ():
+            if kind in _RETURNED:
+                return parse_entity(bytes(part.decoded()[: MAX_HEADER_OCTETS + 4]))
+    except MimeError:
+        pass
+    return None
+
+
+def _prose(mail: Entity) -> DeliveryNotification | None:
+    """Of a program older than RFC 3464; only mail systems are read, whose name stands in From. Raises MimeError."""
+    if _MAIL_SYSTEM.match(author_of(mail) or "") is None:
+        return None
+    bounce = read_bounce(mail)
+    if bounce is None:
+        return None
+    recipients = tuple(
+        RecipientStatus(address, action, status, diagnostic=words)
+        for address, action, status, words in bounce.recipients
+    )
+    return DeliveryNotification(recipients, original_message_id=bounce.message_id)
 
 
 def _report(entity: Entity) -> list[tuple[str, Entity]] | None:

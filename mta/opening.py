@@ -7,7 +7,6 @@ nothing of that name from outside may remain, neither in the message's own heade
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,13 +14,16 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from mta import refusals
-from mta.header import is_ours, received
+from mta.authentication_results import Result, field
+from mta.authors import AuthorCheck, Proof
+from mta.evaluation import Asked, DkimKeys, Evaluation, Evaluator
+from mta.header import author_of, is_ours, received
 from mta.mailboxes.dovecot import DELIVERY_HEADER
 from mta.message import Message, Phase
-from mta.smtp.address import is_address
+from mta.smtp.address import domain_of, is_address
 from mta.smtp.content import crlf_only
 from mta.smtp.target import Partners
-from smime import DecryptionResult, DkimResult, MessageVerdict, SignatureResult, open_message, verify_dkim
+from smime import DecryptionResult, MessageVerdict, SignatureResult, open_message
 from smime.failures import DecryptionFailures
 from smime.mime import MimeError, parse_entity
 from smime.opening import KEY_UNAVAILABLE as KEY_UNAVAILABLE_FINDING
@@ -33,7 +35,6 @@ from trust.vault import KeyVault, VaultError
 
 VERDICT_FIELD = "X-Relais-Verdict"
 
-_TOKEN = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _SMIME = {SignatureResult.VALID: "pass", SignatureResult.NOT_SIGNED: "none"}
 
 
@@ -41,8 +42,12 @@ _SMIME = {SignatureResult.VALID: "pass", SignatureResult.NOT_SIGNED: "none"}
 class _Findings:
     """What is written about one message."""
 
-    dkim: tuple[DkimResult, ...]
+    evaluation: Evaluation
     smime: MessageVerdict
+    proof: Proof | None
+    """What proves the author; None: nobody was asked to judge that."""
+    author: str
+    """The address in From as it will be read; empty when there is not exactly one."""
 
     @property
     def decrypted(self) -> str:
@@ -64,13 +69,16 @@ class _Findings:
         return next((signer.path.rule for signer in self.smime.signers if signer.path is not None), "-")
 
     @property
-    def dkim_words(self) -> str:
-        words = [
-            f"dkim={result.result} header.d={result.domain} header.s={result.selector}"
-            for result in self.dkim
-            if _TOKEN.fullmatch(result.domain) and _TOKEN.fullmatch(result.selector)
-        ]
-        return ";\r\n ".join(words) if words else "dkim=none"
+    def results(self) -> tuple[Result, ...]:
+        """What the Authentication-Results field says."""
+        found = list(self.evaluation.results)
+        if self.proof is not None:
+            domain = domain_of(self.author)
+            said = "fail" if self.proof is Proof.NONE else "pass"
+            by = "" if self.proof is Proof.NONE else self.proof.value
+            found.append(Result("x-author", said, (("header.from", domain), ("policy.by", by))))
+        found.append(Result("x-smime", _SMIME.get(self.smime.signature, "fail")))
+        return tuple(found)
 
 
 class OpenStage:
@@ -89,15 +97,19 @@ class OpenStage:
         policy: ReadPolicy = DEFAULT_POLICY,
         failures: DecryptionFailures | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        evaluator: Evaluator | None = None,
+        authors: AuthorCheck | None = None,
     ) -> None:
         """`authserv_id` is our host name (RFC 8601 §2.5). `own_dkim` gives the `p=` value of our own domains, for mail
         between our mailboxes; `published_addresses`, those the directory binds to a certificate that names none.
-        `remember` is told what the authors of validly signed mail can read (`mta.correspondents`)."""
+        `remember` is told what the authors of validly signed mail can read (`mta.correspondents`). `evaluator` asks the
+        DNS as well; without it only `partners` and `own_dkim` say what DKIM is worth. `authors` judges whether From is
+        proved."""
         self._vault = vault
         self._validator = validator
-        self._partners = partners
         self._authserv_id = authserv_id
-        self._own_dkim = own_dkim
+        self._evaluator = evaluator or Evaluator(DkimKeys(partners, own_dkim))
+        self._authors = authors
         self._published_addresses = published_addresses
         self._clock = clock
         self._remember = remember
@@ -112,12 +124,13 @@ class OpenStage:
         """
         if phase is not Phase.OPEN:
             return message
-        return await asyncio.to_thread(self._open, message)
+        asked = await self._evaluator.ask(message)
+        return await asyncio.to_thread(self._open, message, asked)
 
-    def _open(self, message: Message) -> Message | Refused:
+    def _open(self, message: Message, asked: Asked) -> Message | Refused:
         paused = self._failures.wait(message.sender, message.peer) > 0
         now = self._clock()
-        dkim = verify_dkim(message.content, self._public_key, now)
+        evaluation = asked.judge(message.content, now)
         try:
             decryptors = () if paused else self._vault.decryptors(message.recipient)
         except VaultError:  # a damaged key file says nothing of the message, which waits until it is repaired
@@ -145,13 +158,21 @@ class OpenStage:
             return Refused(refusals.CONTENT_INVALID)
         if not crlf_only(opened.entity):
             return Refused(refusals.LINE_ENDINGS)
-        found = _Findings(dkim, opened.verdict)
+        proof = None
+        if self._authors is not None:
+            signed = evaluation.signed_by_author
+            judged = self._authors.judge(message, opened.verdict, entity, evaluation.author, signed)
+            if isinstance(judged, Refused):
+                return judged
+            proof = judged
+        found = _Findings(evaluation, opened.verdict, proof, author_of(entity) or "")
         header = [self._header(message, found)]
         header += [field.raw for field in entity.fields if not is_ours(field)]
         facts = {
             **message.facts,
             "verdict": f"decrypted={found.decrypted}; signature={found.signature}; path={found.path}; "
-            f"dkim={dkim[0].result if dkim else 'none'}",
+            f"dkim={evaluation.dkim[0].result if evaluation.dkim else 'none'}"
+            + ("" if proof is None else f"; author={proof.value}"),
             **{f"warning.{finding.code}": finding.detail for finding in opened.verdict.findings},
         }
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
@@ -165,20 +186,11 @@ class OpenStage:
                 self._remember(verdict.from_addresses[0], signer.capabilities, min(signer.signing_time, now))
 
     def _header(self, message: Message, found: _Findings) -> bytes:
-        smime = _SMIME.get(found.smime.signature, "fail")
+        author = "" if found.proof is None else f"; author={found.proof.value}"
         lines = (
             f"{DELIVERY_HEADER}: {message.delivery_id}",
             f"{VERDICT_FIELD}: decrypted={found.decrypted}; signature={found.signature};",
-            f" signer={found.signer}; path={found.path}",
-            f"Authentication-Results: {self._authserv_id};",
-            f" {found.dkim_words};",
-            f" x-smime={smime}",
+            f" signer={found.signer}; path={found.path}{author}",
         )
-        written = "".join(line + "\r\n" for line in lines).encode("ascii")
-        return written + received(self._authserv_id, message)
-
-    def _public_key(self, domain: str, selector: str) -> str | None:
-        partner = self._partners.of(domain)
-        if partner is not None and partner.dkim_selector == selector and partner.dkim_public_key:
-            return partner.dkim_public_key
-        return self._own_dkim(domain, selector)
+        written = "".join(line + "\r\n" for line in lines) + field(self._authserv_id, found.results)
+        return written.encode("ascii", "replace") + received(self._authserv_id, message)

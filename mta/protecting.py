@@ -19,7 +19,7 @@ from directory.records import Recipient
 from directory.resolve import DirectoryUnavailableError
 from mta import refusals
 from mta.header import author_of, is_ours, received
-from mta.message import Message, Phase
+from mta.message import Message, Origin, Phase
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
 from smime import DkimKey, Suite, can_encrypt_to, encrypt, join_message, sign, sign_dkim
@@ -50,6 +50,11 @@ class Agreed(Protocol):
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+IN_CLEAR = "notice-in-clear"
+"""Flag of a notice of ours that names no patient and quotes nothing (`mta.system_mail`): the one mail that is only
+signed, for whoever has no certificate to encrypt to."""
 
 
 class ProtectStage:
@@ -93,13 +98,14 @@ class ProtectStage:
         if author is None:
             return Refused(refusals.HEADER_INVALID)
         now = self._clock()
+        clear = message.origin is Origin.SYSTEM and IN_CLEAR in message.flags
         try:
             signer = self._vault.signer(author, now)
         except VaultError:  # a key file that is damaged: the operator repairs it, the mail waits
             return Refused(SIGNER_UNAVAILABLE)
-        if signer is None:
+        if signer is None and not clear:
             return Refused(NO_SIGNING_KEY)
-        certificates = self._certificates(message.recipient, now)
+        certificates = [] if clear else self._certificates(message.recipient, now)
         if isinstance(certificates, Refused):
             return certificates
         transport = b"".join(
@@ -109,14 +115,18 @@ class ProtectStage:
         )
         suite = self._agreements.suite_of(message.recipient)
         try:
-            if self._agreements.protects_header(message.recipient):
+            if self._agreements.protects_header(message.recipient) and not clear:
                 entity, transport = protect_header(transport, entity, HeaderPolicy.BASELINE)
-            protected = encrypt(sign(entity, signer, now, suite), certificates, suite)
+            protected = entity if signer is None else sign(entity, signer, now, suite)
+            del entity  # what is large is not kept in every form it passes through
+            if not clear:
+                protected = encrypt(protected, certificates, suite)
         except SignerFailedError:
             return Refused(SIGNER_UNAVAILABLE)
         except ValueError:
             return Refused(refusals.CONTENT_INVALID, "the content cannot be signed")
         content = join_message(received(self._hostname, message) + transport, protected)
+        del protected
         dkim = self._dkim_key_of(domain_of(author))
         facts = dict(message.facts)
         if dkim is None:

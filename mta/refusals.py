@@ -115,12 +115,61 @@ TOO_MANY_HOPS = _entry(
     "Too many Received fields: the message is probably looping.",
     "Trop de champs Received : le message tourne probablement en boucle.",
 )
+MAIL_LOOP = _entry(
+    "mail-loop",
+    554,
+    "5.4.6",
+    "This message was here before for the same recipient: it goes round, check what redirects it.",
+    "Ce message est déjà passé ici pour le même destinataire : il tourne en boucle, vérifiez ce qui le redirige.",
+)
+AUTHOR_UNPROVEN = _entry(
+    "author-unproven",
+    550,
+    "5.7.1",
+    "Nothing proves the From address: you are not listed for its domain, and neither DKIM nor S/MIME of it is valid.",
+    "Rien ne prouve l'adresse From : vous n'êtes pas inscrit pour son domaine, ni DKIM ni S/MIME ne la garantit.",
+)
+AUTHOR_UNKNOWN_NOW = _entry(
+    "author-unknown-now",
+    451,
+    "4.7.5",
+    "The DNS does not say now whether the From domain signed this message: try again later.",
+    "Le DNS ne dit pas actuellement si le domaine de From a signé ce message : réessayez plus tard.",
+)
 TOO_MANY_RECIPIENTS = _entry(
     "too-many-recipients",
     452,
     "4.5.3",
     "Too many recipients in one transaction: send the message again for the others.",
     "Trop de destinataires dans une transaction : renvoyez le message pour les autres.",
+)
+TOO_MANY_CONNECTIONS = _entry(
+    "too-many-connections",
+    421,
+    "4.7.0",
+    "Too many connections at the same time: use fewer, or try again later.",
+    "Trop de connexions simultanées : ouvrez-en moins, ou réessayez plus tard.",
+)
+RATE_EXCEEDED = _entry(
+    "rate-exceeded",
+    450,
+    "4.7.1",
+    "Too many messages, recipients or bytes within an hour: send the rest later.",
+    "Trop de messages, de destinataires ou d'octets en une heure : envoyez la suite plus tard.",
+)
+BUSY = _entry(
+    "busy",
+    452,
+    "4.3.1",
+    "Too many messages are coming in at once: try again in a moment.",
+    "Trop de messages arrivent en même temps : réessayez dans un instant.",
+)
+ADDRESS_OUTSIDE_ASCII = _entry(
+    "address-outside-ascii",
+    553,
+    "5.6.7",
+    "An address outside ASCII is not permitted here: use the address's ASCII form.",
+    "Une adresse hors ASCII n'est pas acceptée ici : utilisez sa forme ASCII.",
 )
 SPOOL_UNAVAILABLE = _entry(
     "spool-unavailable",
@@ -234,6 +283,43 @@ PARTNER_SIZE_LIMIT = _entry(
     "The message is larger than the destination accepts: send less or in several messages.",
     "Le message dépasse la taille acceptée par le destinataire : envoyez-en moins ou en plusieurs messages.",
 )
+REQUIRETLS_UNSUPPORTED = _entry(
+    "requiretls-unsupported",
+    550,
+    "5.7.30",
+    "The sender demands TLS all the way and the destination does not promise it: send without that demand.",
+    "L'expéditeur exige TLS de bout en bout et le destinataire ne le garantit pas : renvoyez sans cette exigence.",
+)
+NO_MAIL_ACCEPTED = _entry(
+    "no-mail-accepted",
+    556,
+    "5.1.10",
+    "The domain says in its DNS that it takes no mail: correct the address.",
+    "Ce domaine déclare dans son DNS ne recevoir aucun courrier : corrigez l'adresse.",
+)
+DNS_UNAVAILABLE = _entry(
+    "dns-unavailable",
+    451,
+    "4.4.3",
+    "The DNS does not say where this domain's mail goes: the message is tried again.",
+    "Le DNS ne dit pas où envoyer le courrier de ce domaine : un nouvel essai aura lieu.",
+)
+HOST_REFUSED = _entry(
+    "host-refused",
+    451,
+    "4.4.4",
+    "The DNS names only hosts mail does not go to from here (internal addresses, or against the domain's MTA-STS "
+    "policy): declare the partner's host, or tell the partner.",
+    "Le DNS ne désigne que des serveurs interdits d'ici (adresses internes, ou contraires à la politique MTA-STS du "
+    "domaine) : déclarez le serveur du partenaire, ou prévenez-le.",
+)
+HOST_UNPROVEN = _entry(
+    "host-unproven",
+    451,
+    "4.7.5",
+    "The server's certificate is not the one the domain publishes (MTA-STS or DANE): tell the partner.",
+    "Le certificat du serveur n'est pas celui que publie le domaine (MTA-STS ou DANE) : prévenez le partenaire.",
+)
 EIGHT_BIT_UNSUPPORTED = _entry(
     "eight-bit-unsupported",
     554,
@@ -256,6 +342,47 @@ REMOTE_REFUSED = _entry(
     "Le destinataire a refusé le message : ses propres mots suivent.",
 )
 
+# What screening finds
+
+MALWARE_FOUND = _entry(
+    "malware-found",
+    554,
+    "5.7.0",
+    "Malicious software was found in this message: it is in quarantine, check the computer it comes from.",
+    "Un logiciel malveillant a été trouvé dans ce message : il est en quarantaine, vérifiez le poste d'où il vient.",
+)
+SCAN_TOO_LARGE = _entry(
+    "scan-too-large",
+    554,
+    "5.3.4",
+    "This message is too large to be searched for malicious software: it is in quarantine, send less at a time.",
+    "Ce message est trop volumineux pour l'analyse antivirus : il est en quarantaine, envoyez-en moins à la fois.",
+)
+TOO_LARGE_TO_SCAN = _entry(
+    "too-large-to-scan",
+    552,
+    "5.3.4",
+    "This message is too large to be searched for malicious software: send less at a time.",
+    "Ce message est trop volumineux pour l'analyse antivirus : envoyez-en moins à la fois.",
+)
+SCANNER_UNAVAILABLE = _entry(
+    "scanner-unavailable",
+    451,
+    "4.3.0",
+    "The malware scanner does not answer: the message waits until it does.",
+    "L'antivirus ne répond pas : le message attend qu'il réponde.",
+)
+
+# What is said about notifications
+
+NOTICE_ABOUT_NOTICE = _entry(
+    "notice-about-notice",
+    554,
+    "5.7.0",
+    "A receipt may not answer a receipt: turn automatic receipts off for such messages.",
+    "Un accusé ne peut pas répondre à un accusé : désactivez les accusés automatiques pour ces messages.",
+)
+
 CATALOGUE = (
     OPERATOR_NOT_LISTED,
     MAILBOX_UNKNOWN,
@@ -269,7 +396,14 @@ CATALOGUE = (
     CONTENT_INVALID,
     ADDRESS_INVALID,
     TOO_MANY_HOPS,
+    MAIL_LOOP,
+    AUTHOR_UNPROVEN,
+    AUTHOR_UNKNOWN_NOW,
     TOO_MANY_RECIPIENTS,
+    TOO_MANY_CONNECTIONS,
+    RATE_EXCEEDED,
+    BUSY,
+    ADDRESS_OUTSIDE_ASCII,
     SPOOL_UNAVAILABLE,
     STORAGE_FULL,
     DIRECTORY_UNAVAILABLE,
@@ -285,7 +419,17 @@ CATALOGUE = (
     OPERATOR_NOT_BELIEVED,
     PEER_NOT_BELIEVED,
     PARTNER_SIZE_LIMIT,
+    REQUIRETLS_UNSUPPORTED,
+    NO_MAIL_ACCEPTED,
+    DNS_UNAVAILABLE,
+    HOST_REFUSED,
+    HOST_UNPROVEN,
     EIGHT_BIT_UNSUPPORTED,
     REMOTE_DEFERRED,
     REMOTE_REFUSED,
+    MALWARE_FOUND,
+    SCAN_TOO_LARGE,
+    TOO_LARGE_TO_SCAN,
+    SCANNER_UNAVAILABLE,
+    NOTICE_ABOUT_NOTICE,
 )

@@ -131,6 +131,9 @@ class Reporter:
         try:
             async with asyncio.timeout(self._options.consumer_seconds):
                 await telling
+        except NotSettledError:
+            _log.info("%s waits with delivery %s for another to end", who, delivery.delivery_id)
+            return False
         except Exception as error:  # its text may quote the message
             _log.error("%s could not report delivery %s: %s", who, delivery.delivery_id, type(error).__name__)
             return False

@@ -18,10 +18,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, func, select, text, union
 
-from mta import breakdowns as brake
+from mta import claiming
 from mta.delivery import DeliveryRecord, Duplicate, EndedDelivery, KeptDelivery, MessageRecord, Step
 from mta.message import DeliveryState, Origin, TargetKind
-from mta.tables import awaited_receipts, deliveries, messages, steps
+from mta.priority import Priority
+from mta.retention import ended_before, name_of
+from mta.tables import awaited_receipts, deliveries, messages, purged_names, steps
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault, VaultError
@@ -35,6 +37,8 @@ PREPARED = "mta-prepared"
 READY = DeliveryState.READY.value
 _UNREPORTED = text("NOT mta_deliveries.reported AND mta_deliveries.state <> 'ready'")
 """Word for word the condition of its partial index: SQLite uses it for nothing else, and scans every row instead."""
+_COMMITTED_SECONDS = 60.0
+"""No transaction takes so long: what is older and not there never comes."""
 _ENDS = tuple(state.value for state in DeliveryState if state is not DeliveryState.READY)
 """Kinds of the one step that every delivery's end leaves: the state it ended in."""
 
@@ -92,7 +96,17 @@ class SpoolReader:
 
     def prepared(self, delivery: KeptDelivery) -> bytes | None:
         """What every attempt sends; None before `keep_prepared`."""
+        if delivery.prepared_blob == delivery.content_blob:
+            return self.content(delivery)  # it is sent as it was accepted
         return None if delivery.prepared_blob is None else self._blobs.get(PREPARED, delivery.prepared_blob)
+
+    def small_contents(self, deliveries: Collection[KeptDelivery]) -> list[tuple[str, bytes]]:
+        """By delivery id what the next attempt starts from (`prepared`, else `content`), where that is quick to read;
+        what cannot be read is left out."""
+        blobs = {each.delivery_id: each.prepared_blob or each.content_blob for each in deliveries}
+        prepared = {each.prepared_blob for each in deliveries if each.prepared_blob != each.content_blob}
+        found = self._blobs.get_rows((PREPARED if blob in prepared else CONTENT, blob) for blob in blobs.values())
+        return [(delivery_id, found[blob]) for delivery_id, blob in blobs.items() if blob in found]
 
     def steps(self, spool_id: str) -> list[Step]:
         """What happened to one message, in order."""
@@ -114,6 +128,16 @@ class SpoolReader:
         query = select(messages.c.id).where(messages.c.id.in_(named)).order_by(messages.c.accepted_at.desc())
         return list(self._database.read(lambda connection: connection.scalars(query).all()))
 
+    def find_purged(self, reference: str) -> list[str]:
+        """Spool ids of the messages that had this external identifier or Message-ID and of which only that is known any
+        more (`mta.retention`), newest first."""
+        if not reference:
+            return []
+        name = name_of(self._vault, reference)
+        query = select(purged_names.c.spool_id).where(purged_names.c.name == name)
+        query = query.order_by(purged_names.c.spool_id.desc())
+        return list(self._database.read(lambda connection: connection.scalars(query).all()))
+
     def message(self, spool_id: str) -> MessageRecord | None:
         """One accepted message."""
         query = select(messages).where(messages.c.id == spool_id)
@@ -127,7 +151,8 @@ class SpoolReader:
             size=row.size,
             accepted_at=row.accepted_at,
             external_id=row.external_id,
-            flags=tuple(self._unseal(row.id, row.envelope)["flags"]),
+            flags=() if row.purged_at is not None else tuple(self._unseal(row.id, row.envelope)["flags"]),
+            purged_at=row.purged_at,
         )
 
     def deliveries(self, spool_id: str) -> list[DeliveryRecord]:
@@ -197,8 +222,10 @@ class SpoolReader:
         Only the first call reads the history, once, to count what ended before this process began.
         """
         now = self._clock()
-        ready = deliveries.c.state == READY
-        waiting = select(func.count()).select_from(deliveries).where(ready)
+        # held ones have not ended either, and each half has its own partial index
+        ready = (claiming.WAITING, and_(deliveries.c.held_at.is_not(None), deliveries.c.state == READY))
+        waiting = select(func.count()).select_from(deliveries)
+        soon = (claiming.WAITING, deliveries.c.priority.in_([each.value for each in Priority]))
         accepted = select(func.min(messages.c.accepted_at)).join_from(deliveries, messages)
         unreported = select(func.count()).select_from(deliveries).where(_UNREPORTED)
         awaited = select(func.count()).select_from(awaited_receipts)
@@ -207,23 +234,27 @@ class SpoolReader:
         )
 
         def read(connection: Connection) -> SpoolGauges:
-            ended = connection.execute(
-                select(steps.c.kind, func.count(), func.max(steps.c.id))
-                .where(steps.c.id > self._tallied_step, steps.c.kind.in_(_ENDS))
-                .group_by(steps.c.kind)
+            if not self._tallied_step:
+                self._tally = dict.fromkeys(_ENDS, 0) | ended_before(connection)
+            # Nodes commit in another order than they number: what is young is counted again the next time.
+            old = select(func.max(steps.c.id)).where(
+                steps.c.id > self._tallied_step, steps.c.at < now - _COMMITTED_SECONDS
             )
-            for kind, count, last in ended.all():
-                self._tally[kind] += count
-                self._tallied_step = max(self._tallied_step, last)
-            oldest_waiting = connection.scalar(accepted.where(ready))
+            if last := connection.scalar(old):
+                counted = _ended(connection, steps.c.id > self._tallied_step, steps.c.id <= last)
+                self._tally = {kind: self._tally[kind] + counted.get(kind, 0) for kind in _ENDS}
+                self._tallied_step = last
+            young = _ended(connection, steps.c.id > self._tallied_step)
+            oldest = (connection.scalar(accepted.where(half)) for half in ready)
+            oldest_waiting = min((at for at in oldest if at is not None), default=None)
             since = (oldest_waiting, connection.scalar(accepted.where(_UNREPORTED)), connection.scalar(unanswered))
             return SpoolGauges(
                 at=now,
                 states={
-                    DeliveryState.READY: connection.scalar(waiting) or 0,
-                    **{DeliveryState(kind): count for kind, count in self._tally.items()},
+                    DeliveryState.READY: sum(connection.scalar(waiting.where(half)) or 0 for half in ready),
+                    **{DeliveryState(kind): count + young.get(kind, 0) for kind, count in self._tally.items()},
                 },
-                due=connection.scalar(waiting.where(deliveries.c.due <= now)) or 0,
+                due=connection.scalar(waiting.where(*soon, deliveries.c.due <= now)) or 0,
                 oldest_waiting=oldest_waiting,
                 unreported=connection.scalar(unreported) or 0,
                 awaited=connection.scalar(awaited) or 0,
@@ -235,20 +266,8 @@ class SpoolReader:
 
     def next_due(self, skip: Collection[str] = (), holding: Collection[str] = ()) -> float | None:
         """UNIX time at which `claim` finds the next delivery; None when it finds none however long it waits."""
-        query = select(func.min(deliveries.c.due)).where(deliveries.c.state == READY)
-        if skip:
-            query = query.where(deliveries.c.destination.not_in(sorted(skip)))
-        if holding:
-            query = query.where(deliveries.c.id.not_in(sorted(holding)))
         now = self._clock()
-
-        def read(connection: Connection) -> float | None:
-            suspects = brake.suspects(connection)
-            apart = suspects and brake.in_hand(connection, suspects, now, holding)
-            due: float | None = connection.scalar(query.where(deliveries.c.id.not_in(suspects)) if apart else query)
-            return due
-
-        return self._database.read(read)
+        return self._database.read(lambda connection: claiming.next_due(connection, now, skip, holding))
 
     # Rows
 
@@ -284,6 +303,12 @@ class SpoolReader:
     def _unseal(self, row_id: str, sealed: bytes) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._vault.unseal(sealed, b"mta:" + row_id.encode()))
         return values
+
+
+def _ended(connection: Connection, *within: Any) -> dict[str, int]:
+    """How many deliveries' ends are among these steps, by state."""
+    ended = select(steps.c.kind, func.count()).where(steps.c.kind.in_(_ENDS), *within).group_by(steps.c.kind)
+    return {kind: number for kind, number in connection.execute(ended)}
 
 
 def with_message() -> Select[Any]:

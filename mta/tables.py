@@ -7,7 +7,20 @@ person. Subjects are never stored.
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 from trust.store import metadata
 
@@ -26,6 +39,7 @@ messages = Table(
     Column("reply", LargeBinary, nullable=False, comment="sealed: what was answered, said again to a repeat"),
     Column("external_id", String(256), nullable=False),
     Column("peer_pseudonym", String(64), nullable=False, comment="scopes external_id"),
+    Column("purged_at", Float, comment="when its trace was purged (`mta.retention`): what is left answers a repeat"),
 )
 Index(
     "ix_mta_messages_external_id",
@@ -54,13 +68,41 @@ deliveries = Table(
     Column("detail", Text, nullable=False),
     Column("ended_at", Float),
     Column("reported", Boolean, nullable=False, comment="whoever had to be told how it ended has been told"),
+    Column("priority", Integer, nullable=False, server_default=text("1"), comment="`mta.priority.Priority`"),
+    Column("held_at", Float, comment="no attempt begins and nothing is purged until it is released (`mta.queue`)"),
 )
+# What waits for its next attempt: by its turn, and by its destination (`mta.claiming`).
 Index(
     "ix_mta_deliveries_ready",
+    deliveries.c.priority,
     deliveries.c.due,
     deliveries.c.destination,
-    sqlite_where=text("state = 'ready'"),
-    postgresql_where=text("state = 'ready'"),
+    sqlite_where=text("state = 'ready' AND held_at IS NULL"),
+    postgresql_where=text("state = 'ready' AND held_at IS NULL"),
+)
+Index(
+    "ix_mta_deliveries_lanes",
+    deliveries.c.destination,
+    deliveries.c.priority,
+    deliveries.c.due,
+    deliveries.c.id,
+    sqlite_where=text("state = 'ready' AND held_at IS NULL"),
+    postgresql_where=text("state = 'ready' AND held_at IS NULL"),
+)
+Index(
+    "ix_mta_deliveries_held",
+    deliveries.c.destination,
+    deliveries.c.id,
+    sqlite_where=text("held_at IS NOT NULL"),
+    postgresql_where=text("held_at IS NOT NULL"),
+)
+Index(
+    "ix_mta_deliveries_troubled",
+    deliveries.c.state,
+    deliveries.c.code,
+    deliveries.c.id,
+    sqlite_where=text("code <> '' AND state <> 'delivered'"),
+    postgresql_where=text("code <> '' AND state <> 'delivered'"),
 )
 
 Index(
@@ -73,7 +115,7 @@ Index(
 steps = Table(
     "mta_steps",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("spool_id", String(32), ForeignKey("mta_messages.id"), nullable=False, index=True),
     Column("delivery_id", String(32), nullable=False),
     Column("at", Float, nullable=False),
@@ -106,4 +148,56 @@ correspondents = Table(
     Column("address", String(64), primary_key=True, comment="pseudonym"),
     Column("capabilities", Text, nullable=False, comment="dotted OIDs, the preferred first"),
     Column("signed_at", Float, nullable=False),
+)
+
+held_destinations = Table(
+    "mta_held_destinations",
+    metadata,
+    Column("destination", String(300), primary_key=True),
+    Column("held_at", Float, nullable=False),
+    Column("sealed", LargeBinary, nullable=False, comment="sealed JSON: by, reason"),
+    comment="nothing is sent there until it is released (`mta.queue`)",
+)
+
+purged_names = Table(
+    "mta_purged_names",
+    metadata,
+    Column("name", String(64), primary_key=True, comment="pseudonym of a Message-ID or an external identifier"),
+    Column("spool_id", String(32), ForeignKey("mta_messages.id"), primary_key=True, index=True),
+    comment="by what a message whose trace was purged can still be asked for",
+)
+
+purged_counts = Table(
+    "mta_purged_counts",
+    metadata,
+    Column("what", String(32), primary_key=True, comment="`mta.retention.What`, or `ended:` and a state"),
+    Column("count", Integer, nullable=False),
+    comment="how much was purged since the beginning",
+)
+
+notices = Table(
+    "mta_notices",
+    metadata,
+    Column("delivery_id", String(32), ForeignKey("mta_deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("notice", String(32), primary_key=True, comment="delivery id of the mail that brought it"),
+    Column("said", String(16), nullable=False),
+    Column("at", Float, nullable=False),
+    comment="what believed receipts said of each delivery (`mta.notices`)",
+)
+
+quarantine = Table(
+    "mta_quarantine",
+    metadata,
+    Column("delivery_id", String(32), ForeignKey("mta_deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("held_at", Float, nullable=False),
+    Column("state", String(16), nullable=False, comment="`mta.quarantine.Held`"),
+    Column("decided_at", Float),
+    Column("sealed", LargeBinary, comment="sealed JSON: by, reason"),
+    comment="deliveries whose content nobody may open until a person has decided",
+)
+Index(
+    "ix_mta_quarantine_held",
+    quarantine.c.held_at,
+    sqlite_where=text("state = 'held'"),
+    postgresql_where=text("state = 'held'"),
 )

@@ -9,12 +9,13 @@ each time is parked by the spool after a while (`Spool.settle`, `Spool.recover`)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -24,7 +25,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from mta import refusals
 from mta.bell import Bell
 from mta.delivery import Lease
-from mta.message import Deferred, Failed, Message, Origin, Outcome, Phase, Stage, Target, TargetKind
+from mta.handover import HandOver
+from mta.message import Deferred, Failed, Message, Origin, Outcome, PacedTarget, Phase, Stage, Target, TargetKind
+from mta.returns import LOOP_BYTES, Returns
 from mta.spool import Spool
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
@@ -39,6 +42,14 @@ DSN_FACTS = "dsn."
 
 _STORE_FAILURES = (StoreUnavailableError, SQLAlchemyError, OSError)
 """What breaks for every delivery at once, and passes: a full disk, a locked database."""
+_KNOWN = 10_000
+"""Destinations remembered."""
+_PROMISE_SECONDS = 2.0
+"""How long to wait at the end for commits under way."""
+_AHEAD = 4
+"""Deliveries in hand for each place at a destination: attempts follow each other without a look at the spool."""
+_EXPIRE_SECONDS = 60.0
+"""How often destinations that rest are looked through for deliveries whose time is over."""
 _AS_ACCEPTED = frozenset((TargetKind.DOSSIER, TargetKind.MLLP))
 """Targets that are handed what was accepted, byte for byte."""
 
@@ -82,6 +93,8 @@ class Worker:
         self._spool = spool
         self._stages = tuple(stages)
         self._targets = dict(targets)
+        self._paced = {kind.value: target for kind, target in targets.items() if isinstance(target, PacedTarget)}
+        self._expired_at = float("-inf")
         self._options = options or WorkerOptions()
         self._clock = clock
         self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="mta-worker")
@@ -89,6 +102,14 @@ class Worker:
         self._tasks: dict[asyncio.Task[None], Lease] = {}
         self._running: Counter[str] = Counter()
         self._waiting: defaultdict[str, deque[Lease]] = defaultdict(deque)
+        self._handover = HandOver(self._options.lease_seconds, self._room, self._idle, self._begin, self.wake)
+        self._known_places: dict[str, int] = {}
+        """By destination, as they were when a delivery to it was last begun: none is handed over to a stranger."""
+        self._due: tuple[float, float | None] | None = None
+        """When the spool was asked for the next delivery that will be due (monotonic), and its answer (UNIX time)."""
+        self._deferred = False
+        """Something was put off since."""
+        self._returns: Returns | None = None
         self._looked: float | None = None
         """Monotonic time of the last look at the spool that succeeded."""
 
@@ -100,17 +121,27 @@ class Worker:
 
     def wake(self) -> None:
         """Something is due: look now. From any thread, at any time."""
+        self._due = None
         self._bell.ring()
 
     async def run(self) -> None:
         """Work until `stop`. Returns when every task has ended."""
-        self._spool.listen(self.wake)
+        self._returns = Returns()
+        self._loop = asyncio.get_running_loop()
+        self._spool.listen_for_work(self.wake)
+        self._spool.hand_over_to(self._handover)
+        self._handover.open()
         await self._bell.run(self._turn, self._tasks_ended)
 
     async def stop(self, drain_seconds: float) -> None:
         """Claim nothing more, give back what was not begun, give what runs `drain_seconds` to end, cancel the rest and
         give it back too: being interrupted in good order is no breakdown."""
         self._bell.stop()
+        self._handover.close()
+        deadline = time.monotonic() + _PROMISE_SECONDS
+        while self._handover.promised and time.monotonic() < deadline:
+            self._take_over()
+            await asyncio.sleep(0.005)  # until the commits under way have ended
         waiting = [lease for queue in self._waiting.values() for lease in queue]
         self._waiting.clear()
         await self._give_back(waiting)
@@ -155,11 +186,18 @@ class Worker:
         if free <= 0:
             return options.poll_seconds  # the end of a task wakes us
         busy = {name for name, queue in self._waiting.items() if queue}
-        busy |= {name for name, running in self._running.items() if running >= options.per_destination}
+        busy |= {name for name, running in self._running.items() if running >= self._places(name)}
+        resting = {name for target in self._paced.values() for name in target.resting()}
+        busy |= resting
+        if resting and time.monotonic() - self._expired_at >= _EXPIRE_SECONDS:
+            # what nobody tries must end all the same when its time is over
+            self._expired_at = time.monotonic()
+            await self._in_thread(self._spool.expire, resting)
         limit = min(free, options.batch)
         holding = {lease.delivery_id for lease in self._tasks.values()}
         holding |= {lease.delivery_id for queue in self._waiting.values() for lease in queue}
-        leases = await self._in_thread(self._spool.claim, limit, options.lease_seconds, busy, holding)
+        leases = await self._in_thread(self._claim, limit, busy, holding)
+        self._handover.looked(len(leases) < limit, busy)
         if self._bell.stopping:
             await self._in_thread(self._spool.release, leases)
             return 0
@@ -169,38 +207,108 @@ class Worker:
         if len(leases) == limit:
             return 0
         holding |= {lease.delivery_id for lease in leases}
-        due = await self._in_thread(self._spool.next_due, busy, holding)
-        return options.poll_seconds if due is None else min(max(due - self._clock(), 0.02), options.poll_seconds)
+        now = time.monotonic()
+        if self._deferred or self._due is None or now - self._due[0] >= options.poll_seconds:
+            self._deferred = False
+            self._due = now, await self._in_thread(self._spool.next_due, busy, holding)
+        due = self._due[1]
+        if due is None:
+            return options.poll_seconds
+        if due <= self._clock():
+            self._due = None  # asked again by the next look
+        return min(max(due - self._clock(), 0.02), options.poll_seconds)
+
+    def _claim(self, limit: int, busy: Collection[str], holding: Collection[str]) -> list[Lease]:
+        """In one go with what is read faster than another thread is asked to read it."""
+        leases = self._spool.claim(limit, self._options.lease_seconds, busy, holding)
+        for delivery_id, content in self._spool.small_contents(leases):
+            self._handover.hold(delivery_id, content)
+        return leases
 
     async def _start_waiting(self) -> None:
-        options = self._options
-        stale: list[Lease] = []
-        for destination in list(self._waiting):
-            queue = self._waiting[destination]
-            while (
-                queue
-                and self._running[destination] < options.per_destination
-                and len(self._tasks) < options.concurrency
-            ):
-                lease = queue.popleft()
-                if lease.expires - self._clock() <= options.attempt_seconds:
-                    stale.append(lease)  # it could expire under our hands
-                    continue
-                task = asyncio.create_task(self._work(lease))
-                self._tasks[task] = lease
-                self._running[destination] += 1
-                task.add_done_callback(partial(self._ended, destination))
-            if not queue:
-                del self._waiting[destination]
+        if len(self._known_places) > _KNOWN:
+            self._known_places.clear()
+        self._take_over()
+        stale = [lease for destination in list(self._waiting) for lease in self._start(destination)]
+        for lease in stale:
+            self._handover.content(lease.delivery_id)
         if stale:
             await self._in_thread(self._spool.release, stale)
+
+    def _take_over(self) -> None:
+        for lease in self._handover.taken():
+            self._waiting[lease.destination].append(lease)
+
+    def _start(self, destination: str) -> list[Lease]:
+        """Begin what there is room for; returns the leases that must not be begun any more."""
+        options, queue, stale = self._options, self._waiting[destination], list[Lease]()
+        places = self._known_places[destination] = self._places(destination)
+        if places == 0:
+            stale += queue
+            queue.clear()
+        while queue and self._running[destination] < places and len(self._tasks) < options.concurrency:
+            lease = queue.popleft()
+            if lease.expires - self._clock() <= options.attempt_seconds:
+                stale.append(lease)  # it could expire under our hands
+                continue
+            task = asyncio.create_task(self._work(lease))
+            self._tasks[task] = lease
+            self._running[destination] += 1
+            task.add_done_callback(partial(self._ended, destination))
+        if not queue:
+            del self._waiting[destination]
+        return stale
+
+    def _room(self, destination: str, promised: int) -> bool:
+        """Whether one more delivery may be put in hand. From any thread: exact enough for a limit."""
+        in_hand = self._running.get(destination, 0) + len(self._waiting.get(destination, ())) + promised
+        everywhere = len(self._tasks) + sum(map(len, list(self._waiting.values())))
+        places = self._known_places.get(destination, 0)
+        return in_hand < _AHEAD * places and everywhere < _AHEAD * self._options.concurrency
+
+    def _idle(self, destination: str) -> bool:
+        """Whether a delivery could begin at once, or nothing under way would have it looked for. From any thread."""
+        running = self._running.get(destination, 0)
+        return running == 0 or running < self._known_places.get(destination, 0)
+
+    def _begin(self) -> None:
+        """Something was handed over. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._begin_here)
+
+    def _begin_here(self) -> None:
+        if self._bell.stopping:
+            return  # `stop` gives it back
+        self._take_over()
+        for destination in list(self._waiting):
+            self._keep_going(destination)
+
+    def _keep_going(self, destination: str) -> None:
+        """Begin what is in hand; have the spool looked at when there may be more."""
+        stale = self._start(destination) if self._waiting.get(destination) else []
+        if stale:
+            self._waiting[destination].extendleft(reversed(stale))  # the next look gives it back
+        if stale or (self._handover.behind and not self._waiting.get(destination)):
+            self._bell.ring_here()
+
+    def _places(self, destination: str) -> int:
+        """Deliveries to it that may be worked on at the same time."""
+        target = self._paced.get(destination.partition(":")[0])
+        wanted = None if target is None else target.places(destination)
+        limit = self._options.per_destination
+        return limit if wanted is None else min(wanted, limit)
 
     def _ended(self, destination: str, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._running[destination] -= 1
         if not self._running[destination]:
             del self._running[destination]
-        self._bell.ring_here()
+        if self._bell.stopping:
+            return
+        self._keep_going(destination)
+        if len(self._tasks) == self._options.concurrency - 1:
+            for other in list(self._waiting):  # there was no place for anybody
+                self._keep_going(other)
 
     async def _work(self, lease: Lease) -> None:
         """One attempt, from lease to settlement. Never raises but for cancellation."""
@@ -215,7 +323,9 @@ class Worker:
         except Exception as error:
             _report(f"delivery {lease.delivery_id} stopped", error)
             outcome = Deferred(Refused(refusals.INTERNAL_ERROR, type(error).__name__))
-        if outcome is not None:
+        if isinstance(outcome, Deferred) and not outcome.tried:
+            await self._give_back([lease])
+        elif outcome is not None:
             await self._settle(lease, outcome)
 
     async def _settle(self, lease: Lease, outcome: Outcome) -> None:
@@ -225,8 +335,11 @@ class Worker:
         _tell(lease, outcome)
         while True:
             try:
-                if not await self._in_thread(self._spool.settle, lease, outcome):
+                if not await self._written(self._spool.begin_settle(lease, outcome)):
                     _log.warning("delivery %s was settled under a stale lease: ignored", lease.delivery_id)
+                if isinstance(outcome, Deferred):
+                    self._deferred = True
+                    self._bell.ring_here()
                 return
             except Exception as error:
                 _report(f"delivery {lease.delivery_id} could not be settled", error)
@@ -238,7 +351,9 @@ class Worker:
 
     async def _attempt(self, lease: Lease) -> Outcome | None:
         """The outcome; None when the lease turned out to be stale."""
-        content = await self._in_thread(self._load, lease)
+        content = self._handover.content(lease.delivery_id)
+        if content is None:
+            content = await self._in_thread(self._load, lease)
         message = Message(
             message_id=lease.message_id,
             spool_id=lease.spool_id,
@@ -251,6 +366,7 @@ class Worker:
             accepted_at=lease.accepted_at,
             peer=lease.peer,
             facts={**lease.facts, **_dsn_facts(lease)},
+            flags=lease.flags,
             # What was prepared was prepared to be sent at once.
             repeated=lease.prepared_blob is not None,
         )
@@ -262,11 +378,11 @@ class Worker:
                 return Deferred(Refused(refusals.INTERNAL_ERROR, "preparing took too long"))
             if isinstance(applied, Refused):
                 return Failed(applied) if applied.refusal.permanent else Deferred(applied)
-            message = applied
-            facts = {name: value for name, value in message.facts.items() if not name.startswith(DSN_FACTS)}
-            if not await self._in_thread(self._spool.keep_prepared, lease, message.content, facts):
+            facts = {name: value for name, value in applied.facts.items() if not name.startswith(DSN_FACTS)}
+            if not await self._keep_prepared(lease, message.content, applied.content, facts):
                 _log.warning("delivery %s was prepared under a stale lease: ignored", lease.delivery_id)
                 return None
+            message = applied
         target = self._targets.get(lease.target)
         if target is None:
             return Deferred(Refused(refusals.NO_ROUTE, f"no {lease.target.value} target here"))
@@ -280,6 +396,17 @@ class Worker:
                     return applied
                 message = applied
         return message
+
+    async def _keep_prepared(self, lease: Lease, accepted: bytes, prepared: bytes, facts: Mapping[str, str]) -> bool:
+        if prepared is accepted:
+            return await self._written(self._spool.begin_keep_prepared(lease, None, facts))
+        if len(prepared) <= LOOP_BYTES:
+            return await self._written(self._spool.begin_keep_prepared(lease, prepared, facts))
+        return await self._in_thread(self._spool.keep_prepared, lease, prepared, facts)
+
+    async def _written(self, work: Future[T]) -> T:
+        assert self._returns is not None  # noqa: S101 - set before the first task
+        return await self._returns.of(work)
 
     def _load(self, lease: Lease) -> bytes:
         prepared = self._spool.prepared(lease)

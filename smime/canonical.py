@@ -10,7 +10,9 @@ its bytes. A part that is itself signed or encrypted is never rewritten, only re
 from __future__ import annotations
 
 import binascii
+import io
 import re
+from collections.abc import Iterator
 
 import pybase64
 
@@ -283,6 +285,7 @@ _LINE_OCTETS = 57
 _LINE = 76
 _PIECE_OCTETS = _LINE_OCTETS << 14
 _SMALL = 1 << 12
+_LARGE = 1 << 20
 
 
 def base64_pieces(data: bytes | bytearray) -> list[bytes]:
@@ -294,9 +297,28 @@ def base64_pieces(data: bytes | bytearray) -> list[bytes]:
         encoded = binascii.b2a_base64(data, newline=False)
         lines = [encoded[position : position + _LINE] for position in range(0, len(encoded), _LINE)]
         return [b"\r\n".join([*lines, b""])]
+    return list(_pieces(data))
+
+
+def _pieces(data: bytes | bytearray) -> Iterator[bytes]:
     view = memoryview(data)
-    pieces = (view[start : start + _PIECE_OCTETS] for start in range(0, len(data), _PIECE_OCTETS))
-    return [columns.cut(pybase64.b64encode(piece), _LINE) for piece in pieces]
+    for start in range(0, len(data), _PIECE_OCTETS):
+        yield columns.cut(pybase64.b64encode(view[start : start + _PIECE_OCTETS]), _LINE)
+
+
+def with_base64(head: bytes, data: bytes | bytearray) -> bytes:
+    """`head`, then `data` in base64 lines; what is large is never there in pieces and as a whole."""
+    if len(data) <= _LARGE:
+        return b"".join((head, *base64_pieces(data)))
+    characters = 4 * -(-len(data) // 3)
+    size = len(head) + characters + 2 * -(-characters // _LINE)
+    out = io.BytesIO()
+    out.seek(size - 1)
+    out.write(b"\n")  # all the room at once: growing would copy it
+    out.seek(0)
+    out.write(head)
+    out.writelines(_pieces(data))
+    return out.getvalue()
 
 
 def base64_lines(data: bytes | bytearray) -> bytes:

@@ -64,6 +64,7 @@ class DkimResult:
     selector: str
     result: Literal["pass", "fail", "permerror", "temperror"]
     detail: str = ""
+    """Why it is no `pass`; of one, `testing` when the key's owner says that it means nothing yet (§3.6.1, `t=y`)."""
 
 
 def public_record(key: rsa.RSAPrivateKey) -> str:
@@ -118,7 +119,7 @@ def _folded_names(names: tuple[str, ...]) -> str:
 # --- Canonical forms (§3.4) ------------------------------------------------------------------------------------------
 
 
-def _relaxed_field(field: Field) -> bytes:
+def relaxed_field(field: Field) -> bytes:
     value = _one_space(field.raw.partition(b":")[2].replace(b"\r\n", b"")).strip(b" ")
     return field.name.encode("ascii") + b":" + value + b"\r\n"
 
@@ -165,7 +166,7 @@ def _signed_header(fields: Sequence[Field], names: Sequence[str], signature: Fie
     waiting: dict[str, list[Field]] = {}
     for field in fields:
         waiting.setdefault(field.name, []).append(field)
-    canonical = _relaxed_field if relaxed else _simple_field
+    canonical = relaxed_field if relaxed else _simple_field
     pieces = [canonical(waiting[name].pop()) for name in names if waiting.get(name)]
     return b"".join([*pieces, canonical(signature).removesuffix(b"\r\n")])
 
@@ -177,7 +178,9 @@ def _simple_field(field: Field) -> bytes:
 # --- Verifying -------------------------------------------------------------------------------------------------------
 
 
-class _VerdictError(Exception):
+class VerdictError(Exception):
+    """Why a signature is not right."""
+
     def __init__(self, result: Literal["fail", "permerror", "temperror"], detail: str) -> None:
         super().__init__(detail)
         self.result = result
@@ -198,11 +201,24 @@ def verify_dkim(
     except MimeError:
         return ()
     fields = [field for field in entity.fields if field.name == "dkim-signature"][:MAX_SIGNATURES]
-    body = _Body(entity.body)
+    body = Body(entity.body)
     return tuple(_verify(entity, body, field, public_key, at or datetime.now(UTC)) for field in fields)
 
 
-class _Body:
+def signatures_of(entity: Entity) -> tuple[tuple[str, str], ...]:
+    """Domain and selector of each DKIM-Signature field that names both, as `verify_dkim` will ask for them."""
+    found = []
+    for field in [field for field in entity.fields if field.name == "dkim-signature"][:MAX_SIGNATURES]:
+        try:
+            tags = parse_tags(field.value)
+        except VerdictError:
+            continue
+        if tags.get("d") and tags.get("s"):
+            found.append((tags["d"].lower(), tags["s"]))
+    return tuple(dict.fromkeys(found))
+
+
+class Body:
     """The body's hash in each canonical form, made when first asked for."""
 
     def __init__(self, octets: memoryview) -> None:
@@ -216,16 +232,16 @@ class _Body:
 
 
 def _verify(
-    entity: Entity, body: _Body, field: Field, public_key: Callable[[str, str], str | None], at: datetime
+    entity: Entity, body: Body, field: Field, public_key: Callable[[str, str], str | None], at: datetime
 ) -> DkimResult:
     domain = selector = ""
     try:
         tags = parse_tags(field.value)
         domain, selector = tags.get("d", "").lower(), tags.get("s", "")
-        _check_signature(entity, body, field, tags, public_key, at)
-    except _VerdictError as verdict:
+        testing = check_signature(entity, body, field, tags, public_key, at)
+    except VerdictError as verdict:
         return DkimResult(domain, selector, verdict.result, verdict.detail)
-    return DkimResult(domain, selector, "pass")
+    return DkimResult(domain, selector, "pass", "testing" if testing else "")
 
 
 def parse_tags(text: str) -> dict[str, str]:
@@ -237,105 +253,113 @@ def parse_tags(text: str) -> dict[str, str]:
         if not equals and not name:
             continue
         if not equals or not name.isidentifier() or name in tags:
-            raise _VerdictError("permerror", "tag list")
+            raise VerdictError("permerror", "tag list")
         tags[name] = value.strip()
     return tags
 
 
-def _check_signature(
+def check_signature(
     entity: Entity,
-    body: _Body,
+    body: Body,
     field: Field,
     tags: dict[str, str],
     public_key: Callable[[str, str], str | None],
     at: datetime,
-) -> None:
+) -> bool:
+    """Whether the key is in testing. Raises `VerdictError` unless the signature is right."""
     domain = tags.get("d", "").lower()
     if tags.get("v") != "1" or not all(tags.get(tag) for tag in ("a", "b", "bh", "d", "h", "s")):
-        raise _VerdictError("permerror", "a required tag is missing")
+        raise VerdictError("permerror", "a required tag is missing")
     if tags["a"] not in ("rsa-sha256", "ed25519-sha256"):
-        raise _VerdictError("permerror", "algorithm")
+        raise VerdictError("permerror", "algorithm")
     identity_domain = tags.get("i", f"@{domain}").rpartition("@")[2].lower()
     if identity_domain != domain and not identity_domain.endswith(f".{domain}"):
-        raise _VerdictError("permerror", "i= is outside d=")
+        raise VerdictError("permerror", "i= is outside d=")
     header_form, _, body_form = tags.get("c", "simple/simple").partition("/")
     body_form = body_form or "simple"
     if {header_form, body_form} - {"simple", "relaxed"}:
-        raise _VerdictError("permerror", "canonicalization")
+        raise VerdictError("permerror", "canonicalization")
     names = [name.strip().lower() for name in tags["h"].split(":")]
     if "from" not in names or len(names) > MAX_SIGNED_NAMES:
-        raise _VerdictError("permerror", "h=")
+        raise VerdictError("permerror", "h=")
     _check_times(tags, at)
     if "l" in tags and (not tags["l"].isdecimal() or len(tags["l"]) > 20):
-        raise _VerdictError("permerror", "l=")
+        raise VerdictError("permerror", "l=")
 
-    body_hash = _decode(tags["bh"])
-    signature = _decode(tags["b"])
-    key = _published_key(tags, public_key)
+    body_hash = decode(tags["bh"])
+    signature = decode(tags["b"])
+    key, flags = published_key(tags, public_key)
+    if "s" in flags and identity_domain != domain:
+        raise VerdictError("permerror", "i= is outside d=")
     digest, length = body.hash(relaxed=body_form == "relaxed")
     if int(tags.get("l", length)) != length:
-        raise _VerdictError("fail", "l= is not the length of the body")
+        raise VerdictError("fail", "l= is not the length of the body")
     if digest != body_hash:
-        raise _VerdictError("fail", "body hash")
+        raise VerdictError("fail", "body hash")
     others = [other for other in entity.fields if other is not field]
-    data = _signed_header(others, names, _without_signature(field), relaxed=header_form == "relaxed")
+    data = _signed_header(others, names, without_signature(field), relaxed=header_form == "relaxed")
     try:
         if isinstance(key, rsa.RSAPublicKey):
             key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
         else:
             key.verify(signature, hashlib.sha256(data).digest())  # RFC 8463 §3
     except InvalidSignature:
-        raise _VerdictError("fail", "signature") from None
+        raise VerdictError("fail", "signature") from None
+    return "y" in flags
 
 
 def _check_times(tags: dict[str, str], at: datetime) -> None:
     for tag in ("t", "x"):
         if tag in tags and (not tags[tag].isdecimal() or len(tags[tag]) > 12):
-            raise _VerdictError("permerror", f"{tag}=")
+            raise VerdictError("permerror", f"{tag}=")
     if "x" in tags and at.timestamp() > int(tags["x"]):
-        raise _VerdictError("fail", "expired")
+        raise VerdictError("fail", "expired")
 
 
-def _decode(value: str) -> bytes:
+def decode(value: str) -> bytes:
     try:
         return b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise _VerdictError("permerror", "base64") from None
+        raise VerdictError("permerror", "base64") from None
 
 
 _SIGNATURE_VALUE = re.compile(rb"((?:^|;)[ \t\r\n]*b[ \t\r\n]*=)[^;]*")
 
 
-def _without_signature(field: Field) -> Field:
+def without_signature(field: Field) -> Field:
     """The field with an empty `b=` (§3.7); its line end stays."""
     name, _, value = field.raw.removesuffix(b"\r\n").partition(b":")
     return Field(field.name, name + b":" + _SIGNATURE_VALUE.sub(rb"\1", value, count=1) + b"\r\n")
 
 
-def _published_key(
+def published_key(
     tags: dict[str, str], public_key: Callable[[str, str], str | None]
-) -> rsa.RSAPublicKey | ed25519.Ed25519PublicKey:
+) -> tuple[rsa.RSAPublicKey | ed25519.Ed25519PublicKey, frozenset[str]]:
+    """The key and the flags (`t=`) of its record."""
     try:
         published = public_key(tags["d"].lower(), tags["s"])
     except (LookupError, OSError):
-        raise _VerdictError("temperror", "no answer about the key") from None
+        raise VerdictError("temperror", "no answer about the key") from None
     if published is None:
-        raise _VerdictError("permerror", "no key")
+        raise VerdictError("permerror", "no key")
     record = parse_tags(published) if ";" in published or re.match(r"\s*[a-z]\s*=", published) else {"p": published}
     kind = tags["a"].partition("-")[0]
     if record.get("v", "DKIM1") != "DKIM1" or (record.get("k", "rsa") != kind and "k" in record):
-        raise _VerdictError("permerror", "key record")
+        raise VerdictError("permerror", "key record")
     if "h" in record and "sha256" not in [name.strip() for name in record["h"].split(":")]:
-        raise _VerdictError("permerror", "key record")
+        raise VerdictError("permerror", "key record")
+    if not {"*", "email"} & {service.strip() for service in record.get("s", "*").split(":")}:
+        raise VerdictError("permerror", "key record")
+    flags = frozenset(flag.strip() for flag in record.get("t", "").split(":"))
     if not record.get("p"):
-        raise _VerdictError("permerror", "key revoked")
-    encoded = _decode(record["p"])
+        raise VerdictError("permerror", "key revoked")
+    encoded = decode(record["p"])
     try:
         if kind == "ed25519":
-            return ed25519.Ed25519PublicKey.from_public_bytes(encoded)
+            return ed25519.Ed25519PublicKey.from_public_bytes(encoded), flags
         key = load_der_public_key(encoded)
     except (ValueError, UnsupportedAlgorithm):
-        raise _VerdictError("permerror", "key") from None
+        raise VerdictError("permerror", "key") from None
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size < MIN_RSA_BITS:
-        raise _VerdictError("permerror", "key")
-    return key
+        raise VerdictError("permerror", "key")
+    return key, flags

@@ -83,13 +83,9 @@ def encrypt_copies(
 
 
 def _pkcs7_mime(kind: bytes, cms: bytes | bytearray) -> bytes:
-    return b"".join(
-        (
-            b"Content-Type: application/pkcs7-mime; smime-type=",
-            kind,
-            b'; name="smime.p7m"\r\n'
-            b"Content-Transfer-Encoding: base64\r\n"
-            b'Content-Disposition: attachment; filename="smime.p7m"\r\n\r\n',
-            *canonical.base64_pieces(cms),
-        )
+    head = (
+        b"Content-Type: application/pkcs7-mime; smime-type=" + kind + b'; name="smime.p7m"\r\n'
+        b"Content-Transfer-Encoding: base64\r\n"
+        b'Content-Disposition: attachment; filename="smime.p7m"\r\n\r\n'
     )
+    return canonical.with_base64(head, cms)

@@ -1,6 +1,14 @@
-"""What the whole suite shares: names of parametrised tests that every worker process gives alike."""
+"""What the whole suite shares: both databases, and names of parametrised tests that every process gives alike."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.postgresql import PostgresServer, postgres_server, programs
+from trust.store.database import Database
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -11,3 +19,33 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     if isinstance(val, bytes) and (len(val) > 60 or not val.isascii() or b"\0" in val or b"\x02" in val):
         return argname
     return None
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    """A real server, once per test process."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed (package postgresql)")
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind: a test that uses this runs on both."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/private/relais.db"
+    return request.getfixturevalue("postgresql").fresh()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def stored_octets(database_url: str, request: pytest.FixtureRequest) -> Callable[[Database], bytes]:
+    """What the database keeps, as whoever steals the disk sees it; closes it."""
+
+    def octets(database: Database) -> bytes:
+        database.close()
+        if database_url.startswith("sqlite:///"):
+            return Path(database_url.removeprefix("sqlite:///")).read_bytes()
+        return request.getfixturevalue("postgresql").dump(database_url)  # type: ignore[no-any-return]
+
+    return octets

@@ -10,6 +10,7 @@ file is another's, and that is said.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -166,8 +167,18 @@ class Publisher:
             self.problems = tuple(problems)
             return self.problems
 
+    def published(self) -> int:
+        """The number of the last head that every destination has taken, as far as we know; without one, the last."""
+        numbers = [
+            self._database.read(functools.partial(_progress, key=self._key(each))) for each in self._destinations
+        ]
+        return min(numbers, default=self._checkpoints.last_number())
+
+    def _key(self, destination: Destination) -> str:
+        return hashlib.sha256(f"{self._node}\0{destination.name}".encode()).hexdigest()
+
     def _serve(self, destination: Destination) -> list[str]:
-        key = hashlib.sha256(f"{self._node}\0{destination.name}".encode()).hexdigest()
+        key = self._key(destination)
         known = self._database.read(lambda connection: _progress(connection, key))
         done = min(known, self._checkpoints.last_number())
         problems = []

@@ -1,4 +1,4 @@
-"""The tables of trust: the journal, and who may log in with what.
+"""The tables of trust: small blobs, the journal, and who may log in with what.
 
 Journal entries are only ever inserted; what may lawfully be erased later stands beside them in `journal_payloads`.
 """
@@ -20,6 +20,14 @@ from sqlalchemy import (
 )
 
 from trust.store import metadata
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("id", String(33), primary_key=True),
+    Column("content", LargeBinary, nullable=False, comment="encrypted, as in a blob's file"),
+    comment="those small enough to be committed with the rows that name them (`trust.store.blobs`)",
+)
 
 journal_entries = Table(
     "journal_entries",
@@ -182,4 +190,14 @@ team_members = Table(
     metadata,
     Column("team_id", ForeignKey("identities.id", ondelete="CASCADE"), primary_key=True),
     Column("member_id", ForeignKey("identities.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+# One row for each process that lives; see `trust.store.nodes`.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("holder", String(64), primary_key=True),  # under this name it leases deliveries
+    Column("name", String(64), nullable=False),
+    Column("since", Float, nullable=False),  # UNIX seconds, by its own clock
+    Column("beats", BigInteger, nullable=False),
 )

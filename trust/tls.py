@@ -92,9 +92,18 @@ def operator_client_context(certificate_chain_pem: Path, key_pem: Path, anchors_
     return context
 
 
-def service_server_context(certificate_chain_pem: Path, key_pem: Path) -> ssl.SSLContext:
-    """For submission, mailboxes and pages: our certificate only, no client certificate. Raises `TlsMaterialError`."""
-    return _context(ssl.PROTOCOL_TLS_SERVER, certificate_chain_pem, key_pem)
+def service_server_context(
+    certificate_chain_pem: Path, key_pem: Path, client_anchors_pem: Path | None = None
+) -> ssl.SSLContext:
+    """For submission, mailboxes and pages: our certificate only. With `client_anchors_pem` clients are asked for a
+    certificate below these anchors; who has none comes in all the same. Raises `TlsMaterialError`."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate_chain_pem, key_pem)
+    if client_anchors_pem is not None:
+        _require_peer(context, client_anchors_pem)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.num_tickets = 0  # as for operators: every connection proves itself afresh
+        context.options |= ssl.OP_NO_TICKET
+    return context
 
 
 def peer_name(connection: ssl.SSLObject | ssl.SSLSocket) -> DistinguishedName | None:
@@ -255,9 +264,11 @@ def followed_operator_client(certificate_chain_pem: Path, key_pem: Path, anchors
     return FollowedContext("partners", lambda: operator_client_context(*files), files, certificate_chain_pem)
 
 
-def followed_service_server(name: str, certificate_chain_pem: Path, key_pem: Path) -> FollowedContext:
+def followed_service_server(
+    name: str, certificate_chain_pem: Path, key_pem: Path, client_anchors_pem: Path | None = None
+) -> FollowedContext:
     """`service_server_context` that follows its files. Raises `TlsMaterialError`."""
-    files = (certificate_chain_pem, key_pem)
+    files = (certificate_chain_pem, key_pem, *([client_anchors_pem] if client_anchors_pem else ()))
     return FollowedContext(name, lambda: service_server_context(*files), files, certificate_chain_pem)
 
 

@@ -30,7 +30,7 @@ dossier_documents = Table(
     Column("set_key", String(64), nullable=False),  # pseudonym of setId, or of what stands for it
     Column("version", Integer, nullable=False),
     Column("status", String(16), nullable=False),
-    Column("blob_id", String(32), nullable=False),
+    Column("blob_id", String(64), nullable=False),
     Column("sealed", LargeBinary, nullable=False),  # DocumentEntry
     Index(None, "dossier_id", "status"),
     Index("ix_dossier_documents_dossier_set", "dossier_id", "set_key"),

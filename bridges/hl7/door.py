@@ -48,9 +48,9 @@ class MllpDoor:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen (port 0 picks a free one); the port in use."""
-        self._server = await asyncio.start_server(self._accept, host, port, limit=_READ)
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Listen (port 0 picks a free one), with `reuse_port` beside other processes; the port in use."""
+        self._server = await asyncio.start_server(self._accept, host, port, limit=_READ, reuse_port=reuse_port or None)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:

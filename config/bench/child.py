@@ -97,6 +97,20 @@ def relais_up() -> Iterator[Child]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def cost_of_tree(pid: int) -> Cost:
+    """Of one process and all below it; peak memory is the largest of any one."""
+    parents = _parents()
+    seconds, peak = 0.0, 0.0
+    for each in parents:
+        if each == pid or pid in _ancestry(each, parents):
+            try:
+                cost = _cost(each)
+            except OSError:  # it ended meanwhile; its parent has its time
+                continue
+            seconds, peak = seconds + cost.cpu_seconds, max(peak, cost.peak_mb)
+    return Cost(seconds, peak)
+
+
 def _parents() -> dict[int, int]:
     """Parent of every process, by id."""
     found = {}

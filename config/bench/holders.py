@@ -5,6 +5,7 @@ Root, intermediate, mailbox: paths as long as those of IGC-Santé. Everything is
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,14 +61,14 @@ class Holders:
         self._root_key = ec.generate_private_key(ec.SECP256R1())
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.root = _certificate("Bench root", self._root_key, "Bench root", self._root_key)
-        self._intermediate = _certificate("Bench CA", self._key, "Bench root", self._root_key)
+        self.intermediate = _certificate("Bench CA", self._key, "Bench root", self._root_key)
         self.validator = CertificateValidator([self.root])
 
     def holder(self, address: str, key: PrivateKey) -> Holder:
         """A mailbox of that address (ASCII) with that key."""
         certificate = self.certificate(address, key)
         for use in KeyUse:
-            self.vault.install(address, use, key, certificate, (self._intermediate,))
+            self.vault.install(address, use, key, certificate, (self.intermediate,))
         signer = self.vault.signer(address)
         if signer is None:
             raise RuntimeError("the vault does not give back what it was given")
@@ -76,6 +77,18 @@ class Holders:
     def certificate(self, address: str, key: PrivateKey) -> x509.Certificate:
         """One more certificate for a key: as many recipients as wanted, without the time to make their keys."""
         return _certificate(address, key, "Bench CA", self._key, address=address)
+
+
+def key_files(place: Path) -> tuple[str, str, str]:
+    """PEM files that anybody may read: an RSA-2048 signer's certificate and key, a recipient's certificate."""
+    place.mkdir(mode=0o755)
+    with tempfile.TemporaryDirectory(prefix="relais-bench-") as vault:
+        holders = Holders(Path(vault))
+        signer = holders.holder("signer@bench.invalid", rsa.generate_private_key(65537, 2048)).save(place)
+        recipient = holders.holder("recipient@bench.invalid", rsa.generate_private_key(65537, 2048)).save(place)
+    for file in place.iterdir():
+        file.chmod(0o644)
+    return (*signer, recipient[0])
 
 
 def _certificate(

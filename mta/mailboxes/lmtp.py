@@ -8,18 +8,22 @@ repeated the mailbox is searched for it, and the server's Sieve drops what the s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from mta import refusals
 from mta.mailboxes.held import HeldMail
-from mta.message import Deferred, Delivered, Failed, Message, Outcome
-from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts
-from mta.smtp.target import check_message, transact
+from mta.message import Deferred, Delivered, Failed, Message, Outcome, TargetKind
+from mta.smtp.client import ConnectionBrokenError, SmtpConnection, Timeouts, Transaction
+from mta.smtp.gate import GateOptions
+from mta.smtp.pool import Job, NotOpenedError, Pool, PoolOptions, delivered
+from mta.smtp.target import admissible, check_message
 from trust.refusals import Refused
 
 _CLOCK_SLACK_SECONDS = 86400.0
 """The mailbox server's clock may be another machine's, and was perhaps set since."""
+_DESTINATION = TargetKind.MAILBOX.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class LmtpOptions:
     host: str = "127.0.0.1"
     port: int = 24
     timeouts: Timeouts = Timeouts()  # noqa: RUF009 - frozen
+    connections: int = 8
+    """At the same time."""
     idle_connections: int = 4
     """Connections kept between deliveries; Dovecot keeps a process for each."""
     search_socket: Path | None = None
@@ -43,7 +49,8 @@ class LmtpTarget:
     def __init__(self, options: LmtpOptions) -> None:
         self._options = options
         self._held = HeldMail(options.search_socket) if options.search_socket is not None else None
-        self._idle: list[SmtpConnection] = []
+        gate = GateOptions(options.connections, min(2, options.connections), first_rest_seconds=1.0, longest_rest_seconds=30.0)
+        self._pool = Pool(PoolOptions(gate, idle_per_destination=options.idle_connections))
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. One recipient, hence one reply."""
@@ -57,50 +64,40 @@ class LmtpTarget:
                 return Deferred(Refused(refusals.UNREACHABLE, "mailbox search"))
             if held:
                 return Delivered("already filed")
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.usable:
-                connection.abort()
-                continue
-            try:
-                return await self._converse(connection, message)
-            except ConnectionBrokenError as error:
-                if error.step != "MAIL":
-                    return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
-        try:
-            connection = await self._open()
-        except ConnectionBrokenError as error:
-            return Deferred(Refused(refusals.UNREACHABLE, str(error)))
-        try:
-            return await self._converse(connection, message)
-        except ConnectionBrokenError as error:
-            return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
+        transaction = Transaction(message.sender, message.recipient, message.content)
+        job = Job(transaction, lambda connection: admissible(connection, transaction), lambda _, each: delivered(each))
+        return await self._pool.to("mailboxes", self._open).deliver(job)
+
+    def resting(self) -> Collection[str]:
+        """See `mta.message.PacedTarget`: the server is one destination."""
+        return {_DESTINATION} if self.places(_DESTINATION) == 0 else ()
+
+    def places(self, destination: str) -> int | None:
+        known = self._pool.known("mailboxes")
+        if known is None:
+            return None
+        if known.gate.rests(asyncio.get_running_loop().time()):
+            return 0
+        return None if known.gate.proven else 1
 
     async def close(self) -> None:
-        idle, self._idle = self._idle, []
-        await asyncio.gather(*(connection.quit() for connection in idle))
+        await self._pool.close()
 
     async def _open(self) -> SmtpConnection:
         options = self._options
         path = "" if options.socket is None else str(options.socket)
-        connection = await SmtpConnection.open(options.host, options.port, options.timeouts, unix_path=path)
+        try:
+            connection = await SmtpConnection.open(options.host, options.port, options.timeouts, unix_path=path)
+        except ConnectionBrokenError as error:
+            raise NotOpenedError(Refused(refusals.UNREACHABLE, str(error))) from None
         try:
             hello = await connection.hello(options.helo_name, lmtp=True)
             if hello.code != 250:
-                raise ConnectionBrokenError("LHLO", hello.words)
+                raise NotOpenedError(Refused(refusals.UNREACHABLE, f"LHLO: {hello.words}"))
+        except ConnectionBrokenError as error:
+            connection.abort()
+            raise NotOpenedError(Refused(refusals.UNREACHABLE, str(error))) from None
         except BaseException:
             connection.abort()
             raise
         return connection
-
-    async def _converse(self, connection: SmtpConnection, message: Message) -> Outcome:
-        finished = False
-        try:
-            outcome = await transact(connection, message, DsnRequest())
-            finished = True
-            return outcome
-        finally:
-            if finished and connection.usable and len(self._idle) < self._options.idle_connections:
-                self._idle.append(connection)
-            else:
-                connection.abort()

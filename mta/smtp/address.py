@@ -1,13 +1,17 @@
 """Paths and parameters of MAIL and RCPT, read strictly (RFC 5321 §4.1.2, RFC 3461 §4).
 
-Only plain ASCII dot-string addresses with a domain name travel in this trust space; quoted local parts, source routes,
-address literals and SMTPUTF8 are refused rather than passed on to be misread elsewhere.
+Only plain ASCII dot-string addresses with a domain name travel in this trust space; quoted local parts, source routes
+and address literals are refused rather than passed on to be misread elsewhere. Of an address outside ASCII (RFC 6531)
+the domain has an ASCII form, under which it travels everywhere; a local part has none, and no mailbox or mail server of
+the trust space takes one.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+import idna
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL = rf"{_ATOM}(?:\.{_ATOM})*"
@@ -25,6 +29,10 @@ class PathCommand:
     """Local part as sent, domain in lower case; empty for the null reverse-path."""
     parameters: dict[str, str]
     """Keywords in upper case, values as sent."""
+    international: bool = False
+    """The address was written with characters outside ASCII: only with SMTPUTF8 may it be (RFC 6531 §3.4)."""
+    deliverable: bool = True
+    """False when its local part is outside ASCII; `address` is empty then."""
 
 
 def is_address(text: str) -> bool:
@@ -35,6 +43,16 @@ def is_address(text: str) -> bool:
 
 def domain_of(address: str) -> str:
     return address.rpartition("@")[2].lower()
+
+
+def ascii_domain(domain: str) -> str | None:
+    """The form of a domain in which it travels: A-labels (IDNA 2008, RFC 5891), lower case; None when it has none."""
+    if domain.isascii():
+        return domain.lower()
+    try:
+        return idna.encode(domain, uts46=True).decode("ascii").lower()
+    except (idna.IDNAError, ValueError):
+        return None
 
 
 def parse_path(argument: str, keyword: str, *, postmaster_domain: str = "") -> PathCommand | None:
@@ -52,19 +70,24 @@ def parse_path(argument: str, keyword: str, *, postmaster_domain: str = "") -> P
         return None
     if keyword == "TO" and path.lower() == "postmaster" and postmaster_domain:
         path = f"{path}@{postmaster_domain}"
+    international, deliverable = not path.isascii(), True
     if path or keyword == "TO":
-        if not is_address(path):
-            return None
         local, _, domain = path.rpartition("@")
-        path = f"{local}@{domain.lower()}"
+        domain = ascii_domain(domain) or ""
+        # outside ASCII everything printable may stand in an atom (RFC 6531 §3.3)
+        deliverable = local.isascii()
+        readable = local if deliverable else "".join(c if c.isascii() or not c.isprintable() else "u" for c in local)
+        if not is_address(f"{readable}@{domain}"):
+            return None
+        path = f"{local}@{domain}" if deliverable else ""
     parameters: dict[str, str] = {}
     for word in tail.split():
         name, equals, value = word.partition("=")
         name = name.upper()
-        if not name.isalnum() or (equals and not value) or name in parameters:
+        if not word.isascii() or not name.isalnum() or (equals and not value) or name in parameters:
             return None
         parameters[name] = value
-    return PathCommand(path, parameters)
+    return PathCommand(path, parameters, international, deliverable)
 
 
 def valid_envid(value: str) -> bool:

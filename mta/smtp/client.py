@@ -1,26 +1,39 @@
-"""The small SMTP and LMTP client both targets share: one connection, one recipient per transaction.
+"""The small SMTP and LMTP client all targets share: one connection, whose transactions follow each other without pause.
 
-An asyncio protocol over the reply reader of `mta.smtp.reply`. The envelope goes in one flight where the server
-announces PIPELINING (RFC 2920). What precedes STARTTLS is forgotten, and whatever a peer sent between its `220` and the
-handshake ends the connection: it was said in the clear by anybody (RFC 3207 §5).
+An asyncio protocol around `mta.smtp.pipeline`, which knows the conversation, and `mta.smtp.reply`, which reads replies.
+What precedes STARTTLS is forgotten, and whatever a peer sent between its `220` and the handshake ends the connection:
+it was said in the clear by anybody (RFC 3207 §5). Every wait has its limit, which only a whole reply or content the
+peer takes extends: a peer that sends an octet now and then is a peer that is silent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from mta.smtp.pipeline import END_OF_DATA, Answered, Broken, DsnRequest, Pipeline, Result, Transaction
 from mta.smtp.reply import Reply, ReplyError, ReplyReader, capabilities
 
-_BLOCK = 256 * 1024
+__all__ = [
+    "Answered",
+    "Broken",
+    "ConnectionBrokenError",
+    "DsnRequest",
+    "Result",
+    "SmtpConnection",
+    "Timeouts",
+    "Transaction",
+]
 
 
 class ConnectionBrokenError(Exception):
-    """The connection is of no more use: lost, timed out, or not SMTP. `step` says during what; no foreign text."""
+    """The connection is of no more use: lost, timed out, or not SMTP. `step` says during what; no foreign text but a
+    reply's words."""
 
     def __init__(self, step: str, why: str) -> None:
         super().__init__(f"{step}: {why}")
@@ -42,43 +55,35 @@ class Timeouts:
     """From the final dot to its reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class DsnRequest:
-    """RFC 3461 parameters, as they go on the wire (xtext already encoded); empty ones are left out."""
-
-    envid: str = ""
-    ret: str = ""
-    notify: str = ""
-    orcpt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionResult:
-    """How one transaction ended."""
-
-    reply: Reply
-    """The reply that decided."""
-    step: str
-    """`MAIL`, `RCPT`, `DATA` or `end of data`."""
-
-    @property
-    def delivered(self) -> bool:
-        return self.step == "end of data" and 200 <= self.reply.code < 300
-
-
 class SmtpConnection(asyncio.Protocol):
-    """One connection. Not safe for concurrent use; any `ConnectionBrokenError` ends it."""
+    """One connection, of one event loop. First the coroutines `open`, `hello`, `start_tls`; then transactions."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
         self._reader = ReplyReader()
-        self._replies: deque[Reply] = deque()
-        self._changed = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._writable.set()
         self._transport: asyncio.Transport | None = None
-        self._failure = ""
+        self._paused = False
+        self._asked: asyncio.Future[Reply] | None = None
+        self._greeting: Reply | None = None
+        self._silent = True
+        """We have not said anything yet."""
+        self._pipeline: Pipeline[Any] | None = None
+        self._on_result: Callable[[Any, Result], None] = _ignore
+        self._on_ready: Callable[[], None] = _nothing
+        self._on_lost: Callable[[], None] = _nothing
+        self._flushing = False
+        self._armed = ""
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent_at = 0.0
+        self.failure = ""
+        """Why the connection is over; empty while it is not."""
         self.capabilities: Mapping[str, str] = {}
+        self.last_answer_seconds = 0.0
+        """How long the last message waited for its final reply."""
+        self.judged_at = float("-inf")
+        """When, by the loop's clock, somebody last found that the peer may be believed."""
 
     # asyncio.Protocol
 
@@ -87,31 +92,34 @@ class SmtpConnection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self.failure:
+            return
         try:
-            self._replies.extend(self._reader.feed(data))
-            if len(self._replies) > 8:
-                raise ReplyError("replies nobody asked for")
+            replies = self._reader.feed(data)
+            for reply in replies:
+                self._take_reply(reply)
         except ReplyError as error:
             self._fail(str(error))
-        self._changed.set()
+            return
+        if self._pipeline is not None and replies:
+            if self._pipeline.finished:
+                self._fail("closed")
+            else:
+                self._flush(progress=True)
+                if self._pipeline.waiting_for in ("MAIL", "RCPT", "DATA"):
+                    self._acknowledge()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail("connection lost")
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._paused = True
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._paused = False
+        self._flush(progress=True)
 
-    def _fail(self, why: str) -> None:
-        self._failure = self._failure or why
-        self._changed.set()
-        self._writable.set()
-        if self._transport is not None:
-            self._transport.abort()
-
-    # The conversation
+    # The conversation before mail
 
     @classmethod
     async def open(cls, host: str, port: int, timeouts: Timeouts, *, unix_path: str = "") -> SmtpConnection:
@@ -128,7 +136,7 @@ class SmtpConnection(asyncio.Protocol):
         except OSError as error:
             raise ConnectionBrokenError("connect", error.strerror or type(error).__name__) from None
         try:
-            greeting = await connection._reply("greeting", timeouts.greeting)
+            greeting = await connection._ask("greeting", None, timeouts.greeting)
             if greeting.code != 220:
                 raise ConnectionBrokenError("greeting", greeting.words)
         except BaseException:
@@ -136,33 +144,24 @@ class SmtpConnection(asyncio.Protocol):
             raise
         return connection
 
-    @property
-    def usable(self) -> bool:
-        """Connected, silent, and nothing unasked has arrived."""
-        return not self._failure and not self._replies and self._reader.empty
-
-    @property
-    def ssl_object(self) -> ssl.SSLObject | None:
-        """The TLS session, None in the clear."""
-        return None if self._transport is None else self._transport.get_extra_info("ssl_object")
-
     async def hello(self, name: str, *, lmtp: bool = False) -> Reply:
-        """EHLO or LHLO; keeps what the server announces."""
-        reply = await self._command(f"{'LHLO' if lmtp else 'EHLO'} {name}")
+        """EHLO or LHLO; keeps what the server announces. Raises `ConnectionBrokenError`."""
+        verb = "LHLO" if lmtp else "EHLO"
+        reply = await self._ask(verb, f"{verb} {name}\r\n".encode("ascii"), self._timeouts.command)
         self.capabilities = capabilities(reply) if reply.code == 250 else {}
         return reply
 
     async def start_tls(self, context: ssl.SSLContext, server_hostname: str | None) -> Reply:
-        """STARTTLS; on 220 the handshake is done when this returns. Raises ssl.SSLError when the handshake fails."""
-        reply = await self._command("STARTTLS")
+        """STARTTLS; on 220 the handshake is done when this returns. Raises ssl.SSLError when the handshake fails, and
+        `ConnectionBrokenError`."""
+        reply = await self._ask("STARTTLS", b"STARTTLS\r\n", self._timeouts.command)
         self.capabilities = {}
         if reply.code != 220:
             return reply
         if self._transport is None or not self.usable:
             raise ConnectionBrokenError("STARTTLS", "data in the clear after STARTTLS")
-        loop = asyncio.get_running_loop()
         try:
-            transport = await loop.start_tls(
+            transport = await self._loop.start_tls(
                 self._transport,
                 self,
                 context,
@@ -179,51 +178,61 @@ class SmtpConnection(asyncio.Protocol):
         self._transport = transport
         return reply
 
-    async def transaction(
-        self, sender: str, recipient: str, content: bytes, dsn: DsnRequest | None = None
-    ) -> TransactionResult:
-        """One message to one recipient; the caller has checked SIZE and 8BITMIME. Raises `ConnectionBrokenError`.
+    # Mail
 
-        `content` has CRLF line ends. After a result the connection can be used again.
-        """
-        mail, rcpt = self._envelope(sender, recipient, content, dsn or DsnRequest())
-        commands = (("MAIL", mail), ("RCPT", rcpt), ("DATA", "DATA"))
-        pipelined = "PIPELINING" in self.capabilities
-        if pipelined:
-            self._write("".join(line + "\r\n" for _, line in commands).encode("ascii"), "MAIL")
-        refused: TransactionResult | None = None
-        for step, line in commands:
-            if not pipelined:
-                if refused is not None:
-                    break
-                self._write(f"{line}\r\n".encode("ascii"), step)
-            reply = await self._reply(step, self._timeouts.command)
-            if reply.code == 421:
-                raise ConnectionBrokenError(step, reply.words)
-            accepted = reply.code == 354 if step == "DATA" else 200 <= reply.code < 300
-            if not accepted and refused is None:
-                refused = TransactionResult(reply, step)
-            if accepted and step == "DATA" and refused is not None:
-                # RFC 2920 §3.1: the server wants data although nobody is to have it; give it none
-                with contextlib.suppress(ConnectionBrokenError):
-                    self._write(b".\r\n", step)
-                    await self._reply(step, self._timeouts.command)
-        if refused is not None:
-            # MAIL may have been taken: leave no half transaction behind. A peer that closes instead has answered all
-            # the same: its refusal counts, and the connection is not used again.
-            with contextlib.suppress(ConnectionBrokenError):
-                await self._command("RSET")
-            return refused
-        await self._send(content)
-        return TransactionResult(await self._reply("end of data", self._timeouts.final), "end of data")
+    def carry(
+        self,
+        on_result: Callable[[Any, Result], None],
+        on_ready: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """From now on transactions. `on_result` tells how each ended; `on_ready` may call `begin` once; `on_lost` comes
+        last, when the connection is over. All are called from the event loop and must not raise."""
+        self._pipeline = Pipeline(self.capabilities)
+        self._on_result, self._on_ready, self._on_lost = on_result, on_ready, on_lost
+
+    def begin(self, transaction: Transaction, token: object) -> None:
+        """Begin a transaction; only when `ready`. The caller has checked SIZE and 8BITMIME."""
+        assert self._pipeline is not None  # noqa: S101 - carry comes first
+        self._pipeline.begin(transaction, token)
+        self._flush()
+
+    @property
+    def ready(self) -> bool:
+        """A transaction may begin, perhaps behind another one."""
+        return not self.failure and self._pipeline is not None and self._pipeline.ready
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way."""
+        return self.usable and (self._pipeline is None or self._pipeline.empty)
+
+    @property
+    def begun(self) -> int:
+        """Transactions begun so far."""
+        return 0 if self._pipeline is None else self._pipeline.begun
+
+    def reclaim(self) -> object | None:
+        """The transaction that waits behind a slow one, given back: surely not taken."""
+        return None if self._pipeline is None else self._pipeline.reclaim()
+
+    @property
+    def usable(self) -> bool:
+        """Connected, and nothing unasked has arrived."""
+        return not self.failure and self._reader.empty and not (self._pipeline is not None and self._pipeline.closing)
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """The TLS session, None in the clear."""
+        return None if self._transport is None else self._transport.get_extra_info("ssl_object")
 
     async def quit(self) -> None:
-        """Say goodbye and close; never raises."""
+        """Say goodbye and close; never raises. Only when `idle`."""
         try:
-            if self.usable and self._transport is not None and not self._transport.is_closing():
-                async with asyncio.timeout(2.0):
-                    await self._command("QUIT")
-        except (ConnectionBrokenError, TimeoutError):
+            if self.idle and self._transport is not None and not self._transport.is_closing():
+                self._pipeline = None
+                await self._ask("QUIT", b"QUIT\r\n", 2.0)
+        except ConnectionBrokenError:
             pass
         finally:
             self.abort()
@@ -232,54 +241,135 @@ class SmtpConnection(asyncio.Protocol):
         """Close without a word."""
         self._fail("closed")
 
-    def _envelope(self, sender: str, recipient: str, content: bytes, dsn: DsnRequest) -> tuple[str, str]:
-        mail, rcpt = f"MAIL FROM:<{sender}>", f"RCPT TO:<{recipient}>"
-        if "SIZE" in self.capabilities:
-            mail += f" SIZE={len(content)}"
-        if "8BITMIME" in self.capabilities:
-            mail += f" BODY={'7BIT' if content.isascii() else '8BITMIME'}"
-        if "DSN" in self.capabilities:
-            mail += f" RET={dsn.ret}" if dsn.ret else ""
-            mail += f" ENVID={dsn.envid}" if dsn.envid else ""
-            rcpt += f" NOTIFY={dsn.notify}" if dsn.notify else ""
-            rcpt += f" ORCPT={dsn.orcpt}" if dsn.orcpt else ""
-        return mail, rcpt
+    # Inside
 
-    async def _send(self, content: bytes) -> None:
-        """Content with dots doubled (RFC 5321 §4.5.2), in blocks, at the peer's pace."""
-        if content.startswith(b"."):
-            content = b"." + content
-        content = content.replace(b"\n.", b"\n..")
-        view = memoryview(content)
-        for start in range(0, len(view), _BLOCK):
-            self._write(view[start : start + _BLOCK], "DATA")
-            try:
-                async with asyncio.timeout(self._timeouts.block):
-                    await self._writable.wait()
-            except TimeoutError:
-                self.abort()
-                raise ConnectionBrokenError("DATA", "timeout") from None
-        self._write(b".\r\n" if content.endswith(b"\r\n") else b"\r\n.\r\n", "DATA")
-
-    async def _command(self, line: str) -> Reply:
-        step = line.partition(" ")[0]
-        self._write(f"{line}\r\n".encode("ascii"), step)
-        return await self._reply(step, self._timeouts.command)
-
-    def _write(self, data: bytes | memoryview, step: str) -> None:
-        if self._failure or self._transport is None or self._transport.is_closing():
-            raise ConnectionBrokenError(step, self._failure or "connection lost")
-        self._transport.write(data)
-
-    async def _reply(self, step: str, seconds: float) -> Reply:
+    async def _ask(self, step: str, line: bytes | None, seconds: float) -> Reply:
+        if self.failure or self._transport is None:
+            raise ConnectionBrokenError(step, self.failure or "connection lost")
+        if line is None and self._greeting is not None:
+            return self._greeting
+        self._asked = self._loop.create_future()
+        if line is not None:
+            self._silent = False
+            self._transport.write(line)
         try:
             async with asyncio.timeout(seconds):
-                while not self._replies:
-                    if self._failure:
-                        raise ConnectionBrokenError(step, self._failure)
-                    self._changed.clear()
-                    await self._changed.wait()
+                return await self._asked
         except TimeoutError:
             self.abort()
             raise ConnectionBrokenError(step, "timeout") from None
-        return self._replies.popleft()
+        except ReplyError as error:
+            raise ConnectionBrokenError(step, str(error)) from None
+        finally:
+            self._asked = None
+
+    def _take_reply(self, reply: Reply) -> None:
+        pipeline = self._pipeline
+        if pipeline is None:
+            if self._asked is not None and not self._asked.done():
+                self._asked.set_result(reply)
+            elif self._silent and self._asked is None and self._greeting is None:
+                self._greeting = reply
+            else:
+                raise ReplyError("a reply nobody asked for")
+            return
+        awaited = pipeline.waiting_for
+        ended = pipeline.reply(reply)
+        if awaited == END_OF_DATA:
+            now = self._loop.time()
+            self.last_answer_seconds, self._sent_at = now - self._sent_at, now
+        if ended is not None:
+            self._on_result(*ended)
+
+    def _flush(self, *, progress: bool = False) -> None:
+        """Write what there is to say, at the peer's pace, and let the next transaction begin behind it. `progress`: the
+        peer did something, so that it has its time anew."""
+        pipeline, transport = self._pipeline, self._transport
+        if pipeline is None or transport is None or self.failure or self._flushing:
+            return
+        self._flushing = True
+        try:
+            pieces: list[bytes] = []
+            size = 0
+            while not self._paused and not self.failure:
+                piece = pipeline.take()
+                if piece:
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size >= 65536:
+                        transport.write(b"".join(pieces) if len(pieces) > 1 else piece)
+                        pieces, size = [], 0
+                    continue
+                begun = pipeline.begun
+                if pipeline.ready:
+                    self._on_ready()
+                if pipeline.begun == begun:
+                    break
+            if pieces and not self.failure:
+                transport.write(b"".join(pieces) if len(pieces) > 1 else pieces[0])
+        finally:
+            self._flushing = False
+        awaited = pipeline.waiting_for
+        if progress or awaited != self._armed:
+            self._arm(awaited)
+
+    def _arm(self, step: str) -> None:
+        """Wait so long for what comes next."""
+        self._armed = step
+        if not step or self.failure:
+            self._deadline = 0.0
+            return
+        now = self._loop.time()
+        if step == END_OF_DATA:
+            seconds = self._timeouts.final
+            self._sent_at = now
+        else:
+            seconds = self._timeouts.block if step == "content" else self._timeouts.command
+        self._deadline = now + seconds
+        if self._timer is not None and self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        """One timer serves all steps: moving it at each reply would cost more than looking again."""
+        self._timer = None
+        if not self._deadline or self.failure:
+            return
+        if self._loop.time() >= self._deadline:
+            self._fail("timeout")
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
+
+    def _acknowledge(self) -> None:
+        """More replies are due before we have anything to say. A server whose first reply went alone keeps the others
+        back until TCP has acknowledged it (Nagle), which ours would do 40 ms later."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is not None and sock.family != socket.AF_UNIX and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _fail(self, why: str) -> None:
+        if self.failure:
+            return
+        self.failure = why
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+        if self._asked is not None and not self._asked.done():
+            self._asked.set_exception(ReplyError(why))
+        if self._pipeline is not None:
+            for token, broken in self._pipeline.broken(why):
+                self._on_result(token, broken)
+        self._on_lost()
+
+
+def _ignore(token: object, result: Result) -> None:
+    """Nobody listens yet."""
+
+
+def _nothing() -> None:
+    """Nobody listens yet."""

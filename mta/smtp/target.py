@@ -1,8 +1,8 @@
 """Where deliveries to other operators end: SMTP under mutual TLS, to hosts the trust list vouches for.
 
 Nothing is said to a server before its certificate's name has been found among the operators of the recipient's domain,
-and nothing is ever sent in the clear. Connections are kept for a few seconds, for a laboratory's peak sends many
-messages to few domains and a handshake costs more than a message.
+and nothing is ever sent in the clear. Where a domain's mail goes is `mta.smtp.routes`' to say; which connection carries
+it, `mta.smtp.pool`'s.
 """
 
 from __future__ import annotations
@@ -10,20 +10,45 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from directory.records import Partner
 from mta import refusals
-from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
+from mta.delivery import destination_of
+from mta.message import Deferred, Failed, Message, Origin, Outcome, TargetKind
 from mta.smtp.address import domain_of, is_address, valid_envid, valid_notify, valid_orcpt
-from mta.smtp.client import ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, TransactionResult
+from mta.smtp.client import (
+    Answered,
+    ConnectionBrokenError,
+    DsnRequest,
+    SmtpConnection,
+    Timeouts,
+    Transaction,
+)
 from mta.smtp.content import crlf_only
+from mta.smtp.gate import Gate
+from mta.smtp.pool import MAYBE_TAKEN, Counts, Destination, Job, NotOpenedError, Pool, PoolOptions, delivered
+from mta.smtp.routes import Host, Route, Router
 from trust.names import DistinguishedName
 from trust.refusals import Refused
 from trust.tls import Context, PeerJudge, in_force, peer_name
+
+REQUIRE_TLS = "REQUIRETLS"
+"""Flag of a message whose sender demands TLS all the way (RFC 8689 §3)."""
+_OF_DOMAIN = (
+    refusals.NO_ROUTE,
+    refusals.DNS_UNAVAILABLE,
+    refusals.HOST_REFUSED,
+    refusals.PEER_NOT_OPERATOR,
+    refusals.PEER_NOT_BELIEVED,
+)
+_ROUNDS = 3
+"""Times the patience with one address that a route with many of them gets."""
+_REMEMBERED = 10_000
+"""Deliveries whose fate was once unknown; destinations by domain."""
 
 
 class Partners(Protocol):
@@ -41,23 +66,20 @@ class Operators(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Idle:
-    connection: SmtpConnection
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
 class SmtpTargetOptions:
     helo_name: str
     """Our name in EHLO, a fully qualified domain name."""
     timeouts: Timeouts = Timeouts()  # noqa: RUF009 - frozen
-    idle_seconds: float = 10.0
-    """How long a connection is kept for the next message."""
-    idle_per_host: int = 8
+    pool: PoolOptions = PoolOptions()  # noqa: RUF009 - frozen
+    judged_seconds: float = 0.0
+    """How long the judge's word on a connection holds; 0: it is asked before each message."""
+    unanswered_pauses: tuple[float, ...] = (0.0, 3600.0, 14400.0, 57600.0)
+    """Seconds to wait at the least after the first, second, ... time a message was sent whole and never answered: the
+    first repeat follows the schedule, and whoever takes every copy without a word gets few of them."""
 
 
 class SmtpTarget:
-    """A `Target`. One per event loop; `close` at the end."""
+    """A `PacedTarget`. One per event loop; `close` at the end."""
 
     def __init__(
         self,
@@ -66,154 +88,239 @@ class SmtpTarget:
         context: Context,
         options: SmtpTargetOptions,
         judge: PeerJudge | None = None,
+        router: Router | None = None,
     ) -> None:
         """`trust_list` gives the list in force at each delivery; `context` is `trust.tls.operator_client_context`.
 
-        `judge` is asked about the peer before each message, besides what the handshake checked.
+        `judge` is asked about the peer before each message, besides what the handshake checked. `router` finds the
+        hosts of domains whose partner has none configured; without one they are unreachable.
         """
         self._partners = partners
         self._trust_list = trust_list
         self._context = context
         self._judge = judge
         self._options = options
-        self._idle: defaultdict[tuple[str, int], list[_Idle]] = defaultdict(list)
+        self._router = router
+        self._pool = Pool(options.pool)
+        self._destinations: OrderedDict[str, Destination] = OrderedDict()
+        """The last one used, by domain."""
+        self._closed: OrderedDict[str, Gate] = OrderedDict()
+        """Domains that have no route now, or whose host is not theirs, whatever else the host serves."""
+        self._unanswered: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """By delivery id: copies sent whole and never answered, and when the next may go."""
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. The content must be prepared: CRLF lines, nothing that may not travel."""
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
+        declined = self._declined(message.delivery_id)
+        if declined is not None:
+            return declined
         domain = domain_of(message.recipient)
         partner = self._partners.of(domain)
-        if partner is None or not partner.host:
-            return Deferred(Refused(refusals.NO_ROUTE, domain))
-        if len(message.content) > partner.max_message_bytes:
+        if partner is not None and len(message.content) > partner.max_message_bytes:
             return Failed(Refused(refusals.PARTNER_SIZE_LIMIT, f"limit {partner.max_message_bytes} octets"))
-        key = (partner.host, partner.port)
-        reused = self._take_idle(key)
-        if reused is not None:
-            try:
-                return await self._converse(reused, key, domain, message)
-            except ConnectionBrokenError as error:
-                if error.step not in ("MAIL", "TLS"):
-                    return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
-                # closed while idle: nothing of this message was taken, a fresh connection will tell
-        opened = await self._open(partner)
-        if not isinstance(opened, SmtpConnection):
-            return opened
-        try:
-            return await self._converse(opened, key, domain, message)
-        except ConnectionBrokenError as error:
-            return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
+        route = await self._route(domain, partner)
+        if isinstance(route, Refused):
+            return self._of_domain(domain, Failed(route) if route.refusal.permanent else Deferred(route))
+        destination = self._pool.to(route.key, lambda: self._open(route))
+        self._remember(domain, destination)
+        dsn = dsn_request(message)
+        transaction = Transaction(
+            message.sender, message.recipient, message.content, dsn, require_tls=REQUIRE_TLS in message.flags
+        )
+        job = Job(transaction, lambda connection: self._admit(connection, domain, transaction), _conclusion(dsn))
+        return self._of_domain(domain, self._paced(message.delivery_id, await destination.deliver(job)))
 
     async def close(self) -> None:
         """Say goodbye to idle peers."""
-        idle = [entry.connection for entries in self._idle.values() for entry in entries]
-        self._idle.clear()
-        await asyncio.gather(*(connection.quit() for connection in idle))
+        self._destinations.clear()
+        await self._pool.close()
 
-    async def _open(self, partner: Partner) -> SmtpConnection | Deferred:
+    # `PacedTarget`, and what monitoring and the operator ask
+
+    def resting(self) -> Collection[str]:
+        now = asyncio.get_running_loop().time()
+        resting = {_name(domain) for domain, each in self._destinations.items() if each.gate.rests(now)}
+        return resting | {_name(domain) for domain, gate in self._closed.items() if gate.rests(now)}
+
+    def places(self, destination: str) -> int | None:
+        domain = destination.partition(":")[2]
+        found = self._destinations.get(domain)
+        gates = [gate for gate in (found.gate if found else None, self._closed.get(domain)) if gate is not None]
+        now = asyncio.get_running_loop().time()
+        if any(gate.rests(now) for gate in gates):
+            return 0
+        return None if all(gate.proven for gate in gates) else 1
+
+    @property
+    def at_rest(self) -> int:
+        """How many destinations are left alone now. From any thread."""
+        return self._pool.resting(time.monotonic())
+
+    def try_now(self) -> None:
+        """Let no destination rest any longer: somebody knows that it is back. From the event loop."""
+        self._pool.forgive()
+        self._closed.clear()
+
+    @property
+    def counts(self) -> Counts:
+        """Since the beginning."""
+        return self._pool.counts
+
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return self._pool.connections
+
+    # Inside
+
+    async def _route(self, domain: str, partner: Partner | None) -> Route | Refused:
+        if partner is not None and partner.host:
+            return Route.static(partner.host, partner.port)
+        if self._router is None:
+            return Refused(refusals.NO_ROUTE, domain)
+        if not self._trust_list().operators_of(domain):
+            return Refused(refusals.PEER_NOT_OPERATOR, f"{domain}: not in the trust list")
+        return await self._router.route(domain)
+
+    def _of_domain(self, domain: str, outcome: Outcome) -> Outcome:
+        """Leave a domain alone for a while that no message can go to, whichever it is."""
+        if isinstance(outcome, Deferred) and outcome.reason.refusal in _OF_DOMAIN:
+            gate = self._closed.get(domain) or Gate(self._options.pool.gate)
+            now = asyncio.get_running_loop().time()
+            if not gate.rests(now):
+                gate.failed(now)
+            self._closed[domain] = gate
+            if len(self._closed) > _REMEMBERED:
+                self._closed.popitem(last=False)
+        elif self._closed and not isinstance(outcome, Deferred):
+            self._closed.pop(domain, None)
+        return outcome
+
+    def _remember(self, domain: str, destination: Destination) -> None:
+        self._destinations[domain] = destination
+        self._destinations.move_to_end(domain)
+        if len(self._destinations) > _REMEMBERED:
+            self._destinations.popitem(last=False)
+
+    async def _open(self, route: Route) -> SmtpConnection:
+        """A connection to the first of the route's hosts that can be used. Raises `NotOpenedError`."""
+        told: Refused | None = None
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _ROUNDS * self._options.timeouts.connect
+        for host in route.hosts:
+            for address in host.addresses:
+                if clock() > deadline:
+                    break
+                try:
+                    return await self._open_one(host, address)
+                except NotOpenedError as error:
+                    # what the preferred host said is what the operator wants to know, unless it was not there at all
+                    if told is None or told.refusal is refusals.UNREACHABLE:
+                        told = error.refused
+        raise NotOpenedError(told or Refused(refusals.UNREACHABLE, "no address"))
+
+    async def _open_one(self, host: Host, address: str) -> SmtpConnection:
         options = self._options
         try:
-            connection = await SmtpConnection.open(partner.host, partner.port, options.timeouts)
+            connection = await SmtpConnection.open(address, host.port, options.timeouts)
         except ConnectionBrokenError as error:
-            return Deferred(Refused(refusals.UNREACHABLE, str(error)))
+            raise NotOpenedError(Refused(refusals.UNREACHABLE, str(error))) from None
         kept = False
         try:
             hello = await connection.hello(options.helo_name)
             if hello.code != 250:
-                return Deferred(Refused(refusals.REMOTE_DEFERRED, hello.words))
+                raise NotOpenedError(Refused(refusals.REMOTE_DEFERRED, hello.words))
             if "STARTTLS" not in connection.capabilities:
-                return Deferred(Refused(refusals.TLS_UNAVAILABLE, "STARTTLS is not offered"))
-            reply = await connection.start_tls(in_force(self._context), partner.host)
+                raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, "STARTTLS is not offered"))
+            reply = await connection.start_tls(in_force(self._context), host.name)
             if reply.code != 220:
-                return Deferred(Refused(refusals.TLS_UNAVAILABLE, reply.words))
+                raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, reply.words))
+            doubt = host.doubt(connection.ssl_object)
+            if doubt is not None:
+                raise NotOpenedError(doubt)
             hello = await connection.hello(options.helo_name)
             if hello.code != 250:
-                return Deferred(Refused(refusals.REMOTE_DEFERRED, hello.words))
+                raise NotOpenedError(Refused(refusals.REMOTE_DEFERRED, hello.words))
             kept = True
             return connection
         except ssl.SSLError as error:
-            return Deferred(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error)))
+            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error))) from None
         except ConnectionBrokenError as error:
             # a server that dislikes our certificate closes without a word under TLS 1.3
-            return Deferred(Refused(refusals.CONNECTION_LOST, str(error)))
+            raise NotOpenedError(Refused(refusals.CONNECTION_LOST, str(error))) from None
         finally:
             if not kept:
                 connection.abort()
 
-    async def _converse(
-        self, connection: SmtpConnection, key: tuple[str, int], domain: str, message: Message
-    ) -> Outcome:
-        """One message over an open connection. Raises `ConnectionBrokenError`, the connection then being closed."""
-        finished = False
-        try:
-            session = connection.ssl_object
-            name = None if session is None else peer_name(session)
-            if name is None or name not in self._trust_list().operators_of(domain):
-                return Deferred(Refused(refusals.PEER_NOT_OPERATOR, f"{domain}: {name or 'no name'}"))
-            if self._judge is not None and session is not None:
-                doubt = await asyncio.to_thread(self._judge, session)
-                if doubt:
-                    return Deferred(Refused(refusals.PEER_NOT_BELIEVED, f"{domain}: {doubt}"))
-            outcome = await transact(connection, message, dsn_request(message))
-            finished = True
-            return outcome
-        finally:
-            if finished:
-                self._keep_idle(key, connection)
-            else:
-                connection.abort()
+    def _admit(
+        self, connection: SmtpConnection, domain: str, transaction: Transaction
+    ) -> Refused | Awaitable[Refused | None] | None:
+        """Whether this message may be handed to this peer now."""
+        session = connection.ssl_object
+        name = None if session is None else peer_name(session)
+        if name is None or name not in self._trust_list().operators_of(domain):
+            return Refused(refusals.PEER_NOT_OPERATOR, f"{domain}: {name or 'no name'}")
+        refused = admissible(connection, transaction)
+        if refused is not None or self._judge is None or session is None:
+            return refused
+        if asyncio.get_running_loop().time() - connection.judged_at < self._options.judged_seconds:
+            return None
+        return self._judged(connection, self._judge, session, domain)
 
-    def _take_idle(self, key: tuple[str, int]) -> SmtpConnection | None:
-        entries = self._idle.get(key, [])
-        while entries:
-            entry = entries.pop()
-            fresh = time.monotonic() - entry.since < self._options.idle_seconds
-            if fresh and entry.connection.usable:
-                return entry.connection
-            entry.connection.abort()
+    async def _judged(
+        self, connection: SmtpConnection, judge: PeerJudge, session: ssl.SSLObject, domain: str
+    ) -> Refused | None:
+        doubt = await asyncio.to_thread(judge, session)
+        if doubt:
+            return Refused(refusals.PEER_NOT_BELIEVED, f"{domain}: {doubt}")
+        connection.judged_at = asyncio.get_running_loop().time()
         return None
 
-    def _keep_idle(self, key: tuple[str, int], connection: SmtpConnection) -> None:
-        entries = self._idle[key]
-        if not connection.usable or len(entries) >= self._options.idle_per_host:
-            connection.abort()
-            return
-        entry = _Idle(connection, time.monotonic())
-        entries.append(entry)
-        asyncio.get_running_loop().call_later(self._options.idle_seconds, self._forget, key, entry)
+    def _declined(self, delivery_id: str) -> Deferred | None:
+        """Why no further copy of a message is sent now, after those nobody answered."""
+        held = self._unanswered.get(delivery_id)
+        if held is None or asyncio.get_running_loop().time() >= held[1]:
+            return None
+        return Deferred(Refused(refusals.CONNECTION_LOST, f"sent whole {held[0]} times, no answer; {MAYBE_TAKEN}"))
 
-    def _forget(self, key: tuple[str, int], entry: _Idle) -> None:
-        entries = self._idle.get(key, [])
-        if entry in entries:
-            entries.remove(entry)
-            entry.connection.abort()
-        if not entries:
-            self._idle.pop(key, None)
+    def _paced(self, delivery_id: str, outcome: Outcome) -> Outcome:
+        """What was sent whole and never answered is repeated once as the schedule says, then ever less often."""
+        if isinstance(outcome, Deferred) and outcome.reason.detail.endswith(MAYBE_TAKEN):
+            times = self._unanswered.pop(delivery_id, (0, 0.0))[0]
+            pauses = self._options.unanswered_pauses
+            until = asyncio.get_running_loop().time() + pauses[min(times, len(pauses) - 1)]
+            self._unanswered[delivery_id] = (times + 1, until)
+            if len(self._unanswered) > _REMEMBERED:
+                self._unanswered.popitem(last=False)
+        elif self._unanswered and not isinstance(outcome, Deferred):
+            self._unanswered.pop(delivery_id, None)
+        return outcome
 
 
-async def transact(connection: SmtpConnection, message: Message, dsn: DsnRequest) -> Outcome:
-    """One transaction and its outcome, over SMTP or LMTP. Raises `ConnectionBrokenError`."""
-    announced = connection.capabilities
-    limit = announced.get("SIZE", "")
-    if limit.isdigit() and 0 < int(limit) < len(message.content):
-        return Failed(Refused(refusals.PARTNER_SIZE_LIMIT, f"limit {limit} octets"))
-    if "8BITMIME" not in announced and not message.content.isascii():
-        return Failed(Refused(refusals.EIGHT_BIT_UNSUPPORTED))
-    result = await connection.transaction(message.sender, message.recipient, message.content, dsn)
+def _conclusion(dsn: DsnRequest) -> Callable[[SmtpConnection, Answered], Outcome]:
     # RFC 3461 §5.2.1: who was passed the wish for a receipt answers it
-    return outcome_of(result, reports="DSN" in announced and "SUCCESS" in dsn.notify.upper())
+    wanted = "SUCCESS" in dsn.notify.upper()
+    return lambda connection, answered: delivered(answered, reports=wanted and "DSN" in connection.capabilities)
 
 
-def outcome_of(result: TransactionResult, *, reports: bool = False) -> Outcome:
-    """What a deciding reply means for the delivery; the peer's words are kept without addresses."""
-    if result.delivered:
-        return Delivered(result.reply.words, reports=reports)
-    words = f"{result.step}: {result.reply.words}"
-    if result.reply.permanent:
-        return Failed(Refused(refusals.REMOTE_REFUSED, words))
-    return Deferred(Refused(refusals.REMOTE_DEFERRED, words))
+def admissible(connection: SmtpConnection, transaction: Transaction) -> Refused | None:
+    """Whether the server takes such a message at all, as far as it has said so."""
+    announced, content = connection.capabilities, transaction.content
+    limit = announced.get("SIZE", "")
+    if limit.isdecimal() and len(limit) < 20 and 0 < int(limit) < len(content):
+        return Refused(refusals.PARTNER_SIZE_LIMIT, f"limit {limit} octets")
+    if "8BITMIME" not in announced and not content.isascii():
+        return Refused(refusals.EIGHT_BIT_UNSUPPORTED)
+    if transaction.require_tls and REQUIRE_TLS not in announced:
+        return Refused(refusals.REQUIRETLS_UNSUPPORTED)
+    return None
+
+
+def _name(domain: str) -> str:
+    return destination_of(TargetKind.SMTP, f"@{domain}")
 
 
 def check_message(message: Message) -> Refused | None:

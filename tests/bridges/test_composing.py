@@ -98,6 +98,18 @@ async def test_what_routing_would_not_allow_is_not_composed_either(
     assert isinstance(answer, Refused)
 
 
+async def test_what_an_operator_redirected_is_composed_for_the_correspondent_the_report_names(
+    threads: ThreadPoolExecutor,
+) -> None:
+    redirected = replace(MESSAGE, recipient="autre@praticien.mssante.example")
+    assert isinstance(await stage(threads).apply(redirected, Phase.ENRICH), Refused), "nobody the sender did not name"
+    known = replace(redirected, facts={"dsn.orcpt": f"rfc822;{DOCTOR_ADDRESS}"})
+    composed = await stage(threads).apply(known, Phase.ENRICH)
+    assert isinstance(composed, Message)
+    assert b"autre@praticien.mssante.example" in composed.content and DOCTOR_ADDRESS.encode() not in composed.content
+    assert b"RESERVED-FOR-THE-DOCTOR" in composed.content and b"FOR-THE-PATIENT" not in composed.content
+
+
 async def test_other_phases_and_contents_pass_and_the_unreadable_is_refused(threads: ThreadPoolExecutor) -> None:
     assert await stage(threads).apply(MESSAGE, Phase.PROTECT) is MESSAGE
     mail = replace(MESSAGE, content_type="message/rfc822")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from bridges.dossier import refusals
 from bridges.dossier.entries import AvailabilityStatus, Deposited, DocumentEntry, DossierStatus, PatientKey
@@ -90,6 +90,7 @@ class House:
     """The stores under one root, as after a start of the process."""
 
     root: Path
+    url: str
     database: Database = field(init=False)
     counter: int = 0
 
@@ -99,7 +100,7 @@ class House:
     def open(self) -> None:
         vault = self.root / "vault"
         self.vault = KeyVault.open(vault) if vault.exists() else KeyVault.create(vault)
-        self.database = Database(f"sqlite:///{self.root}/db/relais.db")
+        self.database = Database(self.url)
         metadata.create_all(self.database.engine)
         self.blobs = BlobStore(self.root / "blobs", self.vault)
         self.journal = Journal(self.vault, "test")
@@ -134,14 +135,16 @@ class House:
 
     def alter(self, statement: str) -> None:
         """What somebody with the database, but without the keys, might do."""
-        with sqlite3.connect(self.root / "db/relais.db") as connection:
-            assert connection.execute(statement).rowcount > 0
-        connection.close()
+        if self.database.engine.dialect.name == "postgresql":
+            for ours, theirs in (("zeroblob(80)", "repeat('x', 80)::bytea"), ("X''", "''::bytea"), ("WHERE 1", "")):
+                statement = statement.replace(ours, theirs)
+        with self.database.engine.begin() as connection:
+            assert connection.exec_driver_sql(statement).rowcount > 0
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
+def house(tmp_path: Path, database_url: str) -> Iterator[House]:
+    house = House(tmp_path, database_url)
     yield house
     verdict = house.database.read(house.journal.verify)
     assert verdict.ok, verdict
@@ -409,9 +412,8 @@ def test_every_read_is_journaled_before_its_bytes(house: House, monkeypatch: pyt
     real = house.blobs.get
 
     def watched(kind: str, blob_id: str) -> bytes:
-        connection = sqlite3.connect(house.root / "db/relais.db")  # sees only what is committed
-        assert connection.execute("SELECT count(*) FROM journal_entries").fetchone() == (2,)
-        connection.close()
+        count = text("SELECT count(*) FROM journal_entries")  # by another connection: sees only what is committed
+        assert house.database.read(lambda connection: connection.scalar(count)) == 2
         seen.extend(house.entries())
         return real(kind, blob_id)
 

@@ -532,3 +532,23 @@ async def test_all_the_way_into_the_laboratory_s_folder(gateway: Gateway, tmp_pa
 
 def test_acknowledgements_pass_no_stage_for_mail() -> None:
     assert phases(Origin.SYSTEM, TargetKind.MLLP) == ()
+
+
+# What is said twice, and what is taken back
+
+
+@pytest.mark.parametrize(("first", "then"), [("delivered", "failed"), ("failed", "delivered")])
+async def test_the_contrary_is_told_once(gateway: Gateway, first: str, then: str) -> None:
+    spool_id = gateway.report()
+    gateway.settle(Delivered("250", reports=True))
+    said = {"delivered": ("Z02", "Y", ""), "failed": ("Z02", "N", "550")}
+
+    async def comes(action: str) -> list[tuple[str, str, str]]:
+        code = "5.1.1" if action == "failed" else "2.0.0"
+        return [shown(each) for each in await gateway.zam(gateway.mail(dsn(spool_id, status(action, code))))]
+
+    assert await comes(first) == [said[first]]
+    assert await comes(first) == []
+    assert await comes(then) == [said[then]]
+    for action in (then, first, then):
+        assert await comes(action) == []

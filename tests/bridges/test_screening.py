@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import bz2
+import gzip
 import io
+import lzma
+import os
 import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -463,3 +468,57 @@ def test_official_documents_pass() -> None:
         content = mail(b"\r\nx", part(path.read_bytes(), "text/xml", path.name))
         found = screen(content, LIMITS)
         assert found == {}, (path.name, found)
+
+
+# Compressed files, executables, and what our own people send
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_file_that_explodes(compress: Callable[[bytes], bytes]) -> None:
+    bomb = compress(b"\0" * (64 * 1024 * 1024))
+    began = time.monotonic()
+    assert refusal(mail(part(bomb, name="a.gz"))) == (ARCHIVE_REFUSED, "part 1: compression ratio")
+    assert time.monotonic() - began < 10
+    assert facts(mail(part(compress(b"bonjour" * 1000), name="a.gz"))) == {"warning.screen-archive": "1"}
+
+
+def test_a_bomb_behind_a_harmless_member() -> None:
+    bomb = gzip.compress(b"bonjour") + gzip.compress(b"\0" * (64 * 1024 * 1024))
+    assert refusal(mail(part(bomb, name="a.gz")))[0] is ARCHIVE_REFUSED
+
+
+def test_several_below_the_ratio_share_one_budget() -> None:
+    one = gzip.compress(os.urandom(300_000) + b"\0" * 30_000_000)
+    assert facts(mail(part(one)), ScreenLimits())
+    assert refusal(mail(part(one), part(one)), ScreenLimits(expanded_bytes=40_000_000))[1] == "part 2: expanded size"
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"\x1f\x8b", b"\x1f\x8b\x08garbage", b"BZh9x", b"\xfd7zXZ\0\0", gzip.compress(b"x")[:-5]]
+)
+def test_a_damaged_one_passes_with_a_fact(damaged: bytes) -> None:
+    assert facts(mail(part(damaged))) == {"warning.screen-archive": "1"}
+
+
+@given(
+    st.sampled_from((gzip.compress(b"x" * 9999), bz2.compress(b"x" * 9999), lzma.compress(b"x" * 9999))), st.binary()
+)
+def test_no_compressed_file_breaks_the_stage(start: bytes, more: bytes) -> None:
+    for content in (start[: len(more)] + more, start + more):
+        assert "warning.screen-failed" not in facts(mail(part(content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [(b"MZ\x90\0", "facture.pdf"), (b"\x7fELF", ""), (b"x", "Facture.PDF.exe"), (b"x", "a.js")]
+)
+def test_what_could_be_run_is_passed_on_and_named(content: bytes, name: str) -> None:
+    assert facts(mail(part(content, name=name))) == {"warning.screen-executable": "1"}
+
+
+async def test_what_our_own_people_submit_is_looked_at_before_it_leaves() -> None:
+    bad = replace(message(archive_mail(zipped({"a.zip": b"x"}))), origin=Origin.SUBMISSION)
+    refused = await ScreenStage().apply(bad, Phase.ENRICH)
+    assert isinstance(refused, Refused)
+    assert refused.refusal is ARCHIVE_REFUSED
+    composed_by_us = replace(bad, origin=Origin.MLLP)
+    assert await ScreenStage().apply(composed_by_us, Phase.ENRICH) is composed_by_us

@@ -35,7 +35,9 @@ def test_every_command_explains_itself() -> None:
 
 def test_the_list_of_commands_says_what_each_group_says_of_itself() -> None:
     lazy = [command for command in relais.commands.values() if isinstance(command, LazyGroup)]
-    assert {str(command.name) for command in lazy} == {"account", "journal", "keys", "smime", "trust"}
+    assert {str(command.name) for command in lazy} == {
+        *("account", "journal", "keys", "quarantine", "queue", "smime", "trust")
+    }
     for command in lazy:
         own = command.own_group()
         assert own.help is not None and own.help.startswith(str(command.help))
@@ -150,7 +152,7 @@ def test_a_gateway_that_is_away_hides_no_other(tmp_path: Path) -> None:
             (place / "one").mkdir()
             (place / "two").mkdir()
             (place / "one" / "control.sock").touch()  # left by one that was killed
-            control = ControlSocket(place / "two" / "control.sock", {"queue.counts": trace})
+            control = ControlSocket(place / "two" / "control.sock", {"queue.list": trace})
             await control.start()
             result = await asyncio.to_thread(run, "queue", "list", "--json", "--state", str(place))
             await control.stop()

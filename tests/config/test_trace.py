@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from trust.vault import KeyVault
 
 UNKNOWN = CATALOGUE["directory.recipient-unknown"]
 SCHEMA = {
-    "": {"spool_id", "origin", "external_id", "size", "accepted_at", "flags", "steps", "deliveries"},
+    "": {"spool_id", "origin", "external_id", "size", "accepted_at", "purged_at", "flags", "steps", "deliveries"},
     "deliveries": {"delivery_id", "recipient", "target", "state", "attempts", "message_id", "facts", "steps"},
     "steps": {"at", "node", "step", "code", "detail", "text"},
 }
@@ -99,3 +100,33 @@ def test_what_a_partner_wrote_does_not_steer_the_terminal(spool: Spool) -> None:
     assert len(lines) > 3
     assert not [line for line in lines if not line.isprintable()]
     assert not [line for line in lines if line.startswith("labo: forged")]
+
+
+@pytest.mark.parametrize(
+    ("state", "steps", "expected"),
+    [
+        ("ready", [], "waits for its delivery, for 30 h"),
+        (
+            "ready",
+            [("deferred", "mta.unreachable")],
+            "waits for its delivery, for 30 h, last refused as mta.unreachable",
+        ),
+        (
+            "delivered",
+            [("delivered", "relayed")],
+            "the delivery receipt that the operator of op2.example promised 30 h",
+        ),
+        ("delivered", [("delivered", "relayed"), ("answered", "")], ""),
+        ("delivered", [("delivered", "")], ""),
+        ("failed", [("failed", "mta.expired")], ""),
+    ],
+)
+def test_what_is_missing_is_said(state: str, steps: list[tuple[str, str]], expected: str) -> None:
+    accepted = time.time() - 30.5 * 3600
+    told = [{"at": accepted, "node": "n", "step": kind, "code": code, "detail": "", "text": ""} for kind, code in steps]
+    delivery = {"recipient": "dr@op2.example", "target": "smtp", "state": state, "message_id": "<1@x>", "facts": {}}
+    message = {"spool_id": "s", "origin": "submission", "size": 1, "external_id": "", "flags": [], "steps": []}
+    lives = {"labo": [message | {"accepted_at": accepted, "deliveries": [delivery | {"steps": told}]}]}
+    waits = [line.strip() for line in render(lives) if "waits for" in line]
+    assert len(waits) == (1 if expected else 0)
+    assert not expected or expected in waits[0]

@@ -203,17 +203,26 @@ async def test_a_sending_system_is_named_its_message_by_us(make_spool: MakeSpool
     assert found.original_envelope_id == ENDED.spool_id
 
 
-async def test_it_returns_nothing_of_the_message(make_spool: MakeSpool) -> None:
+async def test_it_returns_the_message_and_leaves_the_envelope_to_encryption(make_spool: MakeSpool) -> None:
+    """What leaves the spool's hands is never this content in clear: `tests.mta.test_returned`."""
     spool = make_spool()
     secret = b"From: labo@op1.example\r\nMessage-ID: <2@op1.example>\r\nSubject: DURAND\r\n\r\nglycemie\r\n"
     spool.accept(replace(submission(content=secret, message_id="<2@op1.example>"), sender="labo@op1.example"))
     (lease,) = spool.claim(1, 60)
     spool.settle(lease, Failed(Refused(REMOTE_REFUSED, "RCPT: 550 5.1.1 no")))
     await consumer(spool).ended(spool.ended(1)[0])
-    ((_, _, content),) = receipts(spool)
-    assert b"DURAND" not in content
-    assert b"glycemie" not in content
-    assert b"<2@op1.example>" in content
+    (receipt,) = spool.claim(100, 0)
+    content = spool.content(receipt)
+    assert secret.removesuffix(b"\r\n") in content
+    assert receipt.flags == (), "not the flag that lets a bare notice travel in clear"
+
+
+async def test_a_content_that_is_damaged_does_not_silence_the_failure(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    await consumer(spool).ended(replace(ENDED, content_blob="0" * 32))
+    found = parse_notification(receipts(spool)[0][2])
+    assert isinstance(found, DeliveryNotification)
+    assert found.recipients[0].action == "failed"
 
 
 async def test_told_twice_is_one_receipt(make_spool: MakeSpool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,21 @@ from mta.schedule import RetrySchedule
 from mta.spool import REPEATED_EXTERNAL_ID, Spool
 from mta.tables import deliveries
 from trust.refusals import Refused
+from trust.store import metadata
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 
 from .conftest import Clock, MakeSpool, submission
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The spool's guarantees hold on both."""
+    opened = Database(database_url)
+    metadata.create_all(opened.engine)
+    yield opened
+    opened.close()
+
 
 UNREACHABLE = Refused(refusals.UNREACHABLE, "connect: refused")
 
@@ -440,6 +451,8 @@ def test_a_clock_set_forward_does_not_lease_again_what_is_in_hand(make_spool: Ma
 
 def test_no_question_of_the_road_scans_the_history(make_spool: MakeSpool, database: Database) -> None:
     """Accepting, claiming, reporting, tracing and monitoring cost the same after a million messages."""
+    if database.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL rightly scans a table of two rows; the indexes are the same")
     asked: list[tuple[str, object]] = []
 
     def remember(_c: object, _cursor: object, statement: str, parameters: object, _x: object, _many: bool) -> None:
@@ -469,13 +482,24 @@ def test_no_question_of_the_road_scans_the_history(make_spool: MakeSpool, databa
             for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
         ]
 
-    small = ("ix_mta_deliveries_ready", "ix_mta_deliveries_unreported", "mta_awaited_receipts", "SCAN mta_breakdowns")
+    small = (
+        "ix_mta_deliveries_ready",
+        "ix_mta_deliveries_held",
+        "ix_mta_deliveries_lanes",
+        "ix_mta_deliveries_unreported",
+        "mta_awaited_receipts",
+        "SCAN mta_breakdowns",
+        "SCAN mta_held_destinations",
+        "SCAN mta_purged_counts",
+    )
     for line in database.read(plan):
         if line.startswith("SCAN"):
             assert any(name in line for name in small), line
 
 
-def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None:
+def test_nothing_readable_is_kept(
+    make_spool: MakeSpool, tmp_path: Path, database: Database, stored_octets: Callable[[Database], bytes]
+) -> None:
     spool = make_spool()
     matricule = "279035121518989"
     accepted(
@@ -485,14 +509,11 @@ def test_nothing_readable_is_kept(make_spool: MakeSpool, tmp_path: Path) -> None
         reply=b"MSA|AA|reply-secret",
         message_id="<1@op.example>",  # a made one may end in the sender's address
     )
-    with sqlite3.connect(tmp_path / "relais.db") as plain:
-        plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    plain.close()
-    for file in tmp_path.rglob("*"):
-        if file.is_file():
-            stored = file.read_bytes()
-            for word in (matricule.encode(), b"DURAND", b"secret", b"a@labo.example", b"account-a"):
-                assert word not in stored, file.name
+    found = {"the database": stored_octets(database)}
+    found |= {file.name: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for name, stored in found.items():
+        for word in (matricule.encode(), b"DURAND", b"secret", b"a@labo.example", b"account-a"):
+            assert word not in stored, name
 
 
 def test_a_refused_recipient_is_not_kept_in_the_clear(make_spool: MakeSpool, database: Database) -> None:

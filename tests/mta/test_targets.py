@@ -354,3 +354,42 @@ async def test_lmtp_without_a_server_waits(tmp_path: Path) -> None:
     outcome = await LmtpTarget(LmtpOptions("g.example", socket=tmp_path / "none", timeouts=SHORT)).deliver(MESSAGE)
     assert isinstance(outcome, Deferred)
     assert outcome.reason.refusal.code == "mta.unreachable"
+
+
+# REQUIRETLS, limits the server names, LMTP that carries several at once
+
+
+async def test_a_sender_that_demands_tls_all_the_way(target_to: MakeTarget, space: TrustSpace) -> None:
+    demanding = replace(MESSAGE, flags=("REQUIRETLS",))
+    outcome = await outcome_with(target_to, Server(space.server("two")), demanding)
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason.refusal.code, outcome.reason.refusal.enhanced) == ("mta.requiretls-unsupported", "5.7.30")
+    server = Server(space.server("two"), (*FEATURES, "REQUIRETLS"))
+    assert isinstance(await outcome_with(target_to, server, demanding), Delivered)
+    assert server.commands[3].endswith(" REQUIRETLS")
+    server = Server(space.server("two"), (*FEATURES, "REQUIRETLS"))
+    assert isinstance(await outcome_with(target_to, server), Delivered)
+    assert "REQUIRETLS" not in server.commands[3]
+
+
+async def test_no_more_messages_on_a_connection_than_the_server_wants(target_to: MakeTarget, space: TrustSpace) -> None:
+    server = Server(space.server("two"), (*FEATURES, "LIMITS RCPTMAX=1 MAILMAX=3"))
+    async with serving(server) as port:
+        target = target_to(port)
+        for _ in range(7):
+            assert isinstance(await target.deliver(MESSAGE), Delivered)
+        await target.close()
+    assert server.connections == 3
+
+
+async def test_many_at_once_share_a_connection(tmp_path: Path) -> None:
+    server = Server(None)
+    listening = await asyncio.start_server(server, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    target = LmtpTarget(LmtpOptions("gate.op1.example", port=port, timeouts=SHORT))
+    outcomes = await asyncio.gather(*(target.deliver(MESSAGE) for _ in range(100)))
+    assert all(isinstance(outcome, Delivered) for outcome in outcomes)
+    await target.close()
+    listening.close()
+    assert len(server.contents) == 100
+    assert server.connections <= 8

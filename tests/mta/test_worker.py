@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -349,14 +350,14 @@ async def test_what_was_delivered_is_settled_when_the_store_comes_back(
 ) -> None:
     """A full disk between the destination's yes and our note of it must not send a second copy."""
     spool, recorder = make_spool(schedule=AT_ONCE), Recorder()
-    settle, failures = spool.settle, [StoreUnavailableError("full")] * 3
+    settle, failures = spool.begin_settle, [StoreUnavailableError("full")] * 3
 
-    def failing(lease: Lease, outcome: Outcome) -> bool:
+    def failing(lease: Lease, outcome: Outcome) -> Future[bool]:
         if failures:
             raise failures.pop()
         return settle(lease, outcome)
 
-    monkeypatch.setattr(spool, "settle", failing)
+    monkeypatch.setattr(spool, "begin_settle", failing)
     spool.accept(submission())
     async with working(spool, [], recorder):
         await until(ended(spool, 1))
@@ -381,7 +382,7 @@ async def test_a_store_that_fails_does_not_hold_up_the_stop(
     spool, target = make_spool(schedule=AT_ONCE), Gated()
     for n in range(3):
         spool.accept(submission(key=str(n)))
-    monkeypatch.setattr(spool, "settle", failing)
+    monkeypatch.setattr(spool, "begin_settle", failing)
     monkeypatch.setattr(spool, "release", failing)
     worker = Worker(spool, [], {TargetKind.SMTP: target}, WorkerOptions(per_destination=1))
     running = asyncio.create_task(worker.run())

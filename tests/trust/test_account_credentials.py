@@ -52,8 +52,8 @@ def vault(tmp_path):
 
 
 @pytest.fixture
-def accounts(tmp_path, vault, clock):
-    database = Database(f"sqlite:///{tmp_path}/relais.db")
+def accounts(database_url, vault, clock):
+    database = Database(database_url)
     metadata.create_all(database.engine)
     yield Accounts(database, vault, clock=clock, hasher=QUICK)
     database.close()

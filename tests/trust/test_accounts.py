@@ -28,8 +28,8 @@ class Clock:
 
 
 @pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path}/relais.db")
+def database(database_url):
+    database = Database(database_url)
     metadata.create_all(database.engine)
     yield database
     database.close()
@@ -88,11 +88,10 @@ def test_who_has_no_password_does_not_log_in(accounts, login) -> None:
         assert accounts.authenticate(login, "") == FAILED
 
 
-def test_the_password_is_argon2id_only(accounts, database, tmp_path) -> None:
+def test_the_password_is_argon2id_only(accounts, database, stored_octets) -> None:
     stored = database.read(lambda c: c.scalar(select(credentials.c.password_hash)))
     assert stored.startswith("$argon2id$")
-    database.close()
-    assert "café".encode() not in (tmp_path / "relais.db").read_bytes()
+    assert "café".encode() not in stored_octets(database)
 
 
 def test_lock_and_release(accounts, database, vault, doctor, clock) -> None:

@@ -24,8 +24,8 @@ def vault(tmp_path_factory):
 
 
 @pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path}/relais.db")
+def database(database_url):
+    database = Database(database_url)
     metadata.create_all(database.engine, tables=[journal_entries, journal_payloads, journal_heads])
     yield database
     database.close()
@@ -47,11 +47,15 @@ def tamper(database, *statements) -> None:
     """As somebody would who can write to the database, foreign keys or not."""
     with database.engine.connect() as connection:
         raw = connection.connection.driver_connection
-        raw.execute("PRAGMA foreign_keys=OFF")
+        if connection.dialect.name == "sqlite":
+            raw.execute("PRAGMA foreign_keys=OFF")
         with connection.begin():
+            if connection.dialect.name == "postgresql":
+                raw.execute("SET LOCAL session_replication_role = replica")
             for statement in statements:
                 connection.execute(statement)
-        raw.execute("PRAGMA foreign_keys=ON")
+        if connection.dialect.name == "sqlite":
+            raw.execute("PRAGMA foreign_keys=ON")
 
 
 def at(table, sequence, writer="node-1"):
@@ -92,9 +96,8 @@ def test_stands_with_its_transaction(journal, database) -> None:
     assert database.read(journal.verify).ok
 
 
-def test_payload_is_sealed_on_disk(journal, database, tmp_path) -> None:
-    database.close()
-    stored = (tmp_path / "relais.db").read_bytes()
+def test_payload_is_sealed_on_disk(journal, database, stored_octets) -> None:
+    stored = stored_octets(database)
     assert b"node-1" in stored
     assert b"medecin@cabinet" not in stored
     assert b"dossier.read" not in stored

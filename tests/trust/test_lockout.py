@@ -48,8 +48,8 @@ def vault(tmp_path):
 
 
 @pytest.fixture
-def database(tmp_path):
-    database = Database(f"sqlite:///{tmp_path}/relais.db")
+def database(database_url):
+    database = Database(database_url)
     metadata.create_all(database.engine)
     yield database
     database.close()
@@ -256,18 +256,18 @@ def test_the_same_work_for_every_failure(database, vault) -> None:
     assert max(shortest.values()) < 2 * min(shortest.values()), shortest
 
 
-def _guess_elsewhere(root: str, pipe) -> None:
-    database = Database(f"sqlite:///{root}/relais.db")
+def _guess_elsewhere(root: str, url: str, pipe) -> None:
+    database = Database(url)
     accounts = Accounts(database, KeyVault.open(Path(root) / "vault"), hasher=QUICK, clock=Clock())
     answers = [accounts.authenticate(DOCTOR, f"other {n}", ATTACKER).refusal.code for n in range(20)]
     database.close()
     pipe.send(answers)
 
 
-def test_two_processes_count_together(log_in, tmp_path) -> None:
+def test_two_processes_count_together(log_in, tmp_path, database_url) -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_guess_elsewhere, args=(str(tmp_path), there))
+    process = context.Process(target=_guess_elsewhere, args=(str(tmp_path), database_url, there))
     process.start()
     answers = [answer.refusal.code for answer in guess(log_in, ATTACKER, 20)] + here.recv()
     process.join()

@@ -61,6 +61,8 @@ class FetchOptions:
     seconds: float = 20.0
     """For one exchange, redirects included."""
     per_host_a_minute: int = 60
+    redirects: int = MAX_REDIRECTS
+    """Followed at most; 0 where a standard forbids it (RFC 8461 §3.3)."""
 
 
 Resolve = Callable[[str, int], Sequence[str]]
@@ -122,7 +124,7 @@ class Fetcher:
         deadline = time.monotonic() + self._options.seconds
         follow = (307, 308) if body is not None else (301, 302, 303, 307, 308)
         scheme = ""
-        for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(self._options.redirects + 1):
             parts = _checked(url)
             if scheme and parts.scheme != scheme:
                 raise FetchRefusedError("redirected to another scheme")

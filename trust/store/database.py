@@ -4,31 +4,46 @@ A commit costs one disk sync, whoever asked for it. So callers hand small functi
 that are waiting inside one transaction, each in its own savepoint, syncs once, and only then tells each caller that
 its work is kept. Readers have their own connections and never wait for the writer.
 
-All that differs between SQLite and PostgreSQL is at the end of this file.
+All that differs between SQLite and PostgreSQL is at the end of this file and in `trust.store.postgresql`.
 """
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError
 
+from trust.store import postgresql
 from trust.store.durable import make_private_directory, write_durably
 
 T = TypeVar("T")
+X = TypeVar("X")
+
+Together = Callable[[Connection, Sequence[X]], Sequence[T]]
+"""What `Database.submit_together` takes: work on many callers' items at once, one result for each, in their order."""
 
 _BUSY_TIMEOUT_MS = 30_000
 """How long SQLite waits for another process (a backup, a migration) before giving up."""
 
+_CROWD = 8
+_GATHER_SECONDS = 0.001
+"""When the last batch was for a crowd, its callers are about to come again: waiting for them so long costs each less
+than a commit with a few of them."""
+
 _DEFERRED = "relais.deferred"
+_TRIES = 5
+"""Of one batch where other nodes' transactions stand in the way, or the connection has broken before COMMIT."""
 
 _SQLITE_PRAGMAS = (
     f"busy_timeout={_BUSY_TIMEOUT_MS}",
@@ -88,18 +103,24 @@ class _Answer:
             self._error = None  # or exception, traceback and we would hold each other
 
 
+_NO_ITEM = object()
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
-    work: Callable[[Connection], Any]
+    work: Callable[..., Any]
     future: Future[Any] | _Answer
+    item: Any = _NO_ITEM
+    """What `work`, which then is a `Together`, is to be done on."""
 
 
 class Database:
     """One engine, one writer thread with group commit. Thread-safe.
 
     `url` is an SQLAlchemy URL (`sqlite:////var/lib/relais/relais.db`); the SQLite file and its directory are created
-    private when missing. Raises `UnsupportedDatabaseError` for anything else than SQLite in a file or PostgreSQL,
-    `sqlalchemy.exc.DBAPIError` when the SQLite file cannot be opened or is no database.
+    private when missing. Raises `UnsupportedDatabaseError` for anything else than SQLite in a file or a PostgreSQL that
+    keeps what it promises, `sqlalchemy.exc.DBAPIError` when the SQLite file cannot be opened or is no database, or the
+    server cannot be reached.
     """
 
     engine: Engine
@@ -117,6 +138,9 @@ class Database:
         self._max_batch = max_batch
         self._jobs: deque[_Job] = deque()
         self._closed = False
+        self._idle = False
+        """The writer waits for work."""
+        self._kept: Connection | None = None
         self._arrived = threading.Condition()
         # A daemon: what it has not committed was promised to nobody, so it must not hold up the end of the process.
         self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
@@ -127,12 +151,32 @@ class Database:
 
         `fn` runs on the writer thread, and so do the future's callbacks: both must be quick. `fn` must not commit or
         roll back the connection, and must not return open results. When it raises, its own changes alone are undone
-        and its future gets the exception. The future gets `StoreUnavailableError` when the database cannot begin or
-        commit. Raises `DatabaseClosedError`.
+        and its future gets the exception. It is called again, all it did undone, when another node's transaction stood
+        in its way. The future gets `StoreUnavailableError` when the database cannot begin or commit. Raises
+        `DatabaseClosedError`.
         """
         future: Future[T] = Future()
         self._enqueue(_Job(fn, future))
         return future
+
+    def submit_together(self, work: Together[X, T], item: X) -> Future[T]:
+        """As `submit`, but those who wait with the same `work` share one call of it, with all their items.
+
+        So a thousand insertions are one statement. When the call raises, all it did is undone and each item is tried
+        alone: one that is bad fails for its own caller only. Work may be done before what was submitted earlier.
+        """
+        future: Future[T] = Future()
+        self._enqueue(_Job(work, future, item))
+        return future
+
+    def transact_together(self, work: Together[X, T], item: X) -> T:
+        """`submit_together`, and wait. Raises as `transact` does."""
+        if threading.current_thread() is self._writer:
+            raise NestedTransactionError("already in a transaction: use the connection you were given")
+        answer = _Answer()
+        self._enqueue(_Job(work, answer, item))
+        result: T = answer.result()
+        return result
 
     def transact(self, fn: Callable[[Connection], T]) -> T:
         """`submit`, and wait. Raises `NestedTransactionError` inside a transaction or a future's callback."""
@@ -144,8 +188,15 @@ class Database:
         return result
 
     def read(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` on a read connection, all its statements over one snapshot; writing through it is an error."""
-        with self._readers.connect() as connection:
+        """Run `fn` on a read connection, all its statements over one snapshot; writing through it is an error. It is
+        called again when the connection turns out to be broken."""
+        try:
+            with self._readers.connect() as connection:
+                return fn(connection)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with self._readers.connect() as connection:  # the server was started again: every old connection is gone
             return fn(connection)
 
     def close(self) -> None:
@@ -162,37 +213,74 @@ class Database:
             if self._closed:
                 raise DatabaseClosedError("the database is closed")
             self._jobs.append(job)
-            self._arrived.notify()
+            if self._idle:
+                self._arrived.notify()
 
     def _write(self) -> None:
-        while batch := self._next_batch():
-            self._commit(batch)
+        before = 0
+        try:
+            while batch := self._next_batch(before):
+                self._commit(batch)
+                before = len(batch)
+        finally:
+            if self._kept is not None:
+                self._kept.close()
 
-    def _next_batch(self) -> list[_Job]:
-        """What is waiting, at least one job; empty when closed and drained."""
+    def _next_batch(self, before: int) -> list[_Job]:
+        """What is waiting, at least one job; empty when closed and drained. `before`: how many the last one had."""
         with self._arrived:
             while not self._jobs and not self._closed:
+                self._idle = True
                 self._arrived.wait()
+                self._idle = False
+            few = len(self._jobs) < before and before >= _CROWD
+        if few and not self._closed:
+            time.sleep(_GATHER_SECONDS)
+        with self._arrived:
             return [self._jobs.popleft() for _ in range(min(len(self._jobs), self._max_batch))]
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """The writer's; with SQLite the same from batch to batch, until something fails."""
+        connection = self._kept or self.engine.connect()
+        self._kept = None
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if connection.dialect.name == "sqlite":
+            self._kept = connection
+        else:
+            connection.close()
 
     def _commit(self, batch: list[_Job]) -> None:
         wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
-        try:
-            with self.engine.connect() as connection, connection.begin():
-                cursor = connection.connection.cursor()
-                connection.info[_DEFERRED] = {}
-                try:
-                    outcomes = [_run_in_savepoint(connection, cursor, job) for job in wanted]
-                    settle(connection)
-                finally:
-                    del connection.info[_DEFERRED]
-                cursor.close()
-        except BaseException as cause:
-            for job in wanted:
-                failure = StoreUnavailableError("the database did not commit")
-                failure.__cause__ = cause
-                job.future.set_exception(failure)
-            return
+        tries, committing = 1, False
+        while True:
+            try:
+                with self._connection() as connection, connection.begin():
+                    cursor = connection.connection.cursor()
+                    info = connection.info  # a broken connection does not give it any more
+                    info[_DEFERRED] = {}
+                    try:
+                        outcomes = [tell for group in _groups(wanted) for tell in _run_group(connection, cursor, group)]
+                        settle(connection)
+                    finally:
+                        del info[_DEFERRED]
+                    cursor.close()
+                    committing = True  # from here on a failure does not say whether it is kept
+                break
+            except BaseException as cause:
+                if not committing and tries < _TRIES and postgresql.may_pass(cause):
+                    time.sleep(random.uniform(0.2, 1.0) * 0.01 * 2**tries)  # noqa: S311 - so that two nodes part ways
+                    tries += 1
+                    continue
+                for job in wanted:
+                    failure = StoreUnavailableError("the database did not commit")
+                    failure.__cause__ = cause
+                    job.future.set_exception(failure)
+                return
         for tell in outcomes:
             tell()
 
@@ -213,31 +301,65 @@ def settle(connection: Connection) -> None:
         write(connection, value)
 
 
-def _run_in_savepoint(connection: Connection, cursor: Any, job: _Job) -> Callable[[], None]:
+def _groups(jobs: Sequence[_Job]) -> Iterable[list[_Job]]:
+    """Jobs that share their work; each other one by itself."""
+    groups: dict[object, list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault(id(job) if job.item is _NO_ITEM else job.work, []).append(job)
+    return groups.values()
+
+
+def _run_group(connection: Connection, cursor: Any, group: list[_Job]) -> list[Callable[[], None]]:
+    """Run jobs that share their work; returns how to tell their callers, once the batch is committed."""
+    first = group[0]
+    if first.item is _NO_ITEM:
+        return [_run_in_savepoint(connection, cursor, first.work, first.future)]
+    if len(group) == 1:
+        alone = partial(_of_one, first.work, first.item)
+        return [_run_in_savepoint(connection, cursor, alone, first.future)]
+    answer: Future[Sequence[Any]] = Future()
+    items = [job.item for job in group]
+    _run_in_savepoint(connection, cursor, lambda open_connection: first.work(open_connection, items), answer)()
+    if answer.exception() is not None:
+        return [tell for job in group for tell in _run_group(connection, cursor, [job])]
+    return [partial(job.future.set_result, result) for job, result in zip(group, answer.result(), strict=True)]
+
+
+def _of_one(work: Together[Any, Any], item: Any, connection: Connection) -> Any:
+    (result,) = work(connection, [item])
+    return result
+
+
+def _run_in_savepoint(
+    connection: Connection, cursor: Any, work: Callable[[Connection], Any], future: Future[Any] | _Answer
+) -> Callable[[], None]:
     """Run one job; returns how to tell its caller, once the batch is committed.
 
     When the database has given up the whole transaction (SQLite may on a full disk or an I/O error) the error is let
-    through and fails the batch: what ran before is gone, and what would run next would commit on its own.
+    through and fails the batch: what ran before is gone, and what would run next would commit on its own. So is the
+    error of another node's being in the way, which only letting go of all locks resolves.
 
     The savepoint is set by the driver's own cursor: SQLAlchemy's costs more than many a job does.
     """
     cursor.execute("SAVEPOINT job")
     before = connection.info[_DEFERRED].copy()
     try:
-        result = job.work(connection)
+        result = work(connection)
         if connection.in_nested_transaction():
             raise RuntimeError("a function must end the nested transactions it begins")
+        if _statement_failed(connection):
+            raise RuntimeError("a function must let the errors of its statements through")
     except BaseException as error:
-        if _transaction_is_lost(connection):
+        if _transaction_is_lost(connection) or postgresql.conflicts(error):
             raise
         while nested := connection.get_nested_transaction():
             nested.rollback()
         cursor.execute("ROLLBACK TO SAVEPOINT job")
         cursor.execute("RELEASE SAVEPOINT job")
         connection.info[_DEFERRED] = before
-        return partial(job.future.set_exception, error)
+        return partial(future.set_exception, error)
     cursor.execute("RELEASE SAVEPOINT job")  # fails, and with it the batch, when the job ended the transaction
-    return partial(job.future.set_result, result)
+    return partial(future.set_result, result)
 
 
 def _open_sqlite(url: URL, read_connections: int) -> tuple[Engine, Engine]:
@@ -276,26 +398,26 @@ def _control_sqlite(engine: Engine, begin: str, pragmas: tuple[str, ...]) -> Non
 
 
 def _transaction_is_lost(connection: Connection) -> bool:
-    """Whether the transaction has ended under our feet.
-
-    SQLite ends it by itself on some errors, which its driver does not tell, not even on commit. PostgreSQL need not be
-    asked: it refuses every further statement of a broken transaction.
-    """
+    """Whether the transaction has ended under our feet, which neither driver tells, not even on commit."""
+    if connection.invalidated:
+        return True
+    driver = connection.connection.driver_connection
     if connection.dialect.name == "sqlite":
-        driver = connection.connection.driver_connection
         return driver is None or not driver.in_transaction
-    return not connection.in_transaction()
+    return not connection.in_transaction() or postgresql.transaction_is_lost(driver)
+
+
+def _statement_failed(connection: Connection) -> bool:
+    """Whether the function hid an error after which PostgreSQL takes no more statements; SQLite always does."""
+    if connection.dialect.name == "sqlite" or connection.invalidated:
+        return False
+    return postgresql.statement_failed(connection.connection.driver_connection)
 
 
 def _open_postgresql(url: URL, read_connections: int) -> tuple[Engine, Engine]:
-    writer = create_engine(url, hide_parameters=True, pool_size=2, pool_pre_ping=True)
-    readers = create_engine(
-        url,
-        hide_parameters=True,
-        pool_size=read_connections,
-        max_overflow=0,
-        pool_pre_ping=True,
-        isolation_level="REPEATABLE READ",
-        execution_options={"postgresql_readonly": True},
-    )
+    try:
+        writer, readers = postgresql.open_postgresql(url, read_connections)
+        writer.connect().close()
+    except postgresql.UnsuitableServerError as error:
+        raise UnsupportedDatabaseError(str(error)) from error
     return writer, readers

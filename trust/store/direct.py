@@ -1,7 +1,8 @@
 """Statements run by the driver itself, for the few places where SQLAlchemy's own cost is most of the work.
 
 With SQLite a statement is compiled once and handed to the driver; with any other database SQLAlchemy runs it as usual,
-so that types, placeholders and server-side cursors stay its business. Values are int, str and bytes only.
+so that types, placeholders and server-side cursors stay its business. Values are None, bool, int, float, str and bytes
+only.
 """
 
 from __future__ import annotations
@@ -10,25 +11,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, Table, bindparam
 
 _ROWS_IN_MEMORY = 2000
 
 
 class DirectStatement:
-    """One statement of SQLAlchemy Core whose every value is a named parameter."""
+    """One statement of SQLAlchemy Core whose values are named parameters or constants."""
 
     def __init__(self, statement: Executable) -> None:
         self._statement: Any = statement
         self._sql = ""
         self._pick: Callable[[Mapping[str, Any]], Any] = dict
 
-    def run(self, connection: Connection, values: Mapping[str, Any]) -> None:
-        """Execute, for what gives no rows."""
-        if connection.dialect.name == "sqlite":
-            self._start(connection, values).close()
-        else:
-            connection.execute(self._statement, values)
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
+        """Execute, for what gives no rows; returns how many it changed."""
+        if connection.dialect.name != "sqlite":
+            return int(connection.execute(self._statement, values).rowcount)
+        cursor = self._start(connection, values)
+        changed: int = cursor.rowcount
+        cursor.close()
+        return changed
+
+    def many(self, connection: Connection, values: Sequence[Mapping[str, Any]]) -> None:
+        """Execute once for each, for what gives no rows."""
+        if not values:
+            return
+        if connection.dialect.name != "sqlite":
+            connection.execute(self._statement, list(values))
+            return
+        self._prepare(connection)
+        driver: Any = connection.connection.driver_connection
+        driver.executemany(self._sql, [self._pick(each) for each in values]).close()
 
     def first(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Any] | None:
         """The first row, None when there is none."""
@@ -54,10 +68,23 @@ class DirectStatement:
             cursor.close()
 
     def _start(self, connection: Connection, values: Mapping[str, Any]) -> Any:
-        if not self._sql:
-            compiled = self._statement.compile(dialect=connection.dialect)
-            names = tuple(compiled.positiontup or ())
-            self._pick = itemgetter(*names) if len(names) > 1 else lambda given: tuple(given[name] for name in names)
-            self._sql = str(compiled)
+        self._prepare(connection)
         driver: Any = connection.connection.driver_connection
         return driver.execute(self._sql, self._pick(values))
+
+    def _prepare(self, connection: Connection) -> None:
+        if self._sql:
+            return
+        compiled = self._statement.compile(dialect=connection.dialect)
+        names = tuple(compiled.positiontup or ())
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        if constants or len(names) < 2:
+            self._pick = lambda given: tuple([given[name] if name in given else constants[name] for name in names])
+        else:
+            self._pick = itemgetter(*names)
+        self._sql = str(compiled)
+
+
+def insertion(table: Table, *names: str) -> DirectStatement:
+    """INSERT of these columns, all when none is named."""
+    return DirectStatement(table.insert().values({name: bindparam(name) for name in names or table.columns.keys()}))

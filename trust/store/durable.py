@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -28,7 +29,14 @@ def make_private_directory(path: Path) -> None:
 
 
 def write_durably(path: Path, *parts: bytes, scratch: Path | None = None, replace: bool = True) -> None:
-    """Write the concatenated `parts` to `path`, mode 0600, durable when this returns.
+    """Write the concatenated `parts` to `path`: see `write_pieces_durably`."""
+    write_pieces_durably(path, parts, scratch=scratch, replace=replace)
+
+
+def write_pieces_durably(
+    path: Path, pieces: Iterable[bytes], *, scratch: Path | None = None, replace: bool = True
+) -> None:
+    """Write `pieces`, each as it is made, to `path`, mode 0600, durable when this returns.
 
     `scratch` is where the unfinished file lives, on the same file system; by default the directory of `path`.
     With `replace` false an existing file is kept and FileExistsError raised. Raises OSError when the disk refuses;
@@ -38,8 +46,8 @@ def write_durably(path: Path, *parts: bytes, scratch: Path | None = None, replac
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            for part in parts:
-                file.write(part)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         if replace:

@@ -104,6 +104,12 @@ class OrphanCollector:
             if len(old) >= _AT_ONCE or high == "g":
                 yield low, high, old
                 low, old = high, set()
+        after = "t"
+        while rows := self._blobs.rows_before(oldest, after, _AT_ONCE):
+            yield rows[0], rows[-1] + "0", set(rows)  # behind it in every collation
+            after = rows[-1]
+            if broken_off.wait(_BREATH_SECONDS):
+                return
 
     def _unnamed(self, low: str, high: str, old: set[str], broken_off: threading.Event) -> set[str]:
         unnamed = old - self._blobs.expected()  # before the rows are read: see above

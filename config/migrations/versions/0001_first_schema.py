@@ -112,7 +112,7 @@ def upgrade() -> None:
         sa.Column("set_key", sa.String(length=64), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("blob_id", sa.String(length=32), nullable=False),
+        sa.Column("blob_id", sa.String(length=64), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["dossier_id"], ["dossiers.id"], name=op.f("fk_dossier_documents_dossier_id")),
         sa.PrimaryKeyConstraint("entry_uuid", name=op.f("pk_dossier_documents")),
@@ -206,7 +206,9 @@ def upgrade() -> None:
 
     op.create_table(
         "mta_steps",
-        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
         sa.Column("spool_id", sa.String(length=32), nullable=False),
         sa.Column("delivery_id", sa.String(length=32), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),

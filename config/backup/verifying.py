@@ -1,0 +1,94 @@
+"""Whether a backup is whole and ours: every object's SHA-256, and with the key-encryption key also the MAC over all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from config.backup.manifest import LISTING, OBJECTS, FileDigest, Manifest
+from config.backup.store import BackupError, BackupStore, hashes, parts, read_listing, read_manifest
+from trust.escrow import fingerprint
+from trust.sealing import Sealing
+
+_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found out about one gateway's part."""
+
+    manifest: Manifest
+    problems: tuple[str, ...]
+    """A sentence each; the first twenty."""
+    authentic: bool
+    """Whether its MAC was checked: only who has the key-encryption key can."""
+
+
+def keys_by_fingerprint(keks: list[bytes]) -> dict[str, Sealing]:
+    sealings = map(Sealing, keks)
+    return {fingerprint(each): each for each in sealings}
+
+
+def verify(store: BackupStore, cut: Path, keys: Mapping[str, Sealing]) -> list[Verified]:
+    """Each gateway's part of one cut. Raises `BackupError` when there is nothing to read."""
+    found = [_verify(store, part, keys) for part in parts(cut)]
+    if not found:
+        raise BackupError(f"{cut} holds no manifest")
+    return found
+
+
+def _verify(store: BackupStore, part: Path, keys: Mapping[str, Sealing]) -> Verified:
+    manifest = read_manifest(part)
+    vault = keys.get(manifest.key)
+    problems = list(islice(_problems(store, part, manifest, vault), 20))
+    return Verified(manifest, tuple(problems), vault is not None)
+
+
+def _problems(store: BackupStore, part: Path, manifest: Manifest, vault: Sealing | None) -> Iterator[str]:
+    if vault is not None and not manifest.genuine(vault):
+        yield f"the manifest in {part} was altered, or was not written by this gateway"
+        return
+    for name, wanted in ((OBJECTS, manifest.objects_file), (LISTING, manifest.listing_file)):
+        if _digest(part / name) != wanted:
+            yield f"{part / name} is not the file the manifest names"
+            return
+    known = hashes(part)
+    if vault is not None:
+        rows = 0
+        for row in read_listing(part, vault):
+            rows += 1
+            if bytes.fromhex(row.object) not in known:
+                yield f"the listing in {part} names an object that has no line in {OBJECTS}"
+                return
+        if rows < manifest.objects:
+            yield f"the listing in {part} ends early"
+    if len(known) != manifest.objects:
+        yield f"{part / OBJECTS} has {len(known)} lines instead of {manifest.objects}"
+
+    def check(item: tuple[bytes, bytes]) -> str:
+        name, sha256 = item[0].hex(), item[1].hex()
+        try:
+            return "" if store.digest(name).sha256 == sha256 else f"object {name} was altered"
+        except FileNotFoundError:
+            return f"object {name} is missing"
+        except OSError as error:
+            return f"object {name} cannot be read: {error.strerror}"
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as threads:
+        items = iter(known.items())
+        while batch := list(islice(items, 256)):
+            yield from filter(None, threads.map(check, batch))
+
+
+def _digest(path: Path) -> FileDigest | None:
+    try:
+        content = path.open("rb")
+    except OSError:
+        return None
+    with content:
+        digest = hashlib.file_digest(content, "sha256")
+        return FileDigest(digest.hexdigest(), content.tell())

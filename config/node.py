@@ -1,0 +1,265 @@
+"""One process of a gateway among others: its database, its name, its own files in the state, and what it hears of the
+others.
+
+A gateway is one process on SQLite, or any number of processes on any number of machines on one PostgreSQL
+(docs/nodes.md). Processes of one machine share its configuration, state and ports; `--process N` tells them apart, and
+the first does what a machine needs once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from config.settings import Loaded, SettingsError
+from mta.bell import Bell
+from mta.spool import Spool
+from trust.store.blobs import ALL_ROWS, ROW_BYTES, BlobStore
+from trust.store.database import Database, UnsupportedDatabaseError
+from trust.store.durable import write_durably
+from trust.store.nodes import Nodes
+from trust.vault import KeyVault
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 3.0
+"""Between two looks at whose turn it is to do what one process does for all."""
+_CLOCK_SECONDS = 5.0
+"""More than this between our clock and the database's is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Which process of the gateway this is."""
+
+    loaded: Loaded
+    number: int | None = None
+    """None: the only one on this machine."""
+
+    @property
+    def name(self) -> str:
+        """Of the node and of its chain in the journal; unique among all that share the database."""
+        own = self.loaded.settings.store.node or self.loaded.settings.operator.host
+        return f"{own}.{self.number}" if self.number else own
+
+    @property
+    def first(self) -> bool:
+        """Whether to do what a machine needs once: Dovecot's questions, drop folders, the file of heads."""
+        return not self.number
+
+    @property
+    def shares_ports(self) -> bool:
+        """Whether other processes of this machine listen at the same addresses (SO_REUSEPORT)."""
+        return self.number is not None
+
+    def file(self, stem: str, suffix: str) -> Path:
+        """A file of this process alone in the state they share."""
+        return self.loaded.state / (f"{stem}-{self.number}{suffix}" if self.number else f"{stem}{suffix}")
+
+
+def uses_postgresql(loaded: Loaded) -> bool:
+    """Whether several processes can share the database."""
+    return bool(loaded.settings.store.url)
+
+
+def database_url(loaded: Loaded) -> str:
+    """With its password; not for logs. Raises `SettingsError`."""
+    section = loaded.settings.store
+    if not section.url:
+        return f"sqlite:///{loaded.state / 'relais.db'}"
+    try:
+        url = make_url(section.url)
+    except ArgumentError as error:
+        raise SettingsError("store.url must be postgresql://user@host/database") from error
+    if url.get_backend_name() != "postgresql":
+        raise SettingsError("store.url must be postgresql://user@host/database; leave it empty for SQLite")
+    if url.password:
+        raise SettingsError("store.url holds a password: put it into a file of mode 0600, named by store.password_file")
+    if section.password_file:
+        path = loaded.path(section.password_file)
+        try:
+            if path.stat().st_mode & 0o077:
+                raise SettingsError(f"store.password_file {path} is readable by others: chmod 600 {path}")
+            url = url.set(password=path.read_text().strip())
+        except OSError as error:
+            raise SettingsError(f"store.password_file cannot be read: {error.strerror}") from error
+    return url.render_as_string(hide_password=False)
+
+
+def open_database(loaded: Loaded) -> Database:
+    """Raises `SettingsError` when it cannot be used."""
+    url = database_url(loaded)
+    try:
+        return Database(url)
+    except UnsupportedDatabaseError as error:
+        raise SettingsError(f"the database cannot be used: {error}") from error
+    except DBAPIError as error:
+        if not uses_postgresql(loaded):
+            raise
+        raise SettingsError(
+            f"the database of store.url does not let us in ({type(error.orig).__name__}): is it running, and are user, "
+            "database and password right?"
+        ) from error
+
+
+def open_blobs(loaded: Loaded, vault: KeyVault, database: Database) -> BlobStore:
+    """Where message bytes are kept: in PostgreSQL, for every node to have them, or in files."""
+    store = loaded.settings.store
+    rows = ROW_BYTES if not uses_postgresql(loaded) or store.blobs == "files" else ALL_ROWS
+    folder = loaded.path(store.blob_directory) if store.blob_directory else loaded.state / "blobs"
+    return BlobStore(folder, vault, database, rows)
+
+
+class Membership:
+    """The task that says that this process lives, and frees what dead ones had under lease. One per process and event
+    loop. `run` ends after `stop`."""
+
+    def __init__(self, process: Process, database: Database) -> None:
+        """Joins. Raises what the database raises."""
+        self._database = database
+        self._nodes = Nodes(database, process.name, patience=process.loaded.settings.store.patience_seconds)
+        self._file = process.file("holder", "")
+        self._spool: Spool | None = None
+        self._bell = Bell()
+        self._said = ""
+        self._nodes.join()
+
+    @property
+    def holder(self) -> str:
+        """Under whose name this process leases deliveries."""
+        return self._nodes.holder
+
+    @property
+    def eldest(self) -> bool:
+        """Whether to do what one process should do for all."""
+        return self._nodes.eldest
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who lives."""
+        return tuple(each.name for each in self._nodes.members)
+
+    def take_over(self, spool: Spool) -> int:
+        """At start: free what our own predecessor on this state had, dead since we hold its lock. Returns how
+        much."""
+        self._spool = spool
+        try:
+            before = self._file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            before = ""
+        freed = 0
+        if len(before) == len(self.holder) and before.isalnum():
+            freed = spool.recover(before)
+            self._nodes.bury(before)
+        write_durably(self._file, self.holder.encode())
+        return freed
+
+    async def run(self) -> None:
+        """Beat until `stop`."""
+        await self._bell.run(self._turn)
+
+    async def stop(self) -> None:
+        """Leave: nothing is leased to us any more."""
+        self._bell.stop()
+        await self._bell.finished()
+        try:
+            await asyncio.to_thread(self._leave)
+        except Exception as error:  # the others find out
+            log.warning("node.not-left", error=type(error).__name__)
+
+    def _leave(self) -> None:
+        if self._spool is not None:
+            self._spool.recover(self.holder)  # what the worker could not give back
+        self._nodes.leave()
+
+    async def _turn(self) -> float:
+        """Returns how long to sleep, in seconds."""
+        try:
+            for dead in await asyncio.to_thread(self._nodes.beat):
+                if self._spool is not None:
+                    freed = await asyncio.to_thread(self._spool.recover, dead)
+                    await asyncio.to_thread(self._nodes.bury, dead)
+                    log.warning("node.died", holder=dead, deliveries=freed)
+            self._say("")
+        except Exception as error:
+            self._say(type(error).__name__)
+        return self._nodes.interval
+
+    def _say(self, problem: str) -> None:
+        """Once when it begins, once when it is over."""
+        if problem != self._said:
+            if problem:
+                log.error("node.cut-off", error=problem)
+            else:
+                log.info("node.back")
+            self._said = problem
+
+
+class Task(Protocol):
+    """What runs until it is stopped."""
+
+    async def run(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class ForAll:
+    """A task that one process does for all: it runs here while this is the eldest. Idempotent: for a moment two
+    may do it, or none."""
+
+    def __init__(self, eldest: Callable[[], bool], make: Callable[[], Task]) -> None:
+        self._eldest = eldest
+        self._make = make
+        self._bell = Bell()
+        self._running: tuple[Task, asyncio.Task[None]] | None = None
+
+    async def run(self) -> None:
+        """Until `stop`, or until the task breaks."""
+        await self._bell.run(self._turn, self._end)
+
+    async def stop(self) -> None:
+        self._bell.stop()
+        await self._bell.finished()
+
+    async def _turn(self) -> float:
+        """Returns how long to sleep, in seconds."""
+        if self._running is None and self._eldest():
+            work = self._make()
+            self._running = (work, asyncio.create_task(work.run()))
+        elif self._running is not None and self._running[1].done():
+            self._running[1].result()
+        elif self._running is not None and not self._eldest():
+            await self._end()
+        return _LOOK_SECONDS
+
+    async def _end(self) -> None:
+        if self._running is not None:
+            work, task = self._running
+            self._running = None
+            await work.stop()
+            await task
+
+
+def clock_difference(database: Database) -> float:
+    """Our clock minus PostgreSQL's, seconds; 0 on SQLite. Leases are compared with the clocks of other nodes."""
+
+    def read(connection: object) -> float:
+        value = connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar()  # type: ignore[attr-defined]
+        return time.time() - float(value)
+
+    return database.read(read) if database.engine.dialect.name == "postgresql" else 0.0
+
+
+def tell_clock(database: Database) -> None:
+    """In the log, when it is off."""
+    difference = clock_difference(database)
+    if abs(difference) > _CLOCK_SECONDS:
+        log.error("node.clock-differs", seconds=round(difference, 1))

@@ -1,0 +1,77 @@
+"""The mailbox target's doorkeeper: a receipt that only repeats what its reader was told is not filed a second time.
+
+What contradicts an earlier receipt is filed with a field that says so, and receipts that answer receipts go nowhere
+(RFC 8098 §3). Whatever may not be believed is filed like any other mail: its reader decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from mta.believed import Believed
+from mta.dispositions import without_asking
+from mta.message import Delivered, Message, Origin, Outcome, Target
+from mta.notices import Notices, Weight
+from mta.notifications import DispositionNotification, parse_notification
+from mta.spool_reading import SpoolReader
+from smime.mime import MimeError
+
+_log = logging.getLogger("relais.mta.absorbing")
+
+NOTICE_FIELD = "X-Relais-Notice"
+_MESSAGES = 20
+"""With the same Message-ID that are looked at."""
+
+
+class ReceiptDoorkeeper:
+    """A `mta.message.Target` before another. What the store raises makes the worker try again."""
+
+    def __init__(self, target: Target, spool: SpoolReader, believed: Believed, notices: Notices) -> None:
+        self._target = target
+        self._spool = spool
+        self._believed = believed
+        self._notices = notices
+
+    async def deliver(self, message: Message) -> Outcome:
+        """See `mta.message.Target`."""
+        if message.sender or message.origin is Origin.SYSTEM:
+            return await self._target.deliver(message)
+        heard = await asyncio.to_thread(self._hear, message)
+        if isinstance(heard, Delivered):
+            _log.info("delivery %s: %s", message.delivery_id, heard.detail)
+            return heard
+        return await self._target.deliver(heard)
+
+    def _hear(self, message: Message) -> Message | Delivered:
+        """The mail to file, or why there is none. Says the same when asked again.
+
+        To nobody can nothing be answered: a mail with a null sender asks for no reading receipt, whatever it says.
+        """
+        try:
+            message = replace(message, content=without_asking(message.content))
+        except MimeError:
+            return message
+        if self._answers_a_receipt(message):
+            return Delivered("not filed: a receipt about a receipt")
+        found = self._believed.receipts(message, message.content)
+        if found is None:
+            return message
+        heard = [self._notices.hear(each.about, message.delivery_id, each.said) for each in found.receipts]
+        if found.whole and all(each.weight is Weight.REPEATED for each in heard):
+            return Delivered("not filed: it repeats an earlier receipt")
+        contradicted = next((each for each in heard if each.weight is Weight.CONTRADICTS), None)
+        if contradicted is None or contradicted.before is None:
+            return message
+        field = f"{NOTICE_FIELD}: contradicts; earlier={contradicted.before.value}\r\n".encode("ascii")
+        return replace(message, content=field + message.content)
+
+    def _answers_a_receipt(self, message: Message) -> bool:
+        """Whether it is a reading receipt for what nobody should have answered: mail of ours with a null sender."""
+        mdn = parse_notification(message.content)
+        if not isinstance(mdn, DispositionNotification):
+            return False
+        found = self._spool.find(mdn.original_message_id)[:_MESSAGES]
+        records = [record for record in map(self._spool.message, found) if record is not None]
+        return bool(records) and all(record.origin is Origin.SYSTEM for record in records)

@@ -1,0 +1,221 @@
+"""LMTP in (RFC 2033): a mail server of the house hands over its people's mail, and is answered for each recipient.
+
+For a hospital whose own server all its mail goes through. It is trusted because the configuration says so and because
+of where it is: on a Unix socket whose rights decide who may connect, or on this machine's loopback. It needs no
+password and no TLS, and gets nothing else for free: it may write only as the mailboxes it was given, its mail is signed
+and encrypted like everybody's, and a 250 is said only for what is committed. Nothing is promised for a recipient
+against whom something is already known: each has a reply of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mta import refusals
+from mta.loops import going_round
+from mta.message import Origin
+from mta.private_socket import private_socket
+from mta.smtp.address import domain_of, parse_path
+from mta.smtp.data import Chunked, Dotted
+from mta.smtp.door import DoorOptions, SubmissionDoor
+from mta.smtp.limits import Limits
+from mta.smtp.policy import SessionOptions, Transaction
+from mta.smtp.session import DoorSession
+from mta.spool import Spool
+from smime.mime import MimeError, parse_entity
+from trust.accounts import Accounts
+from trust.refusals import Refused
+from trust.tls import in_force
+
+_NOT_LMTP = ("HELO", "EHLO", "STARTTLS", "AUTH", "BDAT")
+_MANY = 1_000_000
+"""No limit: a server hands over the mistakes of all its people."""
+
+
+class LmtpSession(DoorSession):
+    """One connection."""
+
+    protocol = "LMTP"
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self._named: list[str] = []
+        self._answered: list[str] = []
+        self.outcomes: dict[str, Refused] = {}
+        """Recipients, lower case, that are refused although the content is kept for the others."""
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        for verb in _NOT_LMTP:
+            del self._commands[verb]
+        self._commands["LHLO"] = self.smtp_LHLO
+
+    async def smtp_LHLO(self, argument: str) -> None:  # noqa: N802 - named after the command
+        """RFC 2033 §4.1."""
+        if not argument:
+            await self.push("501 5.5.4 Syntax: LHLO hostname")
+            return
+        self.reset()
+        self.helo = argument
+        words = [self.hostname, f"SIZE {self._limits.message_bytes}", "PIPELINING", "8BITMIME", "SMTPUTF8"]
+        words += ["ENHANCEDSTATUSCODES", "DSN"]
+        self.write("".join(f"250-{word}\r\n" for word in words[:-1]).encode("ascii"))
+        self.write(f"250 {words[-1]}\r\n".encode("ascii"))
+
+    async def smtp_RCPT(self, argument: str) -> None:  # noqa: N802 - named after the command
+        """Each RCPT that is accepted has a reply of its own later, also one that was said before (§4.2)."""
+        self._last = ""
+        await super().smtp_RCPT(argument)
+        path = parse_path(argument, "TO", postmaster_domain=self.hostname)
+        if self._last.startswith("250") and path is not None:
+            self._named.append(path.address.lower())
+
+    async def push(self, text: str) -> None:
+        self._last = text
+        await super().push(text)
+
+    def reset(self) -> None:
+        super().reset()
+        self._named = []
+
+    async def _finish(self, step: str, incoming: Dotted | Chunked) -> None:
+        self._answered, self.outcomes = self._named, {}
+        await super()._finish(step, incoming)
+
+    async def _answer(self, step: str, reply: str | Refused) -> None:
+        for address in self._answered:
+            await super()._answer(step, self.outcomes.get(address, reply))
+
+    def _end_stranger(self) -> None:
+        """Nobody is a stranger here."""
+
+
+class LmtpDoor(SubmissionDoor):
+    """One server's door. The functions may block."""
+
+    origin = Origin.LMTP
+
+    def __init__(
+        self,
+        name: str,
+        spool: Spool,
+        accounts: Accounts,
+        may_send: Callable[[str], bool],
+        exists: Callable[[str], bool],
+        is_local: Callable[[str], bool],
+        is_trusted: Callable[[str], bool],
+        options: DoorOptions,
+        size_limit_of: Callable[[str], int | None] = lambda domain: None,
+    ) -> None:
+        """`name` of the server, as the spool keeps it and the log names it. `may_send`: whether it may write as a
+        lower-case address. `size_limit_of`: the octets that a lower-case domain takes, None for no limit known.
+        `exists`, `is_local` and `is_trusted` as in `SubmissionDoor`."""
+        options = replace(options, limits=_patient(options.limits))
+        never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no command of LMTP starts TLS here
+        super().__init__(spool, accounts, exists, is_local, is_trusted, never, options)
+        self._name = name
+        self._may_send = may_send
+        self._size_limit_of = size_limit_of
+
+    async def start(self, host: str, port: int, *, implicit_tls: bool = False, reuse_port: bool = False) -> int:
+        """Listen on a loopback address. Raises ValueError for another one, OSError when it is taken."""
+        if not ipaddress.ip_address(host).is_loopback:
+            raise ValueError("LMTP is spoken in clear and without a password: loopback addresses only")
+        return await super().start(host, port, reuse_port=reuse_port)
+
+    async def start_unix(self, path: Path, group: str = "") -> None:
+        """Listen on a Unix socket that only this user may connect to, and the members of `group`.
+
+        Raises ValueError when there is no such group, OSError when the socket cannot be made or given to it.
+        """
+        bound = _socket(path, group)
+        self._servers.append(await asyncio.get_running_loop().create_unix_server(self._session, sock=bound))
+
+    def reload(self, limits: Limits) -> None:
+        super().reload(_patient(limits))
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        return ()
+
+    def _session(self, *, implicit_tls: bool = False) -> DoorSession:
+        options = SessionOptions(self._options.hostname, self._limits, requires_tls=False)
+        return LmtpSession(
+            self, in_force(self._context), options, self._memory, on_open=self._opened, on_close=self._closed
+        )
+
+    async def admit(self, session: DoorSession) -> Refused | None:
+        """Everybody behind it comes from one place: only connections are counted."""
+        return None
+
+    def check_quota(self, session: DoorSession, recipients: int, octets: int) -> Refused | None:
+        return None
+
+    def charge(self, session: DoorSession, messages: int, recipients: int, octets: int) -> None:
+        pass
+
+    def refused(self, session: DoorSession, step: str, refused: Refused) -> float:
+        super().refused(session, step, refused)
+        return 0.0
+
+    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
+        """Kept for those recipients nothing speaks against; why not for the others is theirs alone."""
+        assert isinstance(session, LmtpSession)  # noqa: S101 - `_session` makes no other
+        outcomes = await self._in_thread(self._against, transaction, content)
+        session.outcomes = outcomes
+        possible = [each for each in transaction.recipients if each.address.lower() not in outcomes]
+        if not possible:
+            return next(iter(outcomes.values()))
+        transaction.recipients = possible
+        return await super().accept(session, transaction, content)
+
+    def _against(self, transaction: Transaction, content: bytes) -> dict[str, Refused]:
+        """What speaks against single recipients."""
+        recipients = [each.address.lower() for each in transaction.recipients]
+        found: dict[str, Refused] = {}
+        for address in recipients:
+            limit = self._size_limit_of(domain_of(address))
+            if limit is not None and len(content) > limit:
+                found[address] = Refused(refusals.PARTNER_SIZE_LIMIT)
+        try:
+            header = parse_entity(content)
+        except MimeError:
+            return found
+        for address in going_round(header, self._options.hostname, recipients, self._recipients_of):
+            found[address] = Refused(refusals.MAIL_LOOP)
+        return found
+
+    def _may_use(self, session: DoorSession, address: str) -> bool:
+        return self._may_send(address.lower())
+
+    def _may_sign(self, session: DoorSession, address: str) -> bool:
+        return self._may_send(address.lower())
+
+    def _peer(self, session: DoorSession) -> str:
+        return f"lmtp:{self._name}"
+
+
+def _patient(limits: Limits) -> Limits:
+    return replace(limits, refused_recipients=_MANY, errors=_MANY, commands=_MANY)
+
+
+def _socket(path: Path, group: str) -> socket.socket:
+    try:
+        group_id = grp.getgrnam(group).gr_gid if group else -1
+    except KeyError:
+        raise ValueError(f"there is no group {group}") from None
+    bound = private_socket(path)
+    try:
+        if group:
+            os.chown(path, -1, group_id)
+            path.chmod(0o660)
+    except OSError:
+        bound.close()
+        path.unlink(missing_ok=True)
+        raise
+    return bound

@@ -1,0 +1,62 @@
+"""The soak, short: everything around the gateway goes wrong, and each message has one fate. And its judge, lied to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from config.bench.soak import failed, judge
+from config.bench.soak_hop import Copy
+
+pytestmark = [pytest.mark.e2e]
+
+
+@pytest.mark.timeout(400)
+def test_nothing_is_lost_doubled_or_shown() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "config", "bench", "soak", "--messages", "60", "--pause", "1.0", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        timeout=390,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    found = {row["id"]: row["value"] for row in answer["rows"]}
+    assert found["accepted"] == 60
+    assert found["delivered_once"] + found["ambiguous_hops"] + found["dsn"] == 60
+    assert found["dsn"] == 2, "messages 7 and 47 are refused for good"
+    assert found["kills"] >= 2 and found["database_locks"] >= 1
+    assert found["disk_fills"] >= 1 or "root" in answer["notes"][0] or os.geteuid() != 0
+    assert not failed(answer)
+
+
+def copy(at: float, *, answered: bool = True, clear: bool = False) -> Copy:
+    return Copy(at, answered, clear)
+
+
+def test_the_judge_excuses_a_double_only_when_somebody_died() -> None:
+    fates = {
+        1: [copy(10.0)],
+        2: [copy(10.0), copy(60.0)],
+        3: [copy(10.0, answered=False), copy(12.0)],
+        4: [copy(100.0), copy(130.0)],
+        5: [copy(10.0, answered=False), copy(20.0), copy(60.0)],
+    }
+    verdict = judge(set(range(1, 8)), fates, {6}, kills=[101.0])
+    assert (verdict.once, verdict.ambiguous, verdict.twice) == (1, 2, 2)
+    assert (verdict.dsn, verdict.lost) == (1, (7,))
+
+
+def test_the_judge_sees_clear_copies_and_unfounded_notices() -> None:
+    verdict = judge({1, 2}, {1: [copy(1.0, clear=True)], 2: [copy(1.0)]}, {2}, kills=[])
+    assert (verdict.clear, verdict.unfounded) == (1, 1)
+    rows = [{"id": name, "value": 0.0} for name in ("lost", "delivered_twice", "clear", "unfounded_dsn", "refused")]
+    assert not failed({"rows": rows})
+    rows[2]["value"] = 1.0
+    assert failed({"rows": rows})
