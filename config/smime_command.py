@@ -21,6 +21,7 @@ from cryptography import x509
 from config.key_files import KeyFileError, load_certificates, load_keys
 from config.settings import Loaded, SettingsError, load
 from config.smime_report import lines_of
+from config.vaults import open_vault
 from smime.describing import describe_certificate
 from smime.explain import Explanation, as_dict, explain
 from smime.forms import FormError
@@ -317,7 +318,10 @@ def _loaded(options: dict[str, Any]) -> Loaded | None:
 
 
 def _vault(loaded: Loaded) -> KeyVault:
-    return KeyVault.open(loaded.state / "vault")
+    try:
+        return open_vault(loaded)
+    except SettingsError as error:
+        _fail(f"{str(error)[:1].upper()}{str(error)[1:]}.")
 
 
 def _validator(options: dict[str, Any], loaded: Loaded | None) -> CertificateValidator | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -41,11 +42,12 @@ from bridges.letters import Letters
 from bridges.receipts import ReceiptConsumer
 from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
-from config.accounts_answers import AccountAnswers
+from config.accounts_answers import answers_about_accounts
 from config.answers import Answers, off_loop
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
 from config.journal_answers import JournalAnswers
+from config.key_journal import KeyAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
 from config.monitored import checks, expiries
@@ -114,6 +116,8 @@ async def serve(loaded: Loaded) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         await _start(loaded, stack)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be walked again with every collection
         log.info("gateway.ready", operator=loaded.settings.operator.host)
         await stop.wait()
         log.info("gateway.stopping")
@@ -159,6 +163,7 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
             loaded,
             validator,
             lambda entry: database.transact(lambda connection: journal.append(connection, entry)),
+            revocation.settled,
         ),
         revocation,
     )
@@ -267,7 +272,10 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         home,
         lambda address: vault.pseudonym("mailbox home", address)[:40],
     )
-    authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of, accounts.open_mailbox)
+    oidc = OidcService(loaded, accounts)
+    authentication = AuthenticationSocket(
+        authentication_socket, accounts, realm.home_of, accounts.open_mailbox, oidc.authenticate if oidc else None
+    )
     await authentication.start()
     stack.push_async_callback(authentication.stop)
 
@@ -303,7 +311,6 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     running.append(_run(reporter.run(), "reporter"))
     stack.push_async_callback(reporter.stop)
 
-    oidc = OidcService(loaded, accounts)
     if oidc:
         running.append(_run(oidc.run(), "oidc"))
         stack.push_async_callback(oidc.stop)
@@ -384,10 +391,9 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
     answers = Answers(database, journal_answers, spool, directory, letters, dossier)
     running.append(_run(trust.run(), "trust"))
     stack.push_async_callback(trust.stop)
-    account_answers = AccountAnswers(
-        Administration(accounts, journal), validator, frozenset(each.issuer for each in settings.oidc)
-    )
-    calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(account_answers.calls(), threads)}
+    account_answers = answers_about_accounts(Administration(accounts, journal), validator, loaded)
+    own = {**account_answers.calls(), **KeyAnswers(database, journal).calls()}
+    calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(own, threads)}
     control = ControlSocket(loaded.state / "control.sock", calls)
     await control.start()
     stack.push_async_callback(control.stop)
@@ -458,6 +464,7 @@ def _lockout(loaded: Loaded) -> LockoutOptions:
         section.lock_seconds,
         section.longest_lock_seconds,
         section.account_failures,
+        section.network_failures,
         section.familiar_days * 86400.0,
     )
 
@@ -475,7 +482,7 @@ def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
 def _certificates(path: Path) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         raise SettingsError(f"{path} must hold PEM certificates") from error
 
 

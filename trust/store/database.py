@@ -28,6 +28,11 @@ T = TypeVar("T")
 _BUSY_TIMEOUT_MS = 30_000
 """How long SQLite waits for another process (a backup, a migration) before giving up."""
 
+_CROWD = 8
+"""So many jobs in one commit are taken for a crowd, whose next jobs are about to come."""
+_GATHER_SECONDS = 0.001
+"""How long the next commit waits for a crowd to come back; about what a sync costs."""
+
 _DEFERRED = "relais.deferred"
 
 _SQLITE_PRAGMAS = (
@@ -118,6 +123,8 @@ class Database:
         self._jobs: deque[_Job] = deque()
         self._closed = False
         self._arrived = threading.Condition()
+        self._enough = 1  # jobs that wake the writer
+        self._last = 0  # jobs of the last commit
         # A daemon: what it has not committed was promised to nobody, so it must not hold up the end of the process.
         self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
         self._writer.start()
@@ -162,7 +169,8 @@ class Database:
             if self._closed:
                 raise DatabaseClosedError("the database is closed")
             self._jobs.append(job)
-            self._arrived.notify()
+            if len(self._jobs) >= self._enough:
+                self._arrived.notify()
 
     def _write(self) -> None:
         while batch := self._next_batch():
@@ -173,7 +181,13 @@ class Database:
         with self._arrived:
             while not self._jobs and not self._closed:
                 self._arrived.wait()
-            return [self._jobs.popleft() for _ in range(min(len(self._jobs), self._max_batch))]
+            if len(self._jobs) < self._last and self._last >= _CROWD and not self._closed:
+                # Told a moment ago that they are done, many callers bring their next job now: one sync for them all.
+                self._enough = self._last
+                self._arrived.wait(_GATHER_SECONDS)
+                self._enough = 1
+            self._last = min(len(self._jobs), self._max_batch)
+            return [self._jobs.popleft() for _ in range(self._last)]
 
     def _commit(self, batch: list[_Job]) -> None:
         wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
@@ -197,20 +211,22 @@ class Database:
             tell()
 
 
-def deferred(connection: Connection) -> dict[object, tuple[Callable[[Connection, Any], None], Any]] | None:
+def deferred(connection: Connection) -> dict[object, tuple[Callable[[Connection, Any], Any], Any]] | None:
     """What the functions of one transaction have put off until its COMMIT: by a key, what to call and with what.
 
     One function's entry is there for the next, who may replace it: so that what a hundred of them would write over and
-    over is written once. What a failing function put there is undone with it. None outside of `submit`'s transactions.
+    over is written once. What is called returns the value that stands there afterwards. Values are immutable: what a
+    failing function put there is undone with it. None outside of `submit`'s transactions.
     """
-    found: dict[object, tuple[Callable[[Connection, Any], None], Any]] | None = connection.info.get(_DEFERRED)
+    found: dict[object, tuple[Callable[[Connection, Any], Any], Any]] | None = connection.info.get(_DEFERRED)
     return found
 
 
 def settle(connection: Connection) -> None:
-    """Do now what was put off; for whoever reads it in the transaction that writes it. `deferred` stays as it is."""
-    for write, value in (deferred(connection) or {}).values():
-        write(connection, value)
+    """Do now what was put off; for whoever reads it in the transaction that writes it."""
+    waiting = deferred(connection) or {}
+    for key, (write, value) in waiting.items():
+        waiting[key] = (write, write(connection, value))
 
 
 def _run_in_savepoint(connection: Connection, cursor: Any, job: _Job) -> Callable[[], None]:

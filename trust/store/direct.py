@@ -30,6 +30,16 @@ class DirectStatement:
         else:
             connection.execute(self._statement, values)
 
+    def insert_all(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
+        """For the INSERT of a table: once for each of `rows`, at least one, with a value for each of its columns."""
+        if connection.dialect.name == "sqlite":
+            self._prepare(connection)
+            driver: Any = connection.connection.driver_connection
+            driver.executemany(self._sql, rows).close()
+        else:
+            names = self._statement.table.columns.keys()
+            connection.execute(self._statement, [dict(zip(names, row, strict=True)) for row in rows])
+
     def first(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Any] | None:
         """The first row, None when there is none."""
         if connection.dialect.name != "sqlite":
@@ -54,10 +64,13 @@ class DirectStatement:
             cursor.close()
 
     def _start(self, connection: Connection, values: Mapping[str, Any]) -> Any:
+        self._prepare(connection)
+        driver: Any = connection.connection.driver_connection
+        return driver.execute(self._sql, self._pick(values))
+
+    def _prepare(self, connection: Connection) -> None:
         if not self._sql:
             compiled = self._statement.compile(dialect=connection.dialect)
             names = tuple(compiled.positiontup or ())
             self._pick = itemgetter(*names) if len(names) > 1 else lambda given: tuple(given[name] for name in names)
             self._sql = str(compiled)
-        driver: Any = connection.connection.driver_connection
-        return driver.execute(self._sql, self._pick(values))
