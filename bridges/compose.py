@@ -11,6 +11,7 @@ import hashlib
 import quopri
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -65,11 +66,13 @@ def compose(
     message_id: str,
     at: datetime,
     options: ComposeOptions,
+    twin_of: Callable[[Report, Document, Audience], bytes] = pdf.twin,
 ) -> bytes:
     """The whole message: ASCII on CRLF lines, 78 characters unless one name is longer, the same bytes each time.
 
-    `at` (aware) is the Date and the submission time; `message_id` has its angle brackets. Raises ValueError when an
-    address or the Message-ID is not what RFC 5322 allows: the caller has already resolved them.
+    `at` (aware) is the Date and the submission time; `message_id` has its angle brackets; `twin_of` gives what
+    `bridges.pdf.twin` does. Raises ValueError when an address or the Message-ID is not what RFC 5322 allows: the caller
+    has already resolved them.
     """
     for address in (sender_address, recipient_address):
         if not _ADDRESS.fullmatch(address):
@@ -91,7 +94,7 @@ def compose(
     parts = [_text_part(summary.body(report, audience, options.environment))]
     attached: set[bytes] = set()
     for name, document in zip(pdf_names(report), report.documents, strict=True):
-        twin = pdf.twin(report, document, audience)
+        twin = twin_of(report, document, audience)
         if twin not in attached:  # the structured form of twins often embeds the PDF of the other
             attached.add(twin)
             parts.append(_attachment("application/pdf", name, twin))

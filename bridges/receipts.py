@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,8 +23,15 @@ from bridges.receipts_codes import dossier_failure, integration_failure, refusal
 from bridges.report import Audience, Report
 from mta.delivery import Accepted, EndedDelivery, NewDelivery, Submission
 from mta.message import DeliveryState, Origin, TargetKind
-from mta.notifications import DeliveryNotification, DispositionNotification, by_mail_system, parse_notification
+from mta.notifications import (
+    DeliveryNotification,
+    DispositionNotification,
+    by_mail_system,
+    found_signature,
+    parse_notification,
+)
 from mta.opening import VERDICT_FIELD
+from mta.reporting import NotSettledError
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
 from mta.spool import RELAYED, Spool
@@ -34,17 +41,10 @@ from trust.refusals import Refusal, Refused
 log = structlog.get_logger(__name__)
 
 _MAIL = (TargetKind.SMTP, TargetKind.MAILBOX)
-_SOUND = ("valid", "none")
-"""A DSN need not be signed, the operator's certificate vouches for it; a signature that is wrong is a reason."""
 _SPOOL_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_FOUND = 50
 """Messages looked at for one Message-ID: who submits mail may choose it, again and again."""
-_SIGNATURE = re.compile(r"\bsignature=([a-z-]+)")
 _SIGNER = re.compile(r"\bsigner=([^;\s]+)")
-
-
-class NotSettledError(Exception):
-    """A receipt came before our own delivery was written down as ended: look again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +79,16 @@ class ReceiptConsumer:
         parse: Callable[[bytes], Report | Refused],
         catalogue: Mapping[str, Refusal],
         operator_may_report: Callable[[str, str], bool],
-        ended_of: Callable[[str], Sequence[EndedDelivery]],
     ) -> None:
         """`receivers`: sender mailbox by name, of the sending systems that have a receiver. `parse` reads a frame;
         `catalogue` is the joined one. `operator_may_report(peer, domain)`: whether the operator that handed a DSN over
-        (its DN) answers for this mail domain. `ended_of` gives a message's ended deliveries by spool id, reported or
-        not."""
+        (its DN) answers for this mail domain."""
         self._spool = spool
         self._receivers = dict(receivers)
         self._mailboxes = frozenset(mailbox.lower() for mailbox in receivers.values())
         self._parse = parse
         self._catalogue = catalogue
         self._operator_may_report = operator_may_report
-        self._ended_of = ended_of
 
     async def ended(self, delivery: EndedDelivery) -> None:
         """See `mta.reporting.EndConsumer`. Raises `NotSettledError`, and what the store raises: tried again later."""
@@ -129,20 +126,18 @@ class ReceiptConsumer:
             return
         header = parse_entity(with_crlf(content))  # read once already: does not raise
         if isinstance(notification, DeliveryNotification):
-            self._delivery_notification(mail, notification, by_mail_system(header))
+            self._delivery_notification(mail, notification, by_mail_system(mail, header))
         else:
             self._disposition_notification(mail, notification, _signer(header))
 
     def _delivery_notification(self, mail: EndedDelivery, dsn: DeliveryNotification, by_system: bool) -> None:
         """RFC 3464. What this gateway writes itself is not read: the end it reports was told when it happened.
 
-        Only with a null reverse-path and in the mail system's own name. Another operator's users may submit with a
-        null reverse-path too (RFC 8098 §3), and find the envelope id in our trace field; they write in their names.
+        Only from another operator's mail system: its users find the envelope id in our trace field.
         """
         if mail.origin is Origin.SYSTEM:
             return
-        by_operator = mail.origin is Origin.OPERATOR and not mail.sender and _signature(mail) in _SOUND
-        if not (by_operator and by_system):
+        if not by_system:
             _ignore(mail, "dsn-from-nobody-who-can-know")
             return
         sent = self._named(mail, dsn)
@@ -172,7 +167,7 @@ class ReceiptConsumer:
 
     def _disposition_notification(self, mail: EndedDelivery, mdn: DispositionNotification, signer: str) -> None:
         """RFC 8098. Displayed or processed: read. Deleted, and what is not known: nothing is said."""
-        if _signature(mail) != "valid" or not signer:
+        if found_signature(mail) != "valid" or not signer:
             _ignore(mail, "mdn-not-signed")
             return
         if not mdn.failed and mdn.disposition not in ("displayed", "processed"):
@@ -193,7 +188,7 @@ class ReceiptConsumer:
             for each in self._spool.deliveries(spool_id)
             if each.state is DeliveryState.READY and each.target in _MAIL and message_id in ("", each.message_id)
         }
-        for ended in self._ended_of(spool_id):
+        for ended in self._spool.ended_of(spool_id):
             ours = ended.origin is Origin.MLLP and ended.sender.lower() == mail.recipient.lower()
             if ours and ended.target in _MAIL and message_id in ("", ended.message_id):
                 sent[ended.recipient.lower()] = ended
@@ -251,12 +246,6 @@ class ReceiptConsumer:
                 zam=told.event.value,
                 positive=told.failure is None,
             )
-
-
-def _signature(mail: EndedDelivery) -> str:
-    """What the open stage found; empty when it did not look."""
-    found = _SIGNATURE.search(mail.facts.get("verdict", ""))
-    return found[1] if found else ""
 
 
 def _signer(header: Entity) -> str:

@@ -138,7 +138,7 @@ def read_xdm(data: bytes, limits: XdmLimits = _DEFAULT_LIMITS) -> XdmContent | R
                 return files
             return _read(archive, files, limits)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError):
-        # what zipfile raises on damaged, truncated or exotic archives (NotImplementedError is a RuntimeError)
+        # what zipfile raises on damaged and truncated archives, and on methods of compression it does not know
         return Refused(refusals.XDM_UNREADABLE)
 
 

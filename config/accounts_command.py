@@ -22,6 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from config.control import ControlError, ask
 from config.key_places import Place, Where, as_owner, fail
+from config.options import CONFIG, STATE
+from config.options import JSON as _JSON
 from config.settings import SettingsError
 from trust.client_certificates import Binding
 from trust.identities import Right, Service
@@ -36,7 +38,6 @@ _OPEN_SESSIONS = (
     "not answer. They last until their clients leave, or Dovecot restarts."
 )
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _NAME = click.argument("name", metavar="LOGIN")
 
 
@@ -99,14 +100,8 @@ class Gateway:
 def _command(work: Callable[..., None]) -> Callable[..., None]:
     """Which gateway, and sentences instead of stack traces."""
 
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path),
-        default=lambda: Path(os.environ.get("RELAIS_STATE", "var")),
-        show_default="var",
-        help="State directory of an operator, or of `relais up`.",
-    )
-    @click.option("--config", type=click.Path(path_type=Path), help="The operator's relais.toml, instead of --state.")
+    @STATE
+    @CONFIG
     @functools.wraps(work)
     def command(state: Path, config: Path | None, **arguments: Any) -> None:
         try:

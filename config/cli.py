@@ -2,11 +2,13 @@
 
 Exit codes: 0 all went well, 1 it did not (one sentence says what to do), 2 the command line was wrong. `--json` prints
 one JSON document on standard output. A user's mistake never shows a stack trace.
+
+A command imports what it needs when it is called: who asks for help, or for the queue, does not wait for the database,
+cryptography and S/MIME.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import io
@@ -18,32 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import structlog
 
-from config import allocator, doctor, logs
-from config.accounts_command import account
-from config.control import ControlError, ask
-from config.journal_command import journal
-from config.keys_command import keys
+from config import allocator
 from config.lazy import LazyGroup
-from config.privileges import PrivilegeError, drop
-from config.settings import SettingsError, load
-from config.supervise import StartError
-from config.trace import render
-from config.trust_command import trust
-from trust.memory import guard_memory, permit_locking
+from config.options import JSON, STATE
 
-DEFAULT_STATE = "var"
 _LONGEST_WORK = 600.0
 """Seconds for what reads a large document."""
-_STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=lambda: Path(os.environ.get("RELAIS_STATE", DEFAULT_STATE)),
-    show_default=DEFAULT_STATE,
-    help="State directory of `relais up`.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,13 +36,19 @@ def relais() -> None:
 
 
 @relais.command()
-@_STATE
+@STATE
 @click.option("--demo", is_flag=True, help="Send the demonstration report once everything is up.")
 @click.option("--oneshot", is_flag=True, help="Stop again after that; the exit status says whether it arrived.")
 @click.option("--port", "ports", multiple=True, metavar="NAME=PORT", help="Fix a port (imaps, ldaps, mllp, ...).")
 def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
     """Start everything on this machine: slapd, Dovecot and two demonstration operators."""
+    import asyncio
+
+    from config import doctor, logs
+    from config.privileges import PrivilegeError
+    from config.settings import SettingsError
     from config.show import show
+    from config.supervise import StartError
     from config.up import PORT_NAMES, UpError, become_service
     from config.up import up as run
 
@@ -87,6 +76,15 @@ def up(state: Path, demo: bool, oneshot: bool, ports: tuple[str, ...]) -> None:
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 def serve(path: Path, log_level: str) -> None:
     """Run one operator's gateway until SIGTERM."""
+    import asyncio
+
+    import structlog
+
+    from config import logs
+    from config.privileges import PrivilegeError, drop
+    from config.settings import SettingsError, load
+    from trust.memory import guard_memory, permit_locking
+
     logs.configure(log_level)
     try:
         loaded = load(path)
@@ -113,12 +111,12 @@ _OID = click.option("--oid", default="1.2.250.1.213.1.4.10", show_default=True, 
 
 
 @dossier.command("list")
-@_STATE
+@STATE
 @_AS
 @_PATIENT
 @_OID
 @click.option("--all", "every", is_flag=True, help="Replaced and withdrawn documents too.")
-@_JSON
+@JSON
 def dossier_list(state: Path, reader: str, patient: str, oid: str, every: bool, as_json: bool) -> None:
     """List the documents the professional may see."""
     entries = _ask(state, "dossier.list", reader=reader, patient=patient, oid=oid, every=every)
@@ -133,7 +131,7 @@ def dossier_list(state: Path, reader: str, patient: str, oid: str, every: bool, 
 
 
 @dossier.command("read")
-@_STATE
+@STATE
 @_AS
 @_PATIENT
 @_OID
@@ -153,9 +151,9 @@ def directory() -> None:
 
 
 @directory.command("resolve")
-@_STATE
+@STATE
 @click.argument("address")
-@_JSON
+@JSON
 def directory_resolve(state: Path, address: str, as_json: bool) -> None:
     """Say what the directory knows of one address."""
     found = _ask(state, "directory.resolve", address=address)
@@ -174,8 +172,8 @@ def queue() -> None:
 
 
 @queue.command("list")
-@_STATE
-@_JSON
+@STATE
+@JSON
 def queue_list(state: Path, as_json: bool) -> None:
     """Deliveries by state, per operator."""
     counts = _ask_all(state, "queue.counts")
@@ -187,11 +185,13 @@ def queue_list(state: Path, as_json: bool) -> None:
 
 
 @relais.command()
-@_STATE
+@STATE
 @click.argument("reference", metavar="MESSAGE-ID|MSH-10")
-@_JSON
+@JSON
 def trace(state: Path, reference: str, as_json: bool) -> None:
     """Show a message's whole life at every operator here: each step with its time, decision and reason."""
+    from config.trace import render
+
     lives = _ask_all(state, "trace", reference=reference)
     if not any(lives.values()):
         _fail(f"No message with Message-ID or MSH-10 {reference} is known here.")
@@ -202,8 +202,28 @@ def trace(state: Path, reference: str, as_json: bool) -> None:
         click.echo(line)
 
 
-relais.add_command(journal)
-relais.add_command(trust)
+@relais.command()
+@STATE
+@click.option("--however-many", is_flag=True, help="Delete them even when there are more than crashes explain.")
+@JSON
+def housekeeping(state: Path, however_many: bool, as_json: bool) -> None:
+    """Delete what no message and no document refers to any more; the gateways do so every day by themselves."""
+    swept = _ask_all(state, "housekeeping", _LONGEST_WORK, however_many=however_many)
+    if as_json:
+        click.echo(json.dumps(swept, indent=1))
+    held_back = False
+    for operator, found in swept.items():
+        if not as_json:
+            click.echo(
+                f"{operator:<15} {found['looked_at']} files old enough, {found['orphans']} that nothing refers to "
+                f"({found['octets']} bytes), {found['deleted']} deleted"
+            )
+        held_back |= found["deleted"] < found["orphans"]
+    if held_back:
+        _fail(
+            "Nothing is deleted where there are so many: is it the right database, restored to the right day? "
+            "If it is, --however-many deletes them for ever."
+        )
 
 
 @relais.group()
@@ -212,11 +232,13 @@ def bridge() -> None:
 
 
 @bridge.command("send")
-@_STATE
+@STATE
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--to", "target", metavar="HOST:PORT", help="MLLP listener; default: the demonstration's laboratory.")
 def bridge_send(state: Path, file: Path, target: str | None) -> None:
     """Send one HL7 v2 file over MLLP, byte for byte, and print the acknowledgement."""
+    import asyncio
+
     from config.show import acknowledgement_code, send
 
     if target is None:
@@ -244,6 +266,9 @@ def bridge_send(state: Path, file: Path, target: str | None) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where each message becomes a file.")
 def bridge_listen(host: str, port: int, folder: Path) -> None:
     """Receive HL7 v2 over MLLP as a laboratory's system would: each message becomes a file, then is acknowledged."""
+    import asyncio
+
+    from config import logs
     from config.listen import listen
 
     logs.configure()
@@ -254,7 +279,7 @@ def bridge_listen(host: str, port: int, folder: Path) -> None:
 
 
 @relais.command("submit")
-@_STATE
+@STATE
 @click.option("--from", "sender", required=True, metavar="ADDRESS", help="The service's mailbox.")
 @click.option("--to", "recipients", multiple=True, required=True, metavar="ADDRESS|NAME|STREET|TOWN")
 @click.option("--document", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="CDA R2.")
@@ -267,7 +292,7 @@ def bridge_listen(host: str, port: int, folder: Path) -> None:
     show_default=True,
     help="Folder for the letters to post; made when there is one.",
 )
-@_JSON
+@JSON
 def submit(
     state: Path,
     sender: str,
@@ -350,9 +375,10 @@ def bench() -> None:
 @bench.command("road")
 @click.option("--full/--quick", default=False, help="The sizes of the published figures, or under a minute.")
 @click.option("--report", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Send this HL7 v2 file.")
-@_JSON
+@JSON
 def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
     """From MLLP in to the mailboxes, and the trace at 100,000 messages."""
+    from config import logs
     from config.bench.child import BenchError
     from config.bench.road import road
 
@@ -366,9 +392,10 @@ def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
 
 @bench.command("smime")
 @click.option("--full/--quick", default=False, help="Longer runs and more of them, or under a minute.")
-@_JSON
+@JSON
 def bench_smime(full: bool, as_json: bool) -> None:
     """Sign, encrypt, open and DKIM beside bare cryptography, openssl and dkimpy; growth up to 100 MB."""
+    from config import logs
     from config.bench.child import BenchError
     from config.bench.smime import smime
 
@@ -382,9 +409,10 @@ def bench_smime(full: bool, as_json: bool) -> None:
 
 @bench.command("trust")
 @click.option("--full/--quick", default=False, help="Lists of a million entries, longer runs; or under a minute.")
-@_JSON
+@JSON
 def bench_trust(full: bool, as_json: bool) -> None:
     """Validate certificates beside two other validators; hostile chains; CRLs of a million entries; the journal."""
+    from config import logs
     from config.bench.child import BenchError
     from config.bench.trust import trust
 
@@ -411,19 +439,18 @@ def _print_bench(result: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{row['id']:<40} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
 
 
-relais.add_command(LazyGroup("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."))
-
-
 @relais.command("doctor")
-@_STATE
+@STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
 @click.option("--errors", is_flag=True, help="Print the catalogue of errors and stop.")
-@_JSON
+@JSON
 def doctor_command(state: Path, path: Path | None, errors: bool, as_json: bool) -> None:
     """Say what is wrong with the machine, the configuration and the state."""
     if errors:
         _print_errors(as_json)
         return
+    from config import doctor
+
     findings = doctor.examine(state, path)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
@@ -460,10 +487,12 @@ def _print_errors(as_json: bool) -> None:
 def _ask(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any:
     """Ask the gateway whose state this is, or the demonstration's that holds record and hospital; fails when it says
     no."""
-    from config.demonstration import OPERATORS
+    from config.control import ControlError, ask
 
     path = state / "control.sock"
     if not path.exists():
+        from config.demonstration import OPERATORS
+
         path = state / next(operator.key for operator in OPERATORS if operator.dossier) / path.name
     try:
         return ask(path, call, seconds, **arguments)
@@ -474,6 +503,8 @@ def _ask(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> Any
 def _ask_all(state: Path, call: str, seconds: float = 30.0, **arguments: Any) -> dict[str, Any]:
     """Ask every gateway that runs with its state here. Who does not answer is told and hides nobody else's answer;
     fails when none answers."""
+    from config.control import ControlError, ask
+
     answers: dict[str, Any] = {}
     problems = []
     for path in (*state.glob("control.sock"), *sorted(state.glob("*/control.sock"))):
@@ -503,8 +534,14 @@ def _fail(sentence: str) -> Any:
     sys.exit(1)
 
 
-relais.add_command(keys)
-relais.add_command(account)
+for _name, _module, _text in (
+    ("account", "config.accounts_command", "Say who may log in, with what, and as whom."),
+    ("journal", "config.journal_command", "Prove what happened."),
+    ("keys", "config.keys_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
+    ("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."),
+    ("trust", "config.trust_command", "See whom this gateway believes, and decide about the trust list."),
+):
+    relais.add_command(LazyGroup(_name, _module, _text))
 
 
 def main() -> None:
@@ -513,6 +550,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without accents must not stop an answer half-way
             stream.reconfigure(errors="backslashreplace")
     allocator.keep_freed_memory()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy looks at octets here, and needs no threads for algebra
     try:
         relais(prog_name="relais")
     except OSError as error:  # a file or folder that was named and cannot be used

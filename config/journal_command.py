@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -19,20 +18,14 @@ from typing import IO, Any
 import click
 
 from config.control import ControlError, ask
+from config.options import JSON as _JSON
+from config.options import STATE as _STATE
 from trust.signed_heads import read_public_key
 from trust.syslog import SyslogAddress, SyslogUnavailableError
 
 _LONGEST_WORK = 3600.0
 """Seconds for what reads a whole journal."""
 _LINES_AT_ONCE = 2000
-_STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=lambda: Path(os.environ.get("RELAIS_STATE", "var")),
-    show_default="var",
-    help="State directory of `relais up`, or of one gateway.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +25,8 @@ from config.key_journal import JournalUnavailableError, opened
 from config.key_judging import judging, warn_of
 from config.key_places import Place, Where, as_owner, fail
 from config.keys_told import Given, generation_row, request_row, rows_of, tell
+from config.options import CONFIG, STATE
+from config.options import JSON as _JSON
 from config.settings import SettingsError
 from trust.addresses import mail_addresses
 from trust.generations import (
@@ -52,14 +53,8 @@ _LONGEST_PASSPHRASE = 1024
 def _command(work: Callable[..., None]) -> Callable[..., None]:
     """Where, as whom, and sentences instead of stack traces."""
 
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path),
-        default=lambda: Path(os.environ.get("RELAIS_STATE", "var")),
-        show_default="var",
-        help="State directory of an operator, or of `relais up`.",
-    )
-    @click.option("--config", type=click.Path(path_type=Path), help="The operator's relais.toml, instead of --state.")
+    @STATE
+    @CONFIG
     @functools.wraps(work)
     def command(state: Path, config: Path | None, **arguments: Any) -> None:
         logs.configure("ERROR")  # to standard error: the answer alone goes to standard output
@@ -77,7 +72,6 @@ def _command(work: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _USE = click.option("--use", "uses", type=click.Choice(_USES), multiple=True, help="Only this use; default: both.")
 _KIND = click.option("--kind", type=click.Choice([kind.value for kind in KeyKind]), help="Kind of key.")
 _PLACE = click.option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import structlog
 
@@ -26,32 +27,20 @@ class PublishingTask:
         self._publisher = publisher
         self._seconds = seconds
         self._bell = Bell()
-        self._stopping = False
-        self._finished = asyncio.Event()
         self._said: tuple[str, ...] = ()
         self._said_at = 0.0
 
     async def run(self) -> None:
         """Publish until `stop`."""
-        self._bell.listen()
-        try:
-            while not self._stopping:
-                self._bell.forget()
-                await self._turn(closing=False)
-                if not self._stopping:
-                    await self._bell.wait(self._seconds)
-            await self._turn(closing=True)
-        finally:
-            self._finished.set()
+        await self._bell.run(self._turn, partial(self._turn, closing=True))
 
     async def stop(self) -> None:
         """Publish what is left, as far as it can be."""
-        self._stopping = True
-        self._bell.ring_here()
-        if self._bell.heard:
-            await self._finished.wait()
+        self._bell.stop()
+        await self._bell.finished()
 
-    async def _turn(self, *, closing: bool) -> None:
+    async def _turn(self, *, closing: bool = False) -> float:
+        """Returns how long to sleep, in seconds."""
         try:
             problems = await asyncio.to_thread(self._publisher.turn, closing=closing)
         except Exception as error:  # the database is away: the next turn makes up for it
@@ -64,3 +53,4 @@ class PublishingTask:
         elif self._said and not problems:
             log.info("journal.published-again")
         self._said = problems
+        return self._seconds

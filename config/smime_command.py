@@ -19,6 +19,7 @@ import click
 from cryptography import x509
 
 from config.key_files import KeyFileError, load_certificates, load_keys
+from config.options import JSON as _JSON
 from config.settings import Loaded, SettingsError, load
 from config.smime_report import lines_of
 from config.vaults import open_vault
@@ -56,7 +57,6 @@ def _all(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Comm
 
 
 _FILE = click.argument("file", metavar="FILE")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _KEY_FILES = _all(
     click.option(
         "--key", "keys", multiple=True, type=_PATH, help="Private key: PEM, DER or PKCS #12 (.p12). Repeatable."

@@ -19,15 +19,9 @@ from typing import Any
 import click
 
 from config.control import ControlError, ask
+from config.options import JSON as _JSON
+from config.options import STATE as _STATE
 
-_STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=lambda: Path(os.environ.get("RELAIS_STATE", "var")),
-    show_default="var",
-    help="State directory of `relais up`, or of one gateway.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _REFRESH_SECONDS = 120.0
 _ROUNDS = 5
 """The signer's path has so many certificates whose revocation may have to be fetched one after the other."""

@@ -46,6 +46,7 @@ from config.accounts_answers import answers_about_accounts
 from config.answers import Answers, off_loop
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
+from config.housekeeping import Housekeeping
 from config.journal_answers import JournalAnswers
 from config.key_journal import KeyAnswers
 from config.metrics import MetricsServer
@@ -305,7 +306,6 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         parse,
         CATALOGUE,
         operator_may_report,
-        spool.ended_of,
     )
     reporter = Reporter(spool, (dsn, receipts, AwaitedReceipts(spool, operator_may_report)))
     running.append(_run(reporter.run(), "reporter"))
@@ -388,11 +388,15 @@ async def _start(loaded: Loaded, stack: AsyncExitStack) -> None:
         await _open(metrics.start, settings.metrics.host, settings.metrics.port)
         stack.push_async_callback(metrics.stop)
 
+    housekeeping = Housekeeping(database, blobs)
+    running.append(_run(housekeeping.run(), "housekeeping"))
+    stack.push_async_callback(housekeeping.stop)
+
     answers = Answers(database, journal_answers, spool, directory, letters, dossier)
     running.append(_run(trust.run(), "trust"))
     stack.push_async_callback(trust.stop)
     account_answers = answers_about_accounts(Administration(accounts, journal), validator, loaded)
-    own = {**account_answers.calls(), **KeyAnswers(database, journal).calls()}
+    own = {**account_answers.calls(), **KeyAnswers(database, journal).calls(), **housekeeping.calls()}
     calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(own, threads)}
     control = ControlSocket(loaded.state / "control.sock", calls)
     await control.start()

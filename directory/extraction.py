@@ -353,5 +353,5 @@ def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
                 raise ExtractionError(f"{path.name} holds {len(wanted)} files that could be {member}; one is expected")
             with archive.open(wanted[0]) as file:
                 yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ExtractionError(f"{path.name} is a damaged or encrypted archive; fetch it again") from error

@@ -2,9 +2,8 @@
 
 Whoever passed a message on to an operator that reports in our place (`relayed`) knows nothing until its notification
 (RFC 3464) arrives in the sender's mailbox. Like any mail it is opened and delivered; here it is read once more, so that
-monitoring and the trace know that the sender has its answer. It is believed only from the operator of the recipient's
-domain, under a null reverse-path and in the mail system's own name: that operator's users may use a null reverse-path
-too (RFC 8098 §3), in their own names.
+monitoring and the trace know that the sender has its answer. It is believed only from the mail system of the operator
+of the recipient's domain.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from mta.delivery import EndedDelivery
 from mta.message import DeliveryState, Origin, TargetKind
 from mta.notifications import DeliveryNotification, by_mail_system, parse_notification
+from mta.reporting import NotSettledError
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
 from mta.spool import RELAYED, Spool
@@ -23,15 +23,9 @@ from smime.mime import parse_entity
 
 _FINAL = frozenset(("delivered", "failed", "relayed", "expanded"))
 """Actions after which no other receipt comes (RFC 3464 §2.3.3): all but `delayed`."""
-_SOUND = re.compile(r"\bsignature=(?:valid|none)(?![a-z-])")
-"""A notification need not be signed, for the operator's certificate vouches for it; a wrong signature is a reason."""
 _SPOOL_ID = re.compile(r"[0-9a-f]{32}")
 _MESSAGES = 20
 """Of one sender's that have the same Message-ID and are looked at."""
-
-
-class NotSettledError(Exception):
-    """A receipt came before our own delivery was written down as ended: look again later."""
 
 
 class AwaitedReceipts:
@@ -44,13 +38,8 @@ class AwaitedReceipts:
 
     async def ended(self, delivery: EndedDelivery) -> None:
         """See `mta.reporting.EndConsumer`. Raises `NotSettledError`, and what the store raises: tried again later."""
-        if (
-            delivery.target is TargetKind.MAILBOX
-            and delivery.delivered
-            and not delivery.sender
-            and delivery.origin is Origin.OPERATOR
-            and _SOUND.search(delivery.facts.get("verdict", ""))
-        ):
+        by_another = delivery.origin is not Origin.SYSTEM and not delivery.sender  # the rest is not read for nothing
+        if delivery.target is TargetKind.MAILBOX and delivery.delivered and by_another:
             await asyncio.to_thread(self._read, delivery)
 
     def _read(self, mail: EndedDelivery) -> None:
@@ -58,7 +47,7 @@ class AwaitedReceipts:
         notification = None if content is None else parse_notification(content)
         if content is None or not isinstance(notification, DeliveryNotification):
             return
-        if not by_mail_system(parse_entity(with_crlf(content))):  # read once already: does not raise
+        if not by_mail_system(mail, parse_entity(with_crlf(content))):  # read once already: does not raise
             return
         said = {
             address.lower(): group.action

@@ -1,43 +1,67 @@
-"""What wakes a task that sleeps until there is work: rung from any thread, at any time, heard on one event loop."""
+"""What repeats a task's turns for as long as a gateway runs: sleeps between them until there is work, ends in order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 
 class Bell:
-    """A ring while nobody listens yet, or no longer, is not kept: who begins to listen looks by itself."""
+    """For one task on one event loop; rung from any thread, at any time. A ring before `run` is not kept: the first
+    turn looks by itself."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rung = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._stopping = False
 
     @property
-    def heard(self) -> bool:
-        """Whether somebody has begun to listen."""
-        return self._loop is not None
+    def stopping(self) -> bool:
+        """Whether the turn under way is the last."""
+        return self._stopping
 
-    def listen(self) -> None:
-        """From now on rings are for the running event loop."""
+    @property
+    def silent(self) -> bool:
+        """Whether no turn will be taken any more. From any thread."""
+        return self._stopping or self._finished.is_set()
+
+    async def run(
+        self, turn: Callable[[], Awaitable[float]], last: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        """Take turns until `stop`, then `last`. A turn returns how many seconds to sleep when nothing rings, 0 for not
+        at all. What either raises ends the task."""
         self._loop = asyncio.get_running_loop()
+        try:
+            while not self._stopping:
+                self._rung.clear()  # what rang before is answered by this turn
+                pause = await turn()
+                if pause > 0 and not self._stopping:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self._rung.wait()
+            if last is not None:
+                await last()
+        finally:
+            self._finished.set()
 
     def ring(self) -> None:
-        """Wake the listener. From any thread."""
+        """Take the next turn now. From any thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the next start looks by itself
                 self._loop.call_soon_threadsafe(self._rung.set)
 
     def ring_here(self) -> None:
-        """Wake the listener at once, from its own event loop."""
+        """The same, from the task's own event loop."""
         self._rung.set()
 
-    def forget(self) -> None:
-        """What rang before the next look is answered by that look."""
-        self._rung.clear()
+    def stop(self) -> None:
+        """Take no further turn. From the task's own event loop."""
+        self._stopping = True
+        self._rung.set()
 
-    async def wait(self, seconds: float) -> None:
-        """Sleep until it rings, at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._rung.wait()
+    async def finished(self) -> None:
+        """Wait for the end of `run`, if it has begun."""
+        if self._loop is not None:
+            await self._finished.wait()

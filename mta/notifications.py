@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from hashlib import sha256
 
+from mta.delivery import EndedDelivery
 from mta.header import author_of
+from mta.message import Origin
 from mta.smtp.address import is_address
 from mta.smtp.content import with_crlf
 from smime.cms_read import Signed, read_cms
@@ -38,6 +40,9 @@ _RETURNED = frozenset(("message/rfc822", "text/rfc822-headers", "message/global"
 _MAIL_SYSTEM = re.compile(r"(?:postmaster|mailer-daemon|microsoftexchange[0-9a-f]{32})@", re.IGNORECASE)
 """In whose name mail servers write their notifications. The first is reserved everywhere (RFC 5321 §4.5.1), and no
 operator gives the others to a user."""
+_SIGNATURE = re.compile(r"\bsignature=([a-z-]+)")
+_SOUND = ("valid", "none")
+"""A DSN need not be signed, the operator's certificate vouches for it; a signature that is wrong is a reason."""
 _CMS = frozenset(("application/pkcs7-mime", "application/x-pkcs7-mime"))
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}>")
 _SPACED_MESSAGE_ID = re.compile(r"< *([!-;=?-~]{1,250}) *>")
@@ -203,10 +208,21 @@ def _ascii(text: str) -> str:
 # Reading
 
 
-def by_mail_system(header: Entity) -> bool:
-    """Whether a mail server wrote this in its own name. A user of another operator may submit a forged DSN, with a null
-    reverse-path too (RFC 8098 §3), but in no name than the user's own."""
-    return _MAIL_SYSTEM.match(author_of(header) or "") is not None
+def by_mail_system(mail: EndedDelivery, header: Entity) -> bool:
+    """Whether another operator's mail server wrote this, which can know what became of a mail: a DSN from anybody else
+    is not believed. Whether that operator answers for the recipient's domain remains to be asked.
+
+    `header` is the mail's own. An operator's users may submit a forged DSN with a null reverse-path too (RFC 8098 §3),
+    but in no name than their own.
+    """
+    by_operator = mail.origin is Origin.OPERATOR and not mail.sender and found_signature(mail) in _SOUND
+    return by_operator and _MAIL_SYSTEM.match(author_of(header) or "") is not None
+
+
+def found_signature(mail: EndedDelivery) -> str:
+    """What the open stage found: `valid`, `none` or what is wrong with it; empty when it did not look."""
+    found = _SIGNATURE.search(mail.facts.get("verdict", ""))
+    return found[1] if found else ""
 
 
 def parse_notification(message: bytes) -> DeliveryNotification | DispositionNotification | None:

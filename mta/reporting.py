@@ -24,6 +24,10 @@ _log = logging.getLogger("relais.mta.reporting")
 T = TypeVar("T")
 
 
+class NotSettledError(Exception):
+    """A receipt came before our own delivery was written down as ended: look again later."""
+
+
 class EndConsumer(Protocol):
     """Somebody who tells somebody how a delivery ended."""
 
@@ -63,8 +67,6 @@ class Reporter:
         self._options = options or ReporterOptions()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="mta-reporter")
         self._bell = Bell()
-        self._stopping = False
-        self._finished = asyncio.Event()
         self._failed: dict[str, _Failed] = {}
         """By delivery id. In memory: after a restart everything is tried at once."""
 
@@ -74,31 +76,24 @@ class Reporter:
 
     async def run(self) -> None:
         """Report until `stop`."""
-        self._bell.listen()
         self._spool.listen(self.wake)
-        try:
-            while not self._stopping:
-                self._bell.forget()
-                try:
-                    pause = await self._turn()
-                except Exception as error:
-                    _log.error("the spool does not answer: %s", type(error).__name__)
-                    pause = self._options.first_pause_seconds
-                if pause > 0 and not self._stopping:
-                    await self._bell.wait(pause)
-        finally:
-            self._finished.set()
+        await self._bell.run(self._turn)
 
     async def stop(self) -> None:
         """Let the batch under way end; what is not reported then is at the next start."""
-        self._stopping = True
-        self._bell.ring_here()
-        if self._bell.heard:
-            await self._finished.wait()
+        self._bell.stop()
+        await self._bell.finished()
         self._threads.shutdown(wait=False)
 
     async def _turn(self) -> float:
         """Report one batch. Returns how long to sleep, in seconds."""
+        try:
+            return await self._report_batch()
+        except Exception as error:
+            _log.error("the spool does not answer: %s", type(error).__name__)
+            return self._options.first_pause_seconds
+
+    async def _report_batch(self) -> float:
         options = self._options
         # those waiting for another try stand first: ask for as many more, or they would hide the others
         limit = options.batch + len(self._failed)

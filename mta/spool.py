@@ -133,8 +133,7 @@ class Spool(SpoolReader):
             for row in delivery_rows
             if row["state"] != READY
         ]
-        blob = self._blobs.put(CONTENT, submission.content)
-        message_row["content_blob"] = blob
+        blob = message_row["content_blob"] = self._blobs.put(CONTENT, submission.content)
 
         def write(connection: Connection) -> bool | None:
             if connection.execute(by_dedup_key(submission.dedup_key)).first() is not None:
@@ -172,6 +171,8 @@ class Spool(SpoolReader):
         except Exception:
             self._blobs.delete(blob)
             raise
+        finally:
+            self._blobs.release(blob)
         if repeated is None:
             self._blobs.delete(blob)
             first = self.duplicate_of(submission.dedup_key)
@@ -296,7 +297,10 @@ class Spool(SpoolReader):
             connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, "prepare")])
             return True
 
-        kept = self._database.transact(write)
+        try:
+            kept = self._database.transact(write)
+        finally:
+            self._blobs.release(blob)
         if not kept:
             self._blobs.delete(blob)
         return kept

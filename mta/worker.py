@@ -86,8 +86,6 @@ class Worker:
         self._clock = clock
         self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="mta-worker")
         self._bell = Bell()
-        self._stopping = False
-        self._finished = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Lease] = {}
         self._running: Counter[str] = Counter()
         self._waiting: defaultdict[str, deque[Lease]] = defaultdict(deque)
@@ -97,7 +95,7 @@ class Worker:
     @property
     def at_work(self) -> bool:
         """Whether `run` is running and reaches the spool. From any thread."""
-        looked, ended = self._looked, self._stopping or self._finished.is_set()
+        looked, ended = self._looked, self._bell.silent
         return looked is not None and not ended and time.monotonic() - looked < self._options.stalled_seconds
 
     def wake(self) -> None:
@@ -106,29 +104,13 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`. Returns when every task has ended."""
-        self._bell.listen()
         self._spool.listen(self.wake)
-        try:
-            while not self._stopping:
-                self._bell.forget()
-                try:
-                    pause = await self._turn()
-                    self._looked = time.monotonic()
-                except Exception as error:
-                    _report("the spool does not answer", error)
-                    pause = self._options.pause_after_error_seconds
-                if pause > 0 and not self._stopping:
-                    await self._bell.wait(pause)
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-        finally:
-            self._finished.set()
+        await self._bell.run(self._turn, self._tasks_ended)
 
     async def stop(self, drain_seconds: float) -> None:
         """Claim nothing more, give back what was not begun, give what runs `drain_seconds` to end, cancel the rest and
         give it back too: being interrupted in good order is no breakdown."""
-        self._stopping = True
-        self._bell.ring_here()
+        self._bell.stop()
         waiting = [lease for queue in self._waiting.values() for lease in queue]
         self._waiting.clear()
         await self._give_back(waiting)
@@ -140,8 +122,7 @@ class Worker:
             if late:
                 await asyncio.wait(late)
             await self._give_back(interrupted)
-        if self._bell.heard:
-            await self._finished.wait()
+        await self._bell.finished()
         self._threads.shutdown(wait=False)
 
     async def _give_back(self, leases: list[Lease]) -> None:
@@ -152,7 +133,21 @@ class Worker:
             except Exception as error:
                 _report("leases could not be given back", error)
 
+    async def _tasks_ended(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _turn(self) -> float:
+        """Returns how long to sleep, in seconds."""
+        try:
+            pause = await self._look()
+        except Exception as error:
+            _report("the spool does not answer", error)
+            return self._options.pause_after_error_seconds
+        self._looked = time.monotonic()
+        return pause
+
+    async def _look(self) -> float:
         """Start what can start, claim more when there is room. Returns how long to sleep, in seconds."""
         options = self._options
         await self._start_waiting()
@@ -165,7 +160,7 @@ class Worker:
         holding = {lease.delivery_id for lease in self._tasks.values()}
         holding |= {lease.delivery_id for queue in self._waiting.values() for lease in queue}
         leases = await self._in_thread(self._spool.claim, limit, options.lease_seconds, busy, holding)
-        if self._stopping:
+        if self._bell.stopping:
             await self._in_thread(self._spool.release, leases)
             return 0
         for lease in leases:
@@ -236,7 +231,7 @@ class Worker:
             except Exception as error:
                 _report(f"delivery {lease.delivery_id} could not be settled", error)
                 passing = isinstance(error, _STORE_FAILURES)
-            if not passing or self._stopping or self._clock() + pause >= lease.expires:
+            if not passing or self._bell.stopping or self._clock() + pause >= lease.expires:
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 30.0)

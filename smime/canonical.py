@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import binascii
 import re
-import struct
 
 import pybase64
 
+from smime import columns
 from smime.mime import Entity, Field, MimeError, parse_entity, split_multipart
 from smime.words import encoded_field
 
@@ -26,8 +26,8 @@ MAX_ENCODED_LINE = 76
 
 _RUN = 16
 """Lines of the same length that are worth looking at together."""
-_RUN_OCTETS = 1 << 16
-"""About as many of them as stay in the processor's cache."""
+_RUN_OCTETS = 1 << 20
+"""About as many of them as stay in the processor's cache; much less, and other threads would have no time to begin."""
 _STRETCH = 4096
 """Octets looked at line by line, at most, before looking for such a run again: a header is shorter."""
 _FIRST_STRETCH = 256
@@ -78,13 +78,7 @@ def is_seven_bit(data: bytes) -> bool:
 
 def is_robust(data: bytes) -> bool:
     """Whether `data` is seven-bit, without tabs or blanks at the ends of lines, or lines that begin like mail's own."""
-    return (
-        data.isascii()
-        and b"\0" not in data
-        and b"\t" not in data
-        and not data.endswith(b" ")
-        and _has_short_lines(data, robust=True)
-    )
+    return not data.endswith(b" ") and _has_short_lines(data, robust=True)
 
 
 _RISKY_STARTS = (b"From ", b".")
@@ -104,12 +98,11 @@ def _has_crlf_lines(data: bytes | bytearray) -> bool:
 
 
 def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
-    """Whether lines end with CRLF only and have at most 998 octets; if `robust`, neither begin nor end riskily too.
+    """Whether lines end with CRLF only and have at most 998 octets; if `robust`, ASCII without risks too.
 
-    Much of a mail is base64, lines of one length: there the line ends are where they must be, and blotted out nothing
-    else is left, which is seen many times faster than line by line.
+    Much of a mail is base64, lines of one length, which are looked at together (`smime.columns`).
     """
-    position, size, view, stretch = 0, len(data), memoryview(data), _FIRST_STRETCH
+    position, size, stretch = 0, len(data), _FIRST_STRETCH
     while size - position > MAX_LINE + 2:
         end = data.find(b"\n", position, position + MAX_LINE + 2)
         if end < 0:
@@ -118,7 +111,7 @@ def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
         count = _lines_of_length(data, end, length)
         if count >= _RUN:
             stop = position + count * length
-            if _only_ends(view[position:stop], length):
+            if (columns.is_plain if robust else columns.is_lines)(data, position, stop, length):
                 if robust and _has_risky_columns(data, position, stop, length):
                     return False
                 position, stretch = stop, _FIRST_STRETCH
@@ -127,22 +120,11 @@ def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
             stop = data.rfind(b"\n", position, position + max(stretch, length)) + 1
             stretch = min(2 * stretch, _STRETCH)
         lines = data[position:stop]
-        if not _lines_are_short(lines) or (robust and _has_risky_lines(lines)):
+        if not _lines_are_short(lines) or (robust and _has_risks(lines)):
             return False
         position = stop
     rest = data[position:]
-    return _lines_are_short(rest) and not (robust and _has_risky_lines(rest))
-
-
-def _only_ends(lines: memoryview, length: int) -> bool:
-    """Whether `lines`, LF in place at the end of each, are that many and no more, ended with CRLF."""
-    count = len(lines) // length
-    blotted = bytearray(lines)
-    if length == 1 or blotted[length - 2 :: length] != b"\r" * count:
-        return False
-    blotted[length - 2 :: length] = bytes(count)
-    blotted[length - 1 :: length] = bytes(count)
-    return b"\r" not in blotted and b"\n" not in blotted
+    return _lines_are_short(rest) and not (robust and _has_risks(rest))
 
 
 def _lines_of_length(data: bytes | bytearray, end: int, length: int) -> int:
@@ -169,7 +151,7 @@ def _lines_are_short(data: bytes | bytearray) -> bool:
 
 
 def _has_risky_columns(data: bytes | bytearray, start: int, stop: int, length: int) -> bool:
-    """`_has_risky_lines` for lines of one length."""
+    """`_has_risks` for printable lines of one length."""
     if length < 3:
         return False
     firsts = data[start:stop:length]
@@ -182,8 +164,11 @@ def _has_risky_columns(data: bytes | bytearray, start: int, stop: int, length: i
     return False
 
 
-def _has_risky_lines(lines: bytes | bytearray) -> bool:
-    """Blanks at the end, or `From ` or a dot at the beginning of one of these whole lines, which end with CRLF."""
+def _has_risks(lines: bytes | bytearray) -> bool:
+    """What is not ASCII, NUL or a tab; blanks at the end, or `From ` or a dot at the beginning of one of these whole
+    lines, which end with CRLF."""
+    if not lines.isascii() or b"\0" in lines or b"\t" in lines:
+        return True
     if lines.startswith(_RISKY_STARTS) or b"\n." in lines or b" \r" in lines:
         return True
     position = 0
@@ -296,38 +281,22 @@ def _rebuilt(entity: Entity, header: list[bytes], encoding: str, body: bytes) ->
 
 _LINE_OCTETS = 57
 _LINE = 76
-_SPLITTER = struct.Struct(f"{_LINE}s" * 64)
-_PIECE_OCTETS = _LINE_OCTETS * 64 * 64
+_PIECE_OCTETS = _LINE_OCTETS << 14
 _SMALL = 1 << 12
-
-
-_LARGE = 1 << 20
 
 
 def base64_pieces(data: bytes | bytearray) -> list[bytes]:
     """Base64 in CRLF lines of 76 characters (RFC 2045 §6.8), to be joined; pieces stay in the processor's cache.
 
-    Up to a megabyte the fastest way is taken: encoding runs at memory speed, and `struct` cuts lines 64 at a time. It
-    keeps other threads waiting, so with more the lines are cut by the encoder, which is slower and lets them run. What
-    is small keeps the interpreter's lock altogether: to give it away for a microsecond costs the wait for its return.
+    What is small keeps the interpreter's lock: to give it away for a microsecond costs the wait for its return.
     """
     if len(data) <= _SMALL:
-        return [_cut(binascii.b2a_base64(data, newline=False))]
+        encoded = binascii.b2a_base64(data, newline=False)
+        lines = [encoded[position : position + _LINE] for position in range(0, len(encoded), _LINE)]
+        return [b"\r\n".join([*lines, b""])]
     view = memoryview(data)
     pieces = (view[start : start + _PIECE_OCTETS] for start in range(0, len(data), _PIECE_OCTETS))
-    if len(data) > _LARGE:
-        return [pybase64.encodebytes(piece).replace(b"\n", b"\r\n") for piece in pieces]
-    return [_cut(pybase64.b64encode(piece)) for piece in pieces]
-
-
-def _cut(encoded: bytes) -> bytes:
-    whole = len(encoded) - len(encoded) % _SPLITTER.size
-    lines: list[bytes] = []
-    for position in range(0, whole, _SPLITTER.size):
-        lines += _SPLITTER.unpack_from(encoded, position)
-    lines += [encoded[position : position + _LINE] for position in range(whole, len(encoded), _LINE)]
-    lines.append(b"")
-    return b"\r\n".join(lines)
+    return [columns.cut(pybase64.b64encode(piece), _LINE) for piece in pieces]
 
 
 def base64_lines(data: bytes | bytearray) -> bytes:

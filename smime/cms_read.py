@@ -232,7 +232,7 @@ def _taken(fields: list[Element], place: int, tag: int) -> Element | None:
 def _auth_enveloped(element: Element) -> Enveloped:
     """Nobody wrote this before RFC 5083, so its versions are what they have to be, and its content is data: anything
     else is not a MIME entity (RFC 8551 §2.4.1)."""
-    fields = element.sequence(7)[:]
+    fields = element.sequence(7)
     _taken(fields, 1, _CONTEXT_0)  # originatorInfo
     attributes = _taken(fields, 3, _CONTEXT_1)
     _taken(fields, 4, _CONTEXT_2)  # unauthAttrs
@@ -250,7 +250,7 @@ def _auth_enveloped(element: Element) -> Enveloped:
 
 def _enveloped(element: Element) -> Enveloped:
     """Ciphertext in CBC may be altered at will: here versions say nothing that the fields do not say."""
-    fields = element.sequence(5)[:]
+    fields = element.sequence(5)
     _taken(fields, 1, _CONTEXT_0)  # originatorInfo
     _taken(fields, 3, _CONTEXT_1)  # unprotectedAttrs
     if len(fields) != 3:
@@ -294,7 +294,7 @@ def _key_transport(element: Element, *, strict: bool) -> KeyTransport:
 
 
 def _key_agreements(element: Element, *, strict: bool) -> list[KeyAgreement]:
-    fields = element.children(5)[:]
+    fields = element.children(5)
     material = _taken(fields, 2, _CONTEXT_1)
     if len(fields) != 4:
         raise DerError("KeyAgreeRecipientInfo")
@@ -334,7 +334,7 @@ def _agreeing_party(element: Element) -> PartyId:
 
 
 def _signed(element: Element) -> Signed:
-    fields = element.sequence(6)[:]
+    fields = element.sequence(6)
     certificate_set = _taken(fields, 3, _CONTEXT_0)
     revocation = _taken(fields, 3, _CONTEXT_1)
     if len(fields) != 4:
@@ -405,7 +405,7 @@ def _compressed(element: Element) -> Compressed:
 
 
 def _signer(element: Element) -> SignerInfo:
-    fields = element.sequence(7)[:]
+    fields = element.sequence(7)
     attributes = _taken(fields, 3, _CONTEXT_0)
     _taken(fields, 5, _CONTEXT_1)  # unsignedAttrs
     if len(fields) != 5:

@@ -21,11 +21,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from smime import oids
 from smime.addresses import matches
 from smime.capabilities import read_capabilities
-from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Attribute, Signed, SignerInfo, read_algorithm
-from smime.identity import same_name
+from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Signed, SignerInfo, read_algorithm
 from smime.offered import Bundle, Offered
 from smime.policy import DEFAULT_POLICY, ReadPolicy
 from smime.schemes import HASHES, SHAKE256_OCTETS, UnsoundError, has_its_parameters, holds, label
+from smime.signing_certificate import CertificateReference, references
 from smime.verdict import Finding, SignatureResult, SignerVerdict
 from trust import der
 from trust.certificates import CertificateValidator, PathVerdict, Purpose
@@ -120,8 +120,10 @@ class _Judging:
             known.algorithm = label(info.algorithm, info.digest.oid)
             if info.digest.oid == oids.SHA1 and self._expected.policy.sha1:
                 known.findings = (Finding("weak-digest", "sha1"), *known.findings)
-            known.signing_time = _check_attributes(info, self._signed, self._digests)
-            signer, path = self._signer(info, known)
+            attributes = _check_attributes(info, self._signed, self._digests)
+            time = attributes.get(oids.SIGNING_TIME)
+            known.signing_time = time.time() if time is not None else None
+            signer, path = self._signer(info, attributes, known)
         except UnsoundError as problem:
             return known.invalid(Finding(problem.code, problem.detail))
         except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
@@ -145,10 +147,10 @@ class _Judging:
             known.signing_time,
             findings,
             known.algorithm,
-            _capabilities(info),
+            _capabilities(attributes),
         )
 
-    def _signer(self, info: SignerInfo, known: _Known) -> tuple[Offered, PathVerdict]:
+    def _signer(self, info: SignerInfo, attributes: _Attributes, known: _Known) -> tuple[Offered, PathVerdict]:
         """The certificate under which the signature holds, and its path; of several, one whose path holds.
 
         Anybody can add a certificate with another's key identifier, and a key certified again keeps its own, so the
@@ -157,7 +159,7 @@ class _Judging:
         """
         best: tuple[Offered, PathVerdict] | None = None
         problem: Exception | None = None
-        for signer in islice(_certificates_of(info, self._bundle), MAX_TRIED):
+        for signer in islice(_certificates_of(info, attributes, self._bundle), MAX_TRIED):
             try:
                 if problem is None and best is None:
                     self._tell(signer, info, known)
@@ -204,8 +206,8 @@ def _mismatch(from_addresses: tuple[str, ...], addresses: tuple[str, ...]) -> Fi
 # --- Attributes ------------------------------------------------------------------------------------------------------
 
 
-def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes]) -> datetime | None:
-    """RFC 5652 §5 and §11, RFC 6211. Returns the claimed signing time."""
+def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes]) -> _Attributes:
+    """RFC 5652 §5 and §11, RFC 6211. Returns what `_read_attributes` does."""
     if info.digest.oid not in digests or info.digest.oid not in signed.digests:
         raise UnsoundError("digest-algorithm", info.digest.oid)
     if not has_its_parameters(info.digest):
@@ -217,30 +219,45 @@ def _check_attributes(info: SignerInfo, signed: Signed, digests: dict[str, bytes
         raise UnsoundError("content-type", signed.content_type)
     if not signed.version_fits or not info.version_fits:
         raise UnsoundError("version")
-    content_type = _single(info, oids.CONTENT_TYPE)
-    if content_type is None or content_type.values[0].oid() != signed.content_type:
+    attributes = _read_attributes(info)
+    content_type = attributes.get(oids.CONTENT_TYPE)
+    if content_type is None or content_type.oid() != signed.content_type:
         raise UnsoundError("content-type-attribute")
-    digest = _single(info, oids.MESSAGE_DIGEST)
+    digest = attributes.get(oids.MESSAGE_DIGEST)
     if digest is None:
         raise UnsoundError("message-digest-attribute")
-    if digest.values[0].octets() != digests[info.digest.oid]:
+    if digest.octets() != digests[info.digest.oid]:
         raise UnsoundError("content-altered")
-    protection = _single(info, oids.ALGORITHM_PROTECTION)
+    protection = attributes.get(oids.ALGORITHM_PROTECTION)
     if protection is not None:
-        _check_protection(info, protection.values[0])
-    _single(info, oids.SMIME_CAPABILITIES)
-    time = _single(info, oids.SIGNING_TIME)
-    return time.values[0].time() if time is not None else None
+        _check_protection(info, protection)
+    return attributes
 
 
-def _single(info: SignerInfo, oid: str) -> Attribute | None:
-    """The attribute of that type, which must then occur once and with one value."""
-    found: Attribute | None = None
+_Attributes = dict[str, Element]
+"""Of the attributes that are looked at here, the one value of each, by type."""
+_ONCE = frozenset(
+    (
+        oids.CONTENT_TYPE,
+        oids.MESSAGE_DIGEST,
+        oids.ALGORITHM_PROTECTION,
+        oids.SMIME_CAPABILITIES,
+        oids.SIGNING_TIME,
+        oids.SIGNING_CERTIFICATE,
+        oids.SIGNING_CERTIFICATE_V2,
+    )
+)
+
+
+def _read_attributes(info: SignerInfo) -> _Attributes:
+    """Each must occur once and with one value (RFC 5652 §11, RFC 5035 §5, RFC 6211 §2, RFC 8551 §2.5.2)."""
+    found: _Attributes = {}
     for attribute in info.attributes:
-        if attribute.oid == oid:
-            if found is not None or len(attribute.values) != 1:
+        oid, values = attribute.oid, attribute.values
+        if oid in _ONCE:
+            if oid in found or len(values) != 1:
                 raise UnsoundError("repeated-attribute", oid)
-            found = attribute
+            found[oid] = values[0]
     return found
 
 
@@ -276,12 +293,12 @@ def _parameters(algorithm: Algorithm) -> bytes:
     return algorithm.parameters.copy() if algorithm.parameters is not None else b""
 
 
-def _capabilities(info: SignerInfo) -> tuple[str, ...]:
+def _capabilities(attributes: _Attributes) -> tuple[str, ...]:
     """SMIMECapabilities (RFC 8551 §2.5.2); none at all when they cannot be read."""
-    attribute = _single(info, oids.SMIME_CAPABILITIES)
-    if attribute is None:
+    value = attributes.get(oids.SMIME_CAPABILITIES)
+    if value is None:
         return ()
-    encoded = attribute.values[0].copy()
+    encoded = value.copy()
     return _names(encoded) if len(encoded) <= REMEMBERED_OCTETS else _names.__wrapped__(encoded)
 
 
@@ -297,83 +314,21 @@ def _names(capabilities: bytes) -> tuple[str, ...]:
 # --- Certificate -----------------------------------------------------------------------------------------------------
 
 
-def _certificates_of(info: SignerInfo, bundle: Bundle) -> Iterator[Offered]:
+def _certificates_of(info: SignerInfo, attributes: _Attributes, bundle: Bundle) -> Iterator[Offered]:
     """The certificates the signer may mean, by name and by signingCertificate (RFC 5035 §5). Raises UnsoundError, also
     when there are none."""
-    references: list[_Reference] | None = None
+    given: list[CertificateReference] | None = None
     meant = False
     for each in bundle.named_by(info.signer):
-        if references is None:
-            references = _references(info)
-        if all(reference.means(each) for reference in references):
+        if given is None:
+            given = references(attributes)
+        if all(reference.means(each.identity, each.sha256) for reference in given):
             meant = True
             yield each
-    if references is None:
+    if given is None:
         raise UnsoundError("no-certificate")
     if not meant:
         raise UnsoundError("signing-certificate-attribute")
-
-
-def _references(info: SignerInfo) -> list[_Reference]:
-    found = []
-    for oid, version in ((oids.SIGNING_CERTIFICATE_V2, 2), (oids.SIGNING_CERTIFICATE, 1)):
-        attribute = _single(info, oid)
-        if attribute is not None:
-            encoded = attribute.values[0].copy()
-            remember = len(encoded) <= REMEMBERED_OCTETS
-            found.append((_reference if remember else _reference.__wrapped__)(encoded, version))
-    return found
-
-
-def _first(element: Element) -> Element:
-    """The first element of a SEQUENCE OF that must not be empty."""
-    elements = element.sequence()
-    if not elements:
-        raise DerError("empty sequence")
-    return elements[0]
-
-
-_REFERENCE_HASHES = {oids.SHA1: "sha1", oids.SHA256: "sha256", oids.SHA384: "sha384", oids.SHA512: "sha512"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """ESSCertID or ESSCertIDv2 (RFC 2634 §5.4, RFC 5035 §4)."""
-
-    algorithm: str
-    digest: bytes
-    issuer: bytes
-    """DER of the Name, empty when none is given."""
-    serial: int | None
-
-    def means(self, offered: Offered) -> bool:
-        own = offered.identity
-        if self.serial not in (None, own.serial):
-            return False
-        hashed = offered.sha256
-        if self.algorithm != "sha256":
-            hashed = hashlib.new(self.algorithm, own.encoded).digest()
-        return hashed == self.digest and (not self.issuer or same_name(self.issuer, own.issuer))
-
-
-@lru_cache(maxsize=256)
-def _reference(attribute: bytes, version: int) -> _Reference:
-    """The first one of a SigningCertificate or, with `version` 2, SigningCertificateV2; SHA-1 only where version 1 has
-    no choice (RFC 2634 §5.4). Raises DerError."""
-    fields = _first(_first(der.read(attribute))).sequence(3)
-    default = oid = oids.SHA256 if version == 2 else oids.SHA1
-    if fields and fields[0].tag == der.SEQUENCE:
-        oid, fields = read_algorithm(fields[0]).oid, fields[1:]
-    if not 1 <= len(fields) <= 2 or oid not in _REFERENCE_HASHES or (oid == oids.SHA1 and default != oids.SHA1):
-        raise DerError("ESSCertID")
-    issuer, serial = b"", None
-    if len(fields) == 2:
-        names, number = fields[1].sequence(2)
-        serial = number.integer()
-        directory = [name for name in names.sequence() if name.tag == context(4)]
-        if directory:
-            issuer = bytes(directory[0].explicit().encoded)
-    return _Reference(_REFERENCE_HASHES[oid], fields[0].octets(), issuer, serial)
 
 
 # --- Signature -------------------------------------------------------------------------------------------------------

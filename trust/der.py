@@ -78,7 +78,7 @@ class Element:
     `DerError` when the element is not what the caller says it must be.
     """
 
-    __slots__ = ("_body", "_children", "_depth", "_end", "_source", "_start", "_stop", "tag")
+    __slots__ = ("_body", "_depth", "_end", "_source", "_start", "_stop", "tag")
 
     def __init__(self, source: Source, start: int, limit: int, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -116,7 +116,6 @@ class Element:
         self._stop = stop
         self._end = end
         self._depth = depth
-        self._children: list[Element] | None = None
 
     @property
     def encoded(self) -> memoryview:
@@ -138,43 +137,48 @@ class Element:
         return self._stop - self._body
 
     def children(self, most: int = MAX_CHILDREN) -> list[Element]:
-        """The elements inside a constructed element, which must not be more than `most`."""
-        if self._children is None:
-            if not self.tag & CONSTRUCTED:
-                raise DerError("not constructed")
-            found: list[Element] = []
-            source, position, stop, depth = self._source, self._body, self._stop, self._depth + 1
-            raw = source.raw
-            if depth > MAX_DEPTH and position < stop:
-                raise DerError("nested too deeply")
-            while position < stop:
-                if len(found) == most:
-                    raise DerError("too many elements")
-                tag, body = raw[position], position + 2
-                length = raw[body - 1] if body <= stop else 0x80
-                if 0x80 < length < 0x83 and body + 2 <= stop:
-                    length = raw[body] << 8 | raw[body + 1] if length == 0x82 else raw[body]
-                    body += 1 + (raw[position + 1] == 0x82)
-                elif length >= 0x80:
-                    tag = 0
-                if not tag or tag & 0x1F == 0x1F:
-                    child = Element(source, position, stop, depth)
-                else:  # what most elements are, in half the time
-                    source.elements -= 1
-                    if source.elements < 0:
-                        raise DerError("too many elements")
-                    if body + length > stop:
-                        raise DerError("truncated value")
-                    child = _blank(Element)
-                    child._source, child._depth, child._children = source, depth, None
-                    child.tag, child._start, child._body = tag, position, body
-                    child._stop = child._end = body + length
-                found.append(child)
+        """The elements inside a constructed element, which must not be more than `most`. They are read anew each
+        time."""
+        if not self.tag & CONSTRUCTED:
+            raise DerError("not constructed")
+        source, position, stop, depth = self._source, self._body, self._stop, self._depth + 1
+        raw, element = source.raw, Element
+        found: list[Element] = []
+        if position < stop and depth > MAX_DEPTH:
+            raise DerError("nested too deeply")
+        for _ in range(min(most, source.elements)):
+            if position == stop:
+                break
+            body = position + 2
+            if body > stop:
+                raise DerError("truncated header")
+            tag, length = raw[position], raw[position + 1]
+            if length > 0x7F:
+                octets = length - 0x80
+                if not 0 < octets < 5:
+                    octets, tag = 0, 0  # not here
+                length = int.from_bytes(raw[body : body + octets], "big")
+                body += octets
+            end = body + length
+            if tag and tag & 0x1F != 0x1F:  # what most elements are, in half the time
+                if end > stop:
+                    raise DerError("truncated value")
+                child = _blank(element)
+                child.tag = tag
+                child._source = source
+                child._start = position
+                child._body = body
+                child._stop = child._end = position = end
+                child._depth = depth
+            else:
+                child = element(source, position, stop, depth)
+                source.elements += 1  # it is counted below
                 position = child._end
-            self._children = found
-        elif len(self._children) > most:
+            found.append(child)
+        source.elements -= len(found)
+        if position != stop:
             raise DerError("too many elements")
-        return self._children
+        return found
 
     def expect(self, tag: int) -> Element:
         """This element, when it has that identifier octet."""

@@ -127,27 +127,33 @@ class Dossier:
         """
         if answered := self._database.read(lambda connection: self._records.answer(connection, delivery_id)):
             return answered
-        incoming = [
-            _Incoming(
-                document,
-                hashlib.sha256(document.content).hexdigest(),
-                document.author.organisation_id or report.sender.organisation_id or depositor,
-                "" if report.action is Action.DELETE else self._blobs.put(_KIND, document.content),
-            )
-            for document in report.documents
-        ]
+        incoming: list[_Incoming] = []
 
         def settle(connection: Connection) -> tuple[Deposited | Refused, set[str]]:
             return self._settle(connection, report, incoming, delivery_id, depositor)
 
         try:
-            answer, used = self._database.transact(settle)
-        except IntegrityError:  # another node filed the same document or opened the same dossier just now
-            answer, used = self._database.transact(settle)
+            for document in report.documents:
+                incoming.append(self._incoming(document, report, depositor))
+            try:
+                answer, used = self._database.transact(settle)
+            except IntegrityError:  # another node filed the same document or opened the same dossier just now
+                answer, used = self._database.transact(settle)
+        finally:
+            for each in incoming:
+                self._blobs.release(each.blob_id)
         for each in incoming:
             if each.blob_id and each.blob_id not in used:
                 self._blobs.delete(each.blob_id)
         return answer
+
+    def _incoming(self, document: Document, report: Report, depositor: str) -> _Incoming:
+        return _Incoming(
+            document,
+            hashlib.sha256(document.content).hexdigest(),
+            document.author.organisation_id or report.sender.organisation_id or depositor,
+            "" if report.action is Action.DELETE else self._blobs.put(_KIND, document.content),
+        )
 
     def read(self, reader: Reader, patient: PatientKey, document_id: str, *, purpose: str) -> bytes | Refused:
         """The document's bytes as deposited. `document_id`: an entryUUID (replaced versions too), or a logicalID.

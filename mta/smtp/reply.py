@@ -35,10 +35,6 @@ class Reply:
     """Text of each line after the code, undecodable octets as `?`."""
 
     @property
-    def positive(self) -> bool:
-        return 200 <= self.code < 400
-
-    @property
     def permanent(self) -> bool:
         return self.code >= 500
 

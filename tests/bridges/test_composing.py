@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
+from bridges import pdf
 from bridges.compose import ComposeOptions
 from bridges.composing import ComposeStage
 from bridges.intake import HL7_CONTENT
 from bridges.refusals import HL7_UNREADABLE
-from bridges.report import Audience, Correspondent, Flags, Party, Report
+from bridges.report import Audience, Correspondent, Document, Flags, Party, Report
 from bridges.routing import RoutingOptions
 from mta.message import Message, Origin, Phase
-from tests.bridges.fictitious import PATIENT, document, report
+from tests.bridges.fictitious import PATIENT, document, report, result
 from trust.refusals import Refused
 
 PATIENT_ADDRESS = f"{PATIENT.matricule}@patient.mssante.fr"
@@ -100,3 +104,95 @@ async def test_other_phases_and_contents_pass_and_the_unreadable_is_refused(thre
     assert await stage(threads).apply(mail, Phase.ENRICH) is mail
     refused = Refused(HL7_UNREADABLE)
     assert await stage(threads, refused).apply(MESSAGE, Phase.ENRICH) is refused
+
+
+class Work:
+    """Counts what is done of the costly things."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: Counter[object] = Counter()
+        self._twin = pdf.twin
+        monkeypatch.setattr(pdf, "twin", self.twin)
+
+    def parse(self, frame: bytes) -> Report:
+        self.done["parsed"] += 1
+        return replace(
+            REPORT,
+            documents=(document(results=(result(interpretation="HH"),)), document(narrative="Autre document.")),
+            correspondents=(*map(doctor, range(15)), TO_PATIENT),
+        )
+
+    def twin(self, report: Report, one: Document, audience: Audience) -> bytes:
+        self.done[audience] += 1
+        return self._twin(report, one, audience)
+
+    def stage(self, threads: ThreadPoolExecutor) -> ComposeStage:
+        made = stage(threads)
+        made._parse = self.parse
+        return made
+
+
+def doctor(number: int) -> Correspondent:
+    return replace(TO_DOCTOR, address=f"docteur{number}@praticien.mssante.example")
+
+
+def mails() -> list[Message]:
+    """One report to fifteen doctors and the patient."""
+    addresses = [*(doctor(number).address for number in range(15)), PATIENT_ADDRESS]
+    return [
+        replace(MESSAGE, delivery_id=f"d{n}", message_id=f"<{n}@labo.example>", recipient=address)
+        for n, address in enumerate(addresses)
+    ]
+
+
+async def test_what_fifteen_mails_have_in_common_is_made_once_and_then_forgotten(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(monkeypatch)
+    alone = [await work.stage(threads).apply(mail, Phase.ENRICH) for mail in mails()]
+    assert work.done == {"parsed": 16, Audience.PROFESSIONAL: 30, Audience.PATIENT: 2}
+    work.done.clear()
+    shared = work.stage(threads)
+    for turn in (1, 2):
+        together = await asyncio.gather(*(shared.apply(mail, Phase.ENRICH) for mail in mails()))
+        assert together == alone
+        assert shared._common == {}  # nothing clinical waits in memory for a next time
+        assert work.done == {"parsed": turn, Audience.PROFESSIONAL: 2 * turn, Audience.PATIENT: 2 * turn}
+
+
+async def test_two_messages_have_nothing_in_common(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(monkeypatch)
+    shared = work.stage(threads)
+    one, other = MESSAGE, replace(MESSAGE, spool_id="t")
+    recipient = doctor(1).address
+    await asyncio.gather(*(shared.apply(replace(each, recipient=recipient), Phase.ENRICH) for each in (one, other)))
+    assert work.done == {"parsed": 2, Audience.PROFESSIONAL: 4}
+
+
+async def test_one_that_fails_or_is_given_up_leaves_nothing_to_the_others(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(monkeypatch)
+    shared = work.stage(threads)
+    rendering, go_on = threading.Event(), threading.Event()
+
+    def broken(report: Report, one: Document, audience: Audience) -> bytes:
+        rendering.set()
+        go_on.wait(20)
+        raise pdf.FontMissingError("no font")
+
+    monkeypatch.setattr(pdf, "twin", broken)
+    first, second, given_up = (asyncio.create_task(shared.apply(mail, Phase.ENRICH)) for mail in mails()[:3])
+    await asyncio.to_thread(rendering.wait, 20)
+    given_up.cancel()
+    go_on.set()
+    for task in (first, second):
+        with pytest.raises(pdf.FontMissingError):
+            await task
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    assert shared._common == {}
+    monkeypatch.setattr(pdf, "twin", work.twin)
+    assert isinstance(await shared.apply(mails()[0], Phase.ENRICH), Message)

@@ -15,14 +15,14 @@ from bridges.hl7 import er7, reader
 from bridges.hl7.client import MllpTarget
 from bridges.hl7.er7 import Er7Message
 from bridges.hl7.listener import FilingListener
-from bridges.receipts import NotSettledError, ReceiptConsumer
+from bridges.receipts import ReceiptConsumer
 from bridges.routing import DOSSIER_RECIPIENT
 from directory.refusals import RECIPIENT_UNKNOWN
 from mta import refusals as mta_refusals
 from mta.delivery import Accepted, EndedDelivery, NewDelivery, Submission
 from mta.message import Delivered, Failed, Origin, Outcome, TargetKind
 from mta.notifications import DeliveryNotification, RecipientStatus, compose_dsn
-from mta.reporting import Reporter
+from mta.reporting import NotSettledError, Reporter
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
 from mta.worker import Worker, phases
@@ -145,7 +145,6 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         parse,
         CATALOGUE,
         may_report,
-        lambda spool_id: [one for one in spool.ended(1000) if one.spool_id == spool_id],
     )
     yield Gateway(spool, consumer)
     database.close()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,6 +18,7 @@ from config import doctor
 from config.catalogue import CATALOGUE
 from config.cli import relais
 from config.control import ControlSocket
+from config.lazy import LazyGroup
 from tests.support.private import service_directory
 
 
@@ -27,6 +31,34 @@ def test_every_command_explains_itself() -> None:
         shown = run(name, "--help")
         assert shown.exit_code == 0
         assert command.help and command.help.split()[0] in shown.output
+
+
+def test_the_list_of_commands_says_what_each_group_says_of_itself() -> None:
+    lazy = [command for command in relais.commands.values() if isinstance(command, LazyGroup)]
+    assert {str(command.name) for command in lazy} == {"account", "journal", "keys", "smime", "trust"}
+    for command in lazy:
+        own = command.own_group()
+        assert own.help is not None and own.help.startswith(str(command.help))
+        assert own.commands and command.list_commands(click.Context(command)) == sorted(own.commands)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["queue", "--help"], ["nothing"]])
+def test_asking_for_help_loads_nothing_of_the_gateway(arguments: list[str]) -> None:
+    """A shell's completion or a typing mistake must not wait for the database, cryptography and S/MIME."""
+    program = (
+        "import sys; before = set(sys.modules)\n"
+        "from config.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sorted(set(sys.modules) - before), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert {
+        name for name in loaded if name.partition(".")[0] in ("trust", "directory", "smime", "mta", "bridges")
+    } == set()
+    heavy = {"alembic", "asyncio", "asn1crypto", "cryptography", "lxml", "msgspec", "sqlalchemy", "structlog"}
+    assert loaded & heavy == set()
+    assert {"click", "config.cli"} <= loaded
 
 
 @pytest.mark.parametrize(

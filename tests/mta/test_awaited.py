@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from mta.awaited import AwaitedReceipts, NotSettledError
+from mta.awaited import AwaitedReceipts
 from mta.delivery import Accepted, EndedDelivery, NewDelivery
 from mta.message import Deferred, Delivered, Origin, TargetKind
 from mta.notifications import DeliveryNotification, RecipientStatus, compose_dsn
 from mta.refusals import UNREACHABLE
+from mta.reporting import NotSettledError
 from mta.spool import Spool
 from trust.refusals import Refused
 

@@ -2,7 +2,7 @@
 
 Every blob has a fresh AES-256-GCM data key, wrapped by the vault and kept in the file's head. The additional data
 binds the ciphertext to the blob's id and kind, so that two files cannot be swapped. Files are laid down before the
-rows that name them; what no row names is found through `ids` and collected later, never the reverse.
+rows that name them; what no row names is collected later (`trust.store.orphans`), never the reverse.
 
 File: `RLB1`, length of the wrapped key (2 bytes, big-endian), wrapped key, nonce (12 bytes), ciphertext and tag.
 """
@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ _HEAD = struct.Struct(">4sH")
 _NONCE_BYTES = 12
 _ID = re.compile(r"[0-9a-f]{32}")
 _ABANDONED_AFTER_SECONDS = 3600.0
+SHARDS = range(256)
+"""A blob lies in the directory named by the first two digits of its id."""
 
 
 class KeyWrapper(Protocol):
@@ -55,23 +58,48 @@ class BlobStore:
         self._root = root
         self._wrapper = wrapper
         self._unfinished = root / "unfinished"
+        self._expected: set[str] = set()
+        """Ids that somebody in this process has been given, or is about to be, and may yet write into a row."""
+        self._expected_lock = threading.Lock()
         make_private_directory(self._unfinished)
         # All shards now, so that `put` has one directory to sync and no race over who created it.
-        for shard in range(256):
+        for shard in SHARDS:
             (root / f"{shard:02x}").mkdir(mode=0o700, exist_ok=True)
         sync_directory(root)
         self._remove_abandoned()
 
     def put(self, kind: str, content: bytes) -> str:
-        """Keep `content`; returns its id (32 hexadecimal digits), durable. Raises OSError when the disk refuses."""
+        """Keep `content`; returns its id (32 hexadecimal digits), durable. Raises OSError when the disk refuses.
+
+        The blob is no orphan until `release` or `delete`, whatever the rows say.
+        """
         blob_id = secrets.token_hex(16)
+        with self._expected_lock:
+            self._expected.add(blob_id)
+        try:
+            self._write(kind, blob_id, content)
+        except BaseException:
+            self.release(blob_id)
+            raise
+        return blob_id
+
+    def release(self, blob_id: str) -> None:
+        """The transaction that names this blob has ended, however it did: from now on the rows decide."""
+        with self._expected_lock:
+            self._expected.discard(blob_id)
+
+    def expected(self) -> frozenset[str]:
+        """Blobs of this process that were put and not released: a row may yet name them."""
+        with self._expected_lock:
+            return frozenset(self._expected)
+
+    def _write(self, kind: str, blob_id: str, content: bytes) -> None:
         dek = AESGCM.generate_key(256)
         nonce = secrets.token_bytes(_NONCE_BYTES)
         wrapped = self._wrapper.wrap(dek)
         ciphertext = AESGCM(dek).encrypt(nonce, content, _binding(kind, blob_id))
         head = _HEAD.pack(_MAGIC, len(wrapped)) + wrapped + nonce
         write_durably(self._path(blob_id), head, ciphertext, scratch=self._unfinished)
-        return blob_id
 
     def get(self, kind: str, blob_id: str) -> bytes:
         """The content, whole. Raises `BlobMissingError`, `BlobDamagedError` (also for another kind than was put)."""
@@ -96,10 +124,18 @@ class BlobStore:
             self._path(blob_id).unlink(missing_ok=True)
         except BlobMissingError:
             return
+        self.release(blob_id)
 
-    def ids(self) -> Iterator[tuple[str, float]]:
-        """Every blob's id and its time of writing (UNIX seconds), in no order; for collecting old orphans."""
-        for shard in range(256):
+    def size(self, blob_id: str) -> int:
+        """Octets on disk; 0 when it is not there."""
+        try:
+            return self._path(blob_id).stat().st_size
+        except (FileNotFoundError, BlobMissingError):
+            return 0
+
+    def ids(self, shards: range = SHARDS) -> Iterator[tuple[str, float]]:
+        """The ids in these shards, each with its time of writing (UNIX seconds), in no order."""
+        for shard in shards:
             with os.scandir(self._root / f"{shard:02x}") as files:
                 for file in files:
                     blob_id = f"{shard:02x}{file.name}"
