@@ -440,7 +440,7 @@ def _validator(place: Place) -> Any:
     for name in (trust.anchors, trust.intermediates):
         try:
             loaded.append(list(x509.load_pem_x509_certificates(place.loaded.path(name).read_bytes())) if name else [])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, x509.InvalidVersion) as error:
             raise SettingsError(f"{place.loaded.path(name)} must hold PEM certificates") from error
     anchors, intermediates = loaded
     return CertificateValidator(anchors, intermediates)

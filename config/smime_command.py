@@ -36,6 +36,7 @@ from smime.suites import ContentCipher, KeyTransportScheme, RecipientNaming, Rsa
 from smime.verdict import DecryptionResult, SignatureResult
 from trust.certificates import CertificateValidator
 from trust.keys import Decryptor, Signer
+from trust.memory import guard_memory
 from trust.vault import KeyVault, VaultError
 
 MAX_FILE_OCTETS = 256 << 20
@@ -286,6 +287,7 @@ def _explain(data: bytes, options: dict[str, Any], content: bytes | None = None)
 
 def _means(options: dict[str, Any]) -> _Means:
     loaded = _loaded(options)
+    guard_memory(lock=False)
     decryptors: list[Decryptor] = []
     try:
         held, certificates = load_keys(

@@ -270,7 +270,7 @@ def _probe_from(path: Path, host: str, port: int, starttls: str | None, domain: 
         source, signer = list_source(loaded), list_signer(loaded)
     except SettingsError as error:
         _fail(str(error))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         _fail(f"The anchors of {path} cannot be used: {error}")
     files = operator_files(loaded)
     revocation.start()

@@ -202,7 +202,7 @@ class TrustService:
         """Whether partners find our name in the list we use: a renewed certificate often has a new one."""
         try:
             name = subject_of(x509.load_pem_x509_certificates(self._files[0].read_bytes())[0])
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, IndexError, x509.InvalidVersion):
             return {"name": "", "not_listed_for": []}
         listed = self.keeper.current.domains_of(name)
         return {"name": str(name), "not_listed_for": [each for each in self._domains if each not in listed]}

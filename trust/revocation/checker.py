@@ -492,9 +492,12 @@ def _is_named(certificate: x509.Certificate, wanted: NameKey) -> bool:
 
 def _certificates(data: bytes) -> list[x509.Certificate]:
     """What a caIssuers URL serves: one certificate in DER or PEM, or a certs-only CMS (§4.2.2.1); raises ValueError."""
-    if data.startswith(b"-----BEGIN"):
-        return x509.load_pem_x509_certificates(data)
     try:
-        return [x509.load_der_x509_certificate(data)]
-    except ValueError:
-        return pkcs7.load_der_pkcs7_certificates(data)
+        if data.startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_certificates(data)
+        try:
+            return [x509.load_der_x509_certificate(data)]
+        except ValueError:
+            return pkcs7.load_der_pkcs7_certificates(data)
+    except x509.InvalidVersion as error:  # which is no ValueError
+        raise ValueError("version of a certificate") from error
