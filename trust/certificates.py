@@ -153,7 +153,9 @@ class CertificateValidator:
         """The path found before, if it holds at `at` too. Certificates are compared by their DER."""
         with self._lock:
             known = self._remembered.get(key)
-            if known is None or known.certificates[0] != cert or not known.since <= at <= known.until:
+            if known is None or not known.since <= at <= known.until:
+                return None
+            if known.certificates[0] is not cert and known.certificates[0] != cert:
                 return None
             self._remembered.move_to_end(key)
             return known
