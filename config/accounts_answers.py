@@ -6,17 +6,21 @@ Passwords come in and application passwords go out over the control socket, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from cryptography import x509
 
+from config.settings import Loaded
+from mta.mailboxes.sessions import end_sessions
 from trust.accounts_administration import Account, Administration
 from trust.certificates import CertificateValidator, Purpose
 from trust.client_certificates import Binding, BoundCertificate
-from trust.identities import AccountError, Right, Service
+from trust.identities import AccountError, Right, Service, normalised
 
 Request = Mapping[str, Any]
 
@@ -24,11 +28,15 @@ Request = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class AccountAnswers:
     """`validator` None: certificates are bound without being judged, and by their name not at all. `issuers` are those
-    whose tokens are accepted."""
+    whose tokens are accepted, `claims` what is read from the tokens of each. `end_sessions` ends what is open on these
+    mailboxes and says whether it did; None where nobody can: what takes something away says so then.
+    """
 
     administration: Administration
     validator: CertificateValidator | None
     issuers: frozenset[str]
+    end_sessions: Callable[[Collection[str]], bool] | None = None
+    claims: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def calls(self) -> dict[str, Callable[[Request], Any]]:
         """All calls by name; what an administrator cannot have comes as `{"problem": sentence}`."""
@@ -65,24 +73,29 @@ class AccountAnswers:
         return self.show(request)
 
     def addresses(self, request: Request) -> Any:
+        before = self.administration.show(request["name"])
         self.administration.set_addresses(request["name"], request["addresses"], request["by"])
-        return self.show(request)
+        after = self.administration.show(before.identity.login)
+        return _shown(after) | self._ended(set(before.identity.addresses) - set(after.identity.addresses))
 
     def password(self, request: Request) -> Any:
+        reach = self._reach(request["name"])
         self.administration.set_password(request["name"], request["password"], request["by"])
-        return self.show(request)
+        return self.show(request) | self._ended(reach)
 
     def lock(self, request: Request) -> Any:
+        reach = self._reach(request["name"])
         self.administration.lock(request["name"], request["reason"], request["by"])
-        return self.show(request)
+        return self.show(request) | self._ended(reach)
 
     def unlock(self, request: Request) -> Any:
         self.administration.unlock(request["name"], request["by"])
         return self.show(request)
 
     def delete(self, request: Request) -> Any:
+        reach = self._reach(request["name"])
         self.administration.delete(request["name"], request["by"])
-        return {}
+        return self._ended(reach)
 
     def app_password_add(self, request: Request) -> Any:
         services = [Service(each) for each in request["services"]]
@@ -93,12 +106,12 @@ class AccountAnswers:
 
     def app_password_revoke(self, request: Request) -> Any:
         self.administration.revoke_application_password(request["name"], request["which"], request["by"])
-        return self.show(request)
+        return self.show(request) | self._ended(self._reach(request["name"]))
 
     def certificate_bind(self, request: Request) -> Any:
         try:
             certificate, *others = x509.load_pem_x509_certificates(request["pem"].encode())
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             raise AccountError("the file must hold the certificate in PEM, and may hold its intermediates") from None
         binding = Binding(request["binding"])
         path: tuple[x509.Certificate, ...] = (certificate,)
@@ -124,14 +137,14 @@ class AccountAnswers:
             if len(self.issuers) != 1:
                 raise AccountError("name the identity provider with --issuer: [[oidc]] does not name exactly one")
             (issuer,) = self.issuers
-        identifier = self.administration.link_subject(
-            request["name"], issuer, request["claim"], request["value"], request["by"]
-        )
-        return {"id": identifier, "issuer": issuer, "accepted": issuer in self.issuers}
+        claim = request["claim"]
+        identifier = self.administration.link_subject(request["name"], issuer, claim, request["value"], request["by"])
+        accepted = issuer in self.issuers and claim in self.claims.get(issuer, (claim,))
+        return {"id": identifier, "issuer": issuer, "accepted": accepted}
 
     def oidc_unlink(self, request: Request) -> Any:
         self.administration.unlink_subject(request["name"], request["id"], request["by"])
-        return self.show(request)
+        return self.show(request) | self._ended(self._reach(request["name"]))
 
     def grant(self, request: Request) -> Any:
         self.administration.grant(request["name"], request["address"], Right(request["right"]), request["by"])
@@ -139,7 +152,7 @@ class AccountAnswers:
 
     def revoke(self, request: Request) -> Any:
         self.administration.revoke(request["name"], request["address"], request["by"])
-        return self.show(request)
+        return self.show(request) | self._ended({normalised(request["address"])})
 
     def join(self, request: Request) -> Any:
         self.administration.join(request["name"], request["team"], request["by"])
@@ -147,11 +160,41 @@ class AccountAnswers:
 
     def leave(self, request: Request) -> Any:
         self.administration.leave(request["name"], request["team"], request["by"])
-        return self.show(request)
+        return self.show(request) | self._ended(self._reach(request["team"]))
+
+    def _reach(self, name: str) -> set[str]:
+        """Every mailbox the account may have open."""
+        account = self.administration.show(name)
+        whose = [account, *map(self.administration.show, account.teams)]
+        return {each for one in whose for each in (*one.identity.addresses, *(address for address, _ in one.granted))}
+
+    def _ended(self, addresses: Collection[str]) -> dict[str, bool]:
+        """Who is kept out now, and had a mailbox open before, loses it; who still may comes back by themselves."""
+        ended = not addresses or (self.end_sessions is not None and self.end_sessions(sorted(addresses)))
+        return {"sessions_ended": ended}
+
+
+def answers_about_accounts(
+    administration: Administration, validator: CertificateValidator | None, loaded: Loaded
+) -> AccountAnswers:
+    """For the operator of this configuration."""
+    settings = loaded.settings
+    doveadm = settings.mailboxes.search_socket
+    return AccountAnswers(
+        administration,
+        validator,
+        frozenset(each.issuer for each in settings.oidc),
+        partial(end_sessions, loaded.path(doveadm)) if doveadm else None,
+        {each.issuer: each.claims for each in settings.oidc},
+    )
 
 
 def _told(call: Callable[[Request], Any]) -> Callable[[Request], Any]:
     def answer(request: Request) -> Any:
+        try:
+            json.dumps(request, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # the bytes of a command line that are not of its character set
+            return {"problem": "what was given is not valid UTF-8"}
         try:
             return call(request)
         except AccountError as error:

@@ -437,12 +437,35 @@ def bench_mta(full: bool, as_json: bool) -> None:
     _print_bench(result, as_json)
 
 
+@bench.command("trust")
+@click.option("--full/--quick", default=False, help="Lists of a million entries, longer runs; or under a minute.")
+@JSON
+def bench_trust(full: bool, as_json: bool) -> None:
+    """Validate certificates beside two other validators; hostile chains; CRLs of a million entries; the journal."""
+    from config import logs
+    from config.bench.child import BenchError
+    from config.bench.trust import trust
+
+    logs.configure("WARNING")
+    try:
+        result = trust("full" if full else "quick")
+    except BenchError as error:
+        _fail(str(error))
+    _print_bench(result, as_json)
+
+
 def _print_bench(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
     for row in result["rows"]:
+        if row.get("skipped"):
+            click.echo(f"{row['id']:<40} {'skipped':>12} {row['skipped']}")
+            continue
         beside = f"  {row['ratio']:.3f} of {row['reference']} {row['reference_value']}" if row.get("ratio") else ""
+        if row.get("met") is not None:
+            reached = "goal met" if row["goal_met"] else "bar met" if row["met"] else "BAR MISSED"
+            beside += f"  [{reached}: {row['compared']} {row['bar']:g}]"
         click.echo(f"{row['id']:<40} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
 
 

@@ -36,6 +36,8 @@ from trust.vault import KeyUse, KeyVault
 DKIM_SELECTOR = "relais"
 PROFESSIONALS = 2000
 BASE = "dc=mssante,dc=fr"
+_TLS_KEY: KeyKind = "rsa3072"
+"""As in IGC-Santé: the TLS 1.2 suites of the French rules all ask for RSA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +319,8 @@ def _authority(world: World) -> DemonstrationAuthority:
     if not world.intermediates.exists():
         write(world.intermediates, authority.intermediate.public_bytes(serialization.Encoding.PEM), 0o644)
     if not world.server_chain.exists():
-        _write_pair(world.server_chain, world.server_key, authority.issue_server(["localhost"], ["127.0.0.1", "::1"]))
+        issued = authority.issue_server(["localhost"], ["127.0.0.1", "::1"], _TLS_KEY)
+        _write_pair(world.server_chain, world.server_key, issued)
     return authority
 
 
@@ -333,7 +336,8 @@ def _operator(
     home = world.of(operator)
     home.mkdir(mode=0o700, exist_ok=True)
     if not (home / "operator.pem").exists():
-        issued = authority.issue_operator(operator.host, operator.name, operator.unit, [operator.host, "localhost"])
+        hosts = [operator.host, "localhost"]
+        issued = authority.issue_operator(operator.host, operator.name, operator.unit, hosts, _TLS_KEY)
         _write_pair(home / "operator.pem", home / "operator.key", issued)
     if not (home / "dkim.key").exists():
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -19,6 +19,7 @@ from typing import Literal
 from cryptography import x509
 
 from config.settings import Loaded, SettingsError, load
+from config.trust_service import operator_files
 from trust.list_keeper import LIST_DIRECTORY, RefreshOutcome, read_record
 from trust.revocation.cache import kept
 from trust.tls import TlsMaterialError, operator_server_context, service_server_context
@@ -241,9 +242,9 @@ def _revocation(loaded: Loaded) -> Iterator[Finding]:
 
 def _tls_files(loaded: Loaded) -> Iterator[Finding]:
     """Whether certificate, key and anchors can be used together: what a running gateway would take at a renewal."""
-    trust, submission = loaded.settings.trust, loaded.settings.submission
+    submission = loaded.settings.submission
     try:
-        operator_server_context(*map(loaded.path, (trust.operator_chain, trust.operator_key, trust.anchors)))
+        operator_server_context(*operator_files(loaded))
         if submission is not None:
             service_server_context(loaded.path(submission.chain), loaded.path(submission.key))
     except TlsMaterialError as error:
@@ -257,7 +258,7 @@ def _certificates(loaded: Loaded, name: str) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("problem", "certificates", f"{path} cannot be read: {error.strerror}")
         return
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         yield Finding("problem", "certificates", f"{path} holds no PEM certificate")
         return
     soonest = min(certificate.not_valid_after_utc for certificate in certificates)

@@ -21,7 +21,6 @@ from config.settings import SettingsError
 from config.vaults import vault_of
 from trust.escrow import MOST_SHARES, EscrowError, Share, belongs_to, fingerprint, join, read_share, sheet, split
 from trust.memory import guard_memory
-from trust.sealing import Sealing
 from trust.secret_files import SecretFileError, credential, read_secret
 from trust.store.durable import make_private_directory, write_durably
 from trust.vault import CREDENTIAL, VaultError
@@ -105,7 +104,7 @@ def recover(files: tuple[Path, ...], out: Path | None, state: Path, config: Path
             told = str(out)
         else:
             told = str(_put_back(kek, Where(state, config).places()))
-    row = {"key": fingerprint(Sealing(kek)), "file": told}
+    row = {"key": fingerprint(kek), "file": told}
     click.echo(json.dumps(row, indent=1) if as_json else f"key {row['key']} is in {told}")
 
 
@@ -154,6 +153,4 @@ def _put_back(kek: bytes, places: list[Place]) -> Path:
             write_durably(root / "kek", kek, replace=False)
             return root / "kek"
     where = places[0].state if places else os.curdir
-    raise EscrowError(
-        f"key {fingerprint(Sealing(kek))} is not that of the vault in {where}: give --out to keep it all the same"
-    )
+    raise EscrowError(f"key {fingerprint(kek)} is not that of the vault in {where}: give --out to keep it all the same")

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, func, select
 from trust import atna, balp
 from trust.audit import records
 from trust.checkpoints import Checkpoints
-from trust.journal import Journal
+from trust.journal import ErasureError, Journal, JournalEntry
+from trust.journal_chain import place
 from trust.journal_check import against_published, check, uncovered
 from trust.kept_heads import Checkpoint, last_checkpoint
 from trust.proofs import ProofError, prove_consistency, prove_inclusion
@@ -42,6 +43,7 @@ class JournalAnswers:
             "journal.verify": self.verify,
             "journal.heads": self.heads,
             "journal.prove": self.prove,
+            "journal.erase": self.erase,
             "journal.list": self.list,
             "journal.export": self.export,
             "journal.status": self.status,
@@ -80,6 +82,18 @@ class JournalAnswers:
             return {"document": self.database.read(work)}
         except (ProofError, VaultError) as error:
             return {"problem": str(error)}
+
+    def erase(self, request: Request) -> Any:
+        """Destroy one payload: `writer`, `sequence`, `by` and `reason`."""
+        writer, sequence = str(request.get("writer") or self.journal.writer), int(request["sequence"])
+        entry = JournalEntry(
+            str(request["by"]), "journal.erase", "done", "", place(writer, sequence), str(request["reason"])
+        )
+        try:
+            receipt = self.database.transact(lambda connection: self.journal.erase(connection, writer, sequence, entry))
+        except ErasureError as error:
+            return {"problem": str(error)}
+        return {"erased": place(writer, sequence), "recorded": place(receipt.writer, receipt.sequence)}
 
     def list(self, request: Request) -> Any:
         """The newest entries, identities and all: for whoever may open the socket."""

@@ -78,14 +78,26 @@ def prove(
         raise click.UsageError("name one entry, or one head with --since")
     request: dict[str, Any] = {"number": number, "writer": writer, "payload": payload, "old": since}
     if entry is not None:
-        named, _, sequence = entry.rpartition("#")
-        if not (sequence.isascii() and sequence.isdigit()) or int(sequence) < 1:
-            raise click.BadParameter(f"{entry}: write WRITER#SEQUENCE, or the sequence alone")
-        request |= {"writer": named or writer, "sequence": int(sequence)}
+        named, sequence = _place(entry)
+        request |= {"writer": named or writer, "sequence": sequence}
     answer = _ask(_one_gateway(state), "journal.prove", **request)
     if "problem" in answer:
         _fail(f"No proof: {answer['problem']}.")
     click.echo(json.dumps(answer["document"], indent=1, ensure_ascii=False))
+
+
+@journal.command("erase")
+@_STATE
+@click.argument("entry", metavar="[WRITER#]SEQUENCE")
+@click.option("--by", required=True, help="Who orders it: a person who answers for it.")
+@click.option("--reason", required=True, help="Why, for the journal: the request's number, not the patient's name.")
+def erase(state: Path, entry: str, by: str, reason: str) -> None:
+    """Destroy what one entry says, for ever; that it was there stays, and who ordered it is recorded."""
+    writer, sequence = _place(entry)
+    answer = _ask(_one_gateway(state), "journal.erase", writer=writer, sequence=sequence, by=by, reason=reason)
+    if "problem" in answer:
+        _fail(f"Nothing was erased: {answer['problem']}.")
+    click.echo(f"The payload of {answer['erased']} is erased, as {answer['recorded']} records. Backups may hold it.")
 
 
 @journal.command("list")
@@ -242,6 +254,14 @@ def _key(pem: Path) -> bytes:
         return read_public_key(pem.read_bytes())
     except ValueError as error:
         raise click.BadParameter(f"{pem} must hold a public key in PEM") from error
+
+
+def _place(text: str) -> tuple[str, int]:
+    """Writer, empty when none is named, and sequence."""
+    writer, _, number = text.rpartition("#")
+    if not (number.isascii() and number.isdigit()) or not 0 < int(number[:19]) < 2**63 or len(number) > 19:
+        raise click.BadParameter(f"{text}: write WRITER#SEQUENCE, or the sequence alone")
+    return writer, int(number)
 
 
 def _gateways(state: Path) -> dict[str, Path]:

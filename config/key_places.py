@@ -14,6 +14,7 @@ import click
 
 from config.settings import Loaded, load
 from config.vaults import open_vault, vault_for, vault_of
+from trust.memory import guard_memory
 from trust.vault import KeyVault
 
 
@@ -39,7 +40,7 @@ class Place:
     def open_or_create(self) -> KeyVault:
         """For a mailbox's first key. Raises as `open`."""
         root = vault_for(self.loaded) if self.loaded is not None else vault_of(self.state)
-        if not root.exists():
+        if not KeyVault.exists(root) and not (root / "check").exists():
             KeyVault.create(root)
             click.echo(f"A new vault was made in {root}: back up its key-encryption key apart from the rest.", err=True)
         return self.open()
@@ -91,12 +92,14 @@ def as_owner(state: Path) -> Iterator[None]:
     os.setgroups([owner.st_gid])
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
+    guard_memory(lock=False)  # another user: the kernel has allowed core dumps again
     try:
         yield
     finally:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
+        guard_memory(lock=False)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -1,8 +1,9 @@
 """`relais keys`: mailboxes' keys listed, imported, requested, installed, rotated, retired and checked.
 
 The commands work on the vault's files, whether the gateway runs or not; a running one uses what they change from its
-next mail on. As root they act as the owner of the state directory, so that the gateway can read what they write; files
-on the command line are read and written as who called.
+next mail on. Whatever changes something is in the journal (`config.key_journal`). As root they act as the owner of the
+state directory, so that the gateway can read what they write; files on the command line are read and written as who
+called.
 """
 
 from __future__ import annotations
@@ -11,28 +12,38 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from config import logs
+from config.key_journal import JournalUnavailableError, opened
+from config.key_judging import judging, warn_of
 from config.key_places import Place, Where, as_owner, fail
+from config.keys_told import Given, generation_row, request_row, rows_of, tell
 from config.options import CONFIG, STATE
 from config.options import JSON as _JSON
 from config.settings import SettingsError
 from trust.addresses import mail_addresses
-from trust.certificates import CertificateValidator
-from trust.generations import Generation, KeyRequest, KeyState, KeyUse, check_address, check_fitness, states
+from trust.generations import (
+    Generation,
+    KeyUse,
+    check_address,
+    check_fitness,
+    generation_id,
+    mailbox_name,
+    states,
+)
 from trust.keycheck import KeyFinding, Level, check_file, check_vault
-from trust.keyfiles import MAX_FILE_BYTES, KeyFileError, KeyPair, PassphraseError, read_certificates, read_key_pair
+from trust.keyfiles import MAX_FILE_BYTES, KeyFileError, KeyPair, PassphraseError, read_certificates, read_key_pairs
 from trust.keys import KeyUnavailableError
 from trust.memory import guard_memory
 from trust.softkeys import KeyKind
-from trust.store.durable import write_durably
-from trust.vault import KeyVault, VaultError
+from trust.vault import CREDENTIAL, KeyVault, NoKeyError, VaultError
 
 _USES = [use.value for use in KeyUse]
 _LEAST_ID = 6
@@ -46,11 +57,17 @@ def _command(work: Callable[..., None]) -> Callable[..., None]:
     @CONFIG
     @functools.wraps(work)
     def command(state: Path, config: Path | None, **arguments: Any) -> None:
+        logs.configure("ERROR")  # to standard error: the answer alone goes to standard output
         guard_memory(lock=False)
         try:
             work(Where(state, config), **arguments)
-        except (SettingsError, VaultError, KeyUnavailableError, KeyFileError) as error:
-            fail(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        except (SettingsError, VaultError, KeyUnavailableError, KeyFileError, JournalUnavailableError) as error:
+            told = str(error).rstrip(".")
+            plain = told.partition(" ")[0].isalpha()  # else it begins with the name of a file
+            fail(f"{told[:1].upper() if plain else told[:1]}{told[1:]}.")
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename else ""
+            fail(f"{named}{error.strerror or type(error).__name__}; nothing more was done.")
 
     return command
 
@@ -76,18 +93,18 @@ def keys() -> None:
 @_command
 def keys_list(where: Where, addresses: tuple[str, ...], as_json: bool) -> None:
     """Every generation of every mailbox's keys, what it does now, and the requests that wait."""
-    wanted = {each.lower() for each in addresses}
+    wanted = {mailbox_name(each) for each in addresses}
     rows: list[dict[str, Any]] = []
     for place in where.places():
         with as_owner(place.state):
             vault = place.open()
             generations, requests = vault.generations(), vault.requests()
         state = states(generations, datetime.now(UTC))
-        rows += [_generation_row(place, each, state[each.id]) for each in generations]
-        rows += [_request_row(place, each) for each in requests]
+        rows += [generation_row(place, each, state[each]) for each in generations]
+        rows += [request_row(place, each) for each in requests]
     rows = [row for row in rows if not wanted or row["address"] in wanted]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     if not rows:
         click.echo("No keys.")
@@ -115,22 +132,30 @@ def keys_import(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Take a key with its certificate from a P12 file (or a PEM file with both) into the vault."""
-    pair = _key_pair(file, _read(file), passphrase_file)
-    if address is None:
-        named = mail_addresses(pair.certificate)
-        if len(named) != 1:
-            fail(f"The certificate in {file} does not name exactly one address: say which mailbox with --address.")
-        address = named[0]
-    check_address(address, pair.certificate)
-    chosen = [KeyUse(use) for use in uses] or _fitting(pair.certificate)
-    place = where.place_of(address)
-    with as_owner(place.state):
-        vault = place.open_or_create()
-        for use in chosen:
-            vault.install(address, use, pair.key, pair.certificate, pair.chain)
-        kept = [each for each in vault.generations() if each.certificate == pair.certificate]
-    _tell(place, kept, as_json)
+    """Take keys with their certificates from a P12 file (or a PEM file with both) into the vault."""
+    rows: list[dict[str, Any]] = []
+    planned = []
+    for pair in _key_pairs(file, _read(file), passphrase_file):
+        mailbox = address
+        if mailbox is None:
+            named = mail_addresses(pair.certificate)
+            if len(named) != 1:
+                fail(f"The certificate in {file} does not name exactly one address: say which mailbox with --address.")
+            mailbox = named[0]
+        check_address(mailbox, pair.certificate)
+        chosen = _fitting(pair.certificate, [KeyUse(use) for use in uses])
+        planned.append((where.place_of(mailbox), mailbox, pair, chosen))
+    for place, mailbox, pair, chosen in planned:
+        with as_owner(place.state):
+            vault = place.open_or_create()
+            with opened(place, vault) as journal:
+                for use in chosen:
+                    with journal.act("import", mailbox, use, generation_id(pair.certificate)):
+                        vault.install(mailbox, use, pair.key, pair.certificate, pair.chain)
+            kept = [each for each in vault.generations() if each.certificate == pair.certificate]
+        rows += rows_of(place, kept)
+        warn_of(place, [pair.certificate], pair.chain)
+    tell(rows, as_json)
     click.echo(f"Now remove {file}, or keep it where nobody reads it.", err=True)
 
 
@@ -165,15 +190,44 @@ def keys_request(
         ) from None
     place = where.place_of(address)
     token = _in_token(place) if in_token is None else in_token
+    given = Given(place, out, as_json)
     with as_owner(place.state):
         vault = place.open_or_create()
-        made = [
-            vault.request(
-                address, use, KeyKind(kind) if kind else KeyKind.RSA_3072, distinguished, others, in_token=token
+        waiting = {each.use for each in vault.requests() if each.address == mailbox_name(address)}
+        wanted = _chosen(uses)
+        if waiting & set(wanted):
+            fail(
+                f"{address} has a request that waits: `relais keys pending` prints it again, `relais keys discard` "
+                "forgets it."
             )
-            for use in _chosen(uses)
-        ]
-    _give(place, made, out, as_json)
+        with opened(place, vault) as journal, given:
+            for use in wanted:
+                with journal.act("request", address, use) as more:
+                    made = vault.request(
+                        address, use, KeyKind(kind) if kind else KeyKind.RSA_3072, distinguished, others, in_token=token
+                    )
+                    more |= {"object_id": made.id, "kept_in": "token" if made.in_token else "vault"}
+                given.add(made)
+    given.tell()
+
+
+@keys.command("pending")
+@click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
+@_OUT
+@_JSON
+@_command
+def keys_pending(where: Where, addresses: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Print again the requests that wait for their certificates."""
+    wanted = {mailbox_name(each) for each in addresses}
+    given = Given(None, out, as_json)
+    for place in where.places():
+        given.place = place
+        with as_owner(place.state):
+            waiting = place.open().requests()
+        for each in waiting:
+            if not wanted or each.address in wanted:
+                given.add(each)
+    given.tell("No request waits.")
 
 
 @keys.command("rotate")
@@ -201,17 +255,33 @@ def keys_rotate(
     if bool(addresses) == (expiring is not None):
         raise click.UsageError("name the mailboxes, or say --expiring DAYS")
     places = where.places() if expiring is not None else [where.place_of(each) for each in addresses]
-    wanted = {each.lower() for each in addresses}
+    wanted = {mailbox_name(each) for each in addresses}
+    chosen = _chosen(uses)
+    given = Given(None, out, as_json)
+    due: dict[Place, list[tuple[str, KeyUse]]] = {}
     for place in dict.fromkeys(places):
         with as_owner(place.state):
+            due[place] = _due(place.open(), wanted, chosen, expiring)
+    found = {address for each in due.values() for address, _ in each}
+    for address in addresses:
+        if mailbox_name(address) not in found:
+            fail(
+                f"{address} has no such key to follow, or its successor is requested already: see relais keys list; "
+                "nothing was made."
+            )
+    for place, each_due in due.items():
+        if not each_due:
+            continue
+        given.place = place
+        with as_owner(place.state):
             vault = place.open()
-            due = _due(vault, wanted, [use.value for use in _chosen(uses)], expiring)
-            made = [
-                vault.rotate(address, use, KeyKind(kind) if kind else None, in_token=in_token) for address, use in due
-            ]
-        if not made and addresses:
-            fail("There is no such key to follow, or its successor is requested already: see relais keys list.")
-        _give(place, made, out, as_json)
+            with opened(place, vault) as journal, given:
+                for address, use in each_due:
+                    with journal.act("rotate", address, use) as more:
+                        made = vault.rotate(address, use, KeyKind(kind) if kind else None, in_token=in_token)
+                        more |= {"object_id": made.id, "kept_in": "token" if made.in_token else "vault"}
+                    given.add(made)
+    given.tell("Nothing to rotate.")
 
 
 @keys.command("install")
@@ -220,25 +290,47 @@ def keys_rotate(
 @_command
 def keys_install(where: Where, files: tuple[Path, ...], as_json: bool) -> None:
     """Give requested keys their certificates: leaves and intermediates, PEM, DER or PKCS#7, in any order."""
-    certificates: list[x509.Certificate] = []
+    brought: dict[x509.Certificate, Path] = {}
     for file in files:
         try:
-            certificates += read_certificates(_read(file))
+            for each in read_certificates(_read(file)):
+                brought.setdefault(each, file)
         except KeyFileError as error:
             fail(f"{file} {error}.")
+    certificates = list(brought)
+    rows: list[dict[str, Any]] = []
+    placed: set[x509.Certificate] = set()
+    nowhere: NoKeyError | None = None
     problem: VaultError | None = None
     for place in where.places():
         with as_owner(place.state):
             vault = place.open()
             try:
-                installed = vault.install_certificates(certificates)
-            except VaultError as error:
+                mine = vault.concerned(certificates)
+            except NoKeyError as error:
+                nowhere = error
+                continue
+            except VaultError as error:  # told at the end: it keeps nobody else's certificate away
                 problem = error
                 continue
-        _tell(place, installed, as_json)
-        return
+            with opened(place, vault) as journal, ExitStack() as acts:
+                for address, use, certificate in mine:
+                    acts.enter_context(journal.act("install", address, use, generation_id(certificate)))
+                installed = vault.install_certificates(certificates)
+        rows += rows_of(place, installed)
+        placed |= {each.certificate for each in installed}
+        warn_of(place, [each.certificate for each in installed], certificates)
+    if not placed and (problem or nowhere) is not None:
+        raise problem or nowhere or AssertionError
+    tell(rows, as_json)
     if problem is not None:
         raise problem
+    stray = [each for each in certificates if each not in placed and not _is_authority(each)]
+    for each in stray:
+        click.echo(
+            f"No key here waits for the certificate in {brought[each]}, serial {each.serial_number:x}.", err=True
+        )
+    sys.exit(1 if stray else 0)
 
 
 @keys.command("retire")
@@ -246,29 +338,90 @@ def keys_install(where: Where, files: tuple[Path, ...], as_json: bool) -> None:
 @_JSON
 @_command
 def keys_retire(where: Where, identifiers: tuple[str, ...], as_json: bool) -> None:
-    """Take generations out of use: they never sign again, and still decrypt old mail."""
+    """Take keys out of use: they never sign again, and still decrypt old mail."""
+    rows: list[dict[str, Any]] = []
     for place, given in _found(where, identifiers, lambda vault: [each.id for each in vault.generations()]):
         with as_owner(place.state):
             vault = place.open()
-            retired = [vault.retire(identifier) for identifier in given]
+            known = vault.generations()
+            retired: list[Generation] = []
+            with opened(place, vault) as journal:
+                for identifier in dict.fromkeys(given):
+                    with ExitStack() as acts:
+                        for each in known:
+                            if each.id == identifier:
+                                acts.enter_context(journal.act("retire", each.address, each.use, identifier))
+                        retired += vault.retire(identifier)
             able = {each.address for each in retired if vault.signer(each.address) is not None}
-        _tell(place, retired, as_json)
-        for each in retired:
-            if each.use is KeyUse.SIGNING and each.address not in able:
-                click.echo(f"{each.address} cannot sign any more: rotate its key.", err=True)
+        rows += rows_of(place, retired)
+        for address in sorted({each.address for each in retired if each.use is KeyUse.SIGNING} - able):
+            click.echo(f"{address} cannot sign any more: rotate its key.", err=True)
+    tell(rows, as_json)
 
 
 @keys.command("discard")
 @click.argument("identifiers", nargs=-1, required=True, metavar="ID...")
+@_JSON
 @_command
-def keys_discard(where: Where, identifiers: tuple[str, ...]) -> None:
+def keys_discard(where: Where, identifiers: tuple[str, ...], as_json: bool) -> None:
     """Forget requests and destroy their keys, which have never had a certificate here."""
+    rows: list[dict[str, Any]] = []
     for place, given in _found(where, identifiers, lambda vault: [each.id for each in vault.requests()]):
         with as_owner(place.state):
             vault = place.open()
-            for identifier in given:
-                vault.discard(identifier)
-                click.echo(f"discarded {identifier}")
+            waiting = {each.id: each for each in vault.requests()}
+            with opened(place, vault) as journal:
+                for identifier in dict.fromkeys(given):
+                    each = waiting[identifier]
+                    with journal.act("discard", each.address, each.use, identifier):
+                        rows.append(request_row(place, vault.discard(identifier)) | {"state": "discarded"})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        click.echo(f"discarded {row['id']}")
+
+
+@keys.command("rewrap")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where systemd has the key-encryption key: the file, not there yet, that the new one is written to.",
+)
+@click.option("--forget-old", is_flag=True, help="Instead: from now on only the key that is there opens the vault.")
+@_JSON
+@_command
+def keys_rewrap(where: Where, out: Path | None, forget_old: bool, as_json: bool) -> None:
+    """Replace the key-encryption key, and seal every mailbox's key anew. The gateway may run."""
+    if out is not None and forget_old:
+        raise click.UsageError("--out makes a new key, --forget-old ends the old one: one after the other")
+    places = where.places()
+    if len(places) > 1:
+        fail("There are several operators here: name one with --state or --config.")
+    (place,) = places
+    with as_owner(place.state):
+        vault = place.open()
+        with opened(place, vault) as journal, journal.act("forget-old" if forget_old else "rewrap") as more:
+            sealed = 0
+            if forget_old:
+                vault.forget_old_key()
+            else:
+                sealed = vault.renew_key(out)
+                more["files"] = str(sealed)
+        both = vault.has_two_keys
+    if as_json:
+        click.echo(json.dumps({"sealed_anew": sealed, "old_key_opens": both}, indent=1))
+    else:
+        click.echo(
+            f"{sealed} files are sealed anew." if not forget_old else "Only the key that is there opens the vault."
+        )
+    if out is not None:
+        click.echo(
+            f"Give {out} to systemd as {CREDENTIAL}, remove it, start again, then relais keys rewrap --forget-old.",
+            err=True,
+        )
+    elif not forget_old:
+        click.echo("Back up the new key-encryption key apart from the rest, then start the gateway again.", err=True)
 
 
 @keys.command("check")
@@ -283,8 +436,9 @@ def keys_check(where: Where, files: tuple[Path, ...], days: int, as_json: bool) 
     found: list[tuple[str, KeyFinding]] = []
     places = where.places()
     for place in places:
-        validator = None if files else _validator(place)
-        with as_owner(place.state):
+        with ExitStack() as stack:
+            validator = None if files else stack.enter_context(judging(place))
+            stack.enter_context(as_owner(place.state))
             vault = place.open()
             if not files:
                 found += [(place.name, each) for each in check_vault(vault, now, validator, timedelta(days=days))]
@@ -312,75 +466,19 @@ def keys_check(where: Where, files: tuple[Path, ...], days: int, as_json: bool) 
     sys.exit(1 if any(each.level is Level.PROBLEM for _, each in found) else 0)
 
 
-def _generation_row(place: Place, each: Generation, state: KeyState) -> dict[str, Any]:
-    return {
-        "id": each.id,
-        "operator": place.name,
-        "address": each.address,
-        "use": each.use.value,
-        "state": state.value,
-        "serial": f"{each.certificate.serial_number:x}",
-        "not_before": each.certificate.not_valid_before_utc.isoformat(),
-        "not_after": each.certificate.not_valid_after_utc.isoformat(),
-        "kept_in": "token" if each.in_token else "vault",
-        "retired_at": each.retired_at.isoformat() if each.retired_at else "",
-    }
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except Exception:  # there is none, or it cannot be read: certificates are read lazily
+        return certificate.subject == certificate.issuer
 
 
-def _request_row(place: Place, each: KeyRequest) -> dict[str, Any]:
-    return {
-        "id": each.id,
-        "operator": place.name,
-        "address": each.address,
-        "use": each.use.value,
-        "state": "requested",
-        "serial": "",
-        "not_before": "",
-        "not_after": "",
-        "kept_in": "token" if each.in_token else "vault",
-        "retired_at": "",
-    }
-
-
-def _tell(place: Place, kept: Sequence[Generation], as_json: bool) -> None:
-    """What generations do after a command."""
-    with as_owner(place.state):
-        state = states(place.open().generations(), datetime.now(UTC))
-    rows = [_generation_row(place, each, state[each.id]) for each in kept]
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        click.echo(f"{row['id']}  {row['use']:<10} {row['state']:<9} until {row['not_after'][:10]}  {row['address']}")
-
-
-def _give(place: Place, made: Sequence[KeyRequest], out: Path | None, as_json: bool) -> None:
-    """Requests to whoever sends them to the authority: as files, as JSON, or as they are."""
-    rows = []
-    for each in made:
-        pem = each.request.public_bytes(Encoding.PEM)
-        row = _request_row(place, each) | {"request": pem.decode("ascii"), "file": ""}
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            path = out / f"{each.use.value}-{each.id}.csr.pem"
-            write_durably(path, pem)
-            row["file"] = str(path)
-        rows.append(row)
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        click.echo(row["file"] or row["request"].rstrip())
-    if not rows:
-        click.echo("Nothing to rotate.")
-
-
-def _due(vault: KeyVault, wanted: set[str], uses: list[str], expiring: int | None) -> list[tuple[str, KeyUse]]:
+def _due(vault: KeyVault, wanted: set[str], uses: Sequence[KeyUse], expiring: int | None) -> list[tuple[str, KeyUse]]:
     """Mailboxes and uses to rotate: those named, or those that end soon, without what is requested already."""
     requested = {(each.address, each.use) for each in vault.requests()}
     last: dict[tuple[str, KeyUse], datetime] = {}
     for each in vault.generations():
-        if each.use.value in uses and (each.address, each.use) not in requested:
+        if each.use in uses and (each.address, each.use) not in requested:
             ends = datetime.min.replace(tzinfo=UTC) if each.retired_at else each.certificate.not_valid_after_utc
             key = each.address, each.use
             last[key] = max(ends, last.get(key, ends))
@@ -409,32 +507,32 @@ def _found(
     return list(by_place.items())
 
 
-def _key_pair(file: Path, content: bytes, passphrase_file: Path | None) -> KeyPair:
+def _key_pairs(file: Path, content: bytes, passphrase_file: Path | None) -> list[KeyPair]:
     """Asks for the passphrase only when there is one to ask for."""
     given = _read(passphrase_file).split(b"\n", 1)[0].rstrip(b"\r") if passphrase_file else None
     try:
         try:
-            return read_key_pair(content, given)
+            return read_key_pairs(content, given)
         except PassphraseError:
             if given is not None:
                 raise
             asked = click.prompt(f"Passphrase of {file}", hide_input=True, err=True)
-            return read_key_pair(content, asked.encode()[:_LONGEST_PASSPHRASE])
+            return read_key_pairs(content, asked.encode("utf-8", "surrogateescape")[:_LONGEST_PASSPHRASE])
     except KeyFileError as error:
         fail(f"{file} {error}.")
 
 
-def _fitting(certificate: x509.Certificate) -> list[KeyUse]:
-    """What the certificate allows. Raises `VaultError` when it allows nothing here."""
+def _fitting(certificate: x509.Certificate, wanted: Sequence[KeyUse]) -> list[KeyUse]:
+    """What is wanted, by default what the certificate allows. Raises `VaultError` when it does not allow that here."""
     fitting = []
     problem: VaultError | None = None
-    for use in KeyUse:
+    for use in wanted or KeyUse:
         try:
             check_fitness(use, certificate)
             fitting.append(use)
         except VaultError as error:
             problem = error
-    if not fitting and problem is not None:
+    if problem is not None and (wanted or not fitting):
         raise problem
     return fitting
 
@@ -445,23 +543,6 @@ def _chosen(uses: Sequence[str]) -> list[KeyUse]:
 
 def _in_token(place: Place) -> bool:
     return place.loaded is not None and place.loaded.settings.keys.new_keys == "token"
-
-
-def _validator(place: Place) -> CertificateValidator | None:
-    """From the anchors of the configuration; None where there is none to be had, which is told."""
-    if place.loaded is None:
-        click.echo("Chains are not checked: name the operator's relais.toml with --config.", err=True)
-        return None
-    trust = place.loaded.settings.trust
-    loaded: list[list[x509.Certificate]] = []
-    for name in (trust.anchors, trust.intermediates):
-        try:
-            loaded.append(read_certificates(place.loaded.path(name).read_bytes()) if name else [])
-        except (OSError, KeyFileError):
-            click.echo(f"Chains are not checked: {place.loaded.path(name)} cannot be read.", err=True)
-            return None
-    anchors, intermediates = loaded
-    return CertificateValidator(anchors, intermediates)
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import ssl
 import time
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -88,6 +89,8 @@ def _introspection(loaded: Loaded, section: OidcSettings) -> Introspection:
 
 
 def _provider(loaded: Loaded, section: OidcSettings) -> OidcProvider:
+    for url in filter(None, (section.issuer, section.jwks_uri)):
+        _check_url(url, section)
     try:
         tls = ssl.create_default_context(cafile=str(loaded.path(section.ca)) if section.ca else None)
         store = loaded.state / "oidc"
@@ -106,7 +109,21 @@ def _provider(loaded: Loaded, section: OidcSettings) -> OidcProvider:
             section.algorithms,
             section.claims,
             section.leeway_seconds,
+            frozenset(section.levels),
         )
         return OidcProvider(options, keys)
     except (OSError, ValueError) as error:
         raise SettingsError(f"oidc {section.issuer} cannot be used: {error}") from error
+
+
+def _check_url(url: str, section: OidcSettings) -> None:
+    """Whoever can change what is fetched in the clear would choose the keys: only a host named as internal may be asked
+    that way. Raises `SettingsError`."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port, parts = "", None, urlsplit("")
+    internal = {host, f"{host}:{port}"} & set(section.internal_hosts)
+    if not host or (parts.scheme != "https" and not (parts.scheme == "http" and internal)):
+        raise SettingsError(f"oidc {section.issuer}: {url} must be an https address")

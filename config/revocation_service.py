@@ -43,15 +43,22 @@ def revocation_policies(loaded: Loaded) -> dict[Purpose, RevocationPolicy]:
 
 
 def revocation_checker(
-    loaded: Loaded, anchors: Iterable[x509.Certificate], intermediates: Iterable[x509.Certificate]
+    loaded: Loaded,
+    anchors: Iterable[x509.Certificate],
+    intermediates: Iterable[x509.Certificate],
+    *,
+    keeping: bool = True,
 ) -> Revocation:
-    """The one checker of a gateway; `start` it before it is asked, or it answers from nothing."""
+    """The one checker of a gateway; `start` it before it is asked, or it answers from nothing.
+
+    Without `keeping` the cache of a gateway that may be running is neither read nor written.
+    """
     section = loaded.settings.revocation
     return Revocation(
         anchors,
         intermediates,
         RevocationOptions(
-            cache=loaded.state / section.cache if section.cache else None,
+            cache=loaded.state / section.cache if section.cache and keeping else None,
             max_crl_bytes=section.max_crl_bytes,
             max_cache_bytes=section.max_cache_bytes,
             max_memory_bytes=section.max_memory_bytes,

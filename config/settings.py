@@ -431,7 +431,10 @@ class AccountSettings(Strict, frozen=True, kw_only=True):
     lock_seconds: Annotated[float, msgspec.Meta(ge=1)] = 900.0
     longest_lock_seconds: Annotated[float, msgspec.Meta(ge=1)] = 86400.0
     account_failures: Annotated[int, msgspec.Meta(ge=1)] = 50
-    """A day, for an account from all networks where its right password was not said lately."""
+    """A day, for an account from all networks where its right password was not said lately; as many again in each
+    neighbourhood (IPv4 /16, IPv6 /32) where it was."""
+    network_failures: Annotated[int, msgspec.Meta(ge=10)] = 300
+    """An hour, from one network over all accounts whose right password was not said there lately."""
     familiar_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
 
 
@@ -445,6 +448,8 @@ class OidcSettings(Strict, frozen=True, kw_only=True):
     """Empty: found by discovery."""
     algorithms: tuple[str, ...] = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
     claims: tuple[str, ...] = ("sub", "SubjectNameID", "preferred_username")
+    levels: tuple[str, ...] = ()
+    """Values of `acr` that are enough; empty: all."""
     leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=300)] = 60.0
     refresh_seconds: Annotated[float, msgspec.Meta(ge=60)] = 3600.0
     stale_seconds: Annotated[float, msgspec.Meta(ge=60)] = 86400.0

@@ -22,6 +22,7 @@ from config.key_files import KeyFileError, load_certificates, load_keys
 from config.options import JSON as _JSON
 from config.settings import Loaded, SettingsError, load
 from config.smime_report import lines_of
+from config.vaults import open_vault
 from smime.describing import describe_certificate
 from smime.explain import Explanation, as_dict, explain
 from smime.forms import FormError
@@ -35,6 +36,7 @@ from smime.suites import ContentCipher, KeyTransportScheme, RecipientNaming, Rsa
 from smime.verdict import DecryptionResult, SignatureResult
 from trust.certificates import CertificateValidator
 from trust.keys import Decryptor, Signer
+from trust.memory import guard_memory
 from trust.vault import KeyVault, VaultError
 
 MAX_FILE_OCTETS = 256 << 20
@@ -285,6 +287,7 @@ def _explain(data: bytes, options: dict[str, Any], content: bytes | None = None)
 
 def _means(options: dict[str, Any]) -> _Means:
     loaded = _loaded(options)
+    guard_memory(lock=False)
     decryptors: list[Decryptor] = []
     try:
         held, certificates = load_keys(
@@ -317,7 +320,10 @@ def _loaded(options: dict[str, Any]) -> Loaded | None:
 
 
 def _vault(loaded: Loaded) -> KeyVault:
-    return KeyVault.open(loaded.state / "vault")
+    try:
+        return open_vault(loaded)
+    except SettingsError as error:
+        _fail(f"{str(error)[:1].upper()}{str(error)[1:]}.")
 
 
 def _validator(options: dict[str, Any], loaded: Loaded | None) -> CertificateValidator | None:

@@ -1,7 +1,7 @@
 """`relais trust`: the trust list's life, and why a partner is or is not believed.
 
 The running gateway is asked over its control socket: what it believes is what counts. A probe can also be made without
-one, from its configuration; revocation is then not consulted.
+one, from its configuration: revocation is then fetched anew, as far as the time given allows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from config.options import JSON as _JSON
 from config.options import STATE as _STATE
 
 _REFRESH_SECONDS = 120.0
+_ROUNDS = 5
+"""The signer's path has so many certificates whose revocation may have to be fetched one after the other."""
 _SHOWN = 20
 
 
@@ -162,6 +165,11 @@ def _shown(answer: dict[str, Any]) -> list[str]:
     ]
     if not used["signer_believed"]:
         lines.append(f"WARNING   the signer would not be believed today: {used['signer_detail']}")
+    own = answer["own"]
+    if own["not_listed_for"]:
+        domains = ", ".join(own["not_listed_for"][:_SHOWN])
+        lines.append(f"WARNING   our own certificate is not listed for {domains}: partners refuse our mail, and the")
+        lines.append(f"          name to have listed is {own['name']}")
     if used["unreadable_count"]:
         lines.append(f"unread    {used['unreadable_count']} domains, first {', '.join(used['unreadable'])}")
     if held:
@@ -239,29 +247,44 @@ def _probe_from(path: Path, host: str, port: int, starttls: str | None, domain: 
     """Without a running gateway: its certificate, anchors and list, as its configuration names them."""
     from cryptography import x509
 
+    from config import logs
+    from config.revocation_service import revocation_checker, revocation_policies
     from config.settings import SettingsError, load
-    from config.trust_service import list_signer, list_source
+    from config.trust_service import list_signer, list_source, operator_files
     from trust.certificates import CertificateValidator
     from trust.list_source import ListUnavailableError
     from trust.probe import probe as look
     from trust.starttls import StartTls
     from trust.tls import TlsMaterialError, operator_client_context
-    from trust.trustlist import TrustList
+    from trust.trustlist import REVOCATION_UNKNOWN, TrustList
 
+    logs.configure("ERROR")  # what could not be fetched is in the report; the answer alone goes to standard output
     try:
         loaded = load(path)
         settings = loaded.settings.trust
         anchors = x509.load_pem_x509_certificates(loaded.path(settings.anchors).read_bytes())
         more = loaded.path(settings.intermediates).read_bytes() if settings.intermediates else b""
-        validator = CertificateValidator(anchors, x509.load_pem_x509_certificates(more) if more else ())
-        signer = list_signer(loaded)
+        authorities = (anchors, x509.load_pem_x509_certificates(more) if more else [])
+        revocation = revocation_checker(loaded, *authorities, keeping=False)
+        validator = CertificateValidator(*authorities, revocation, revocation_policies(loaded), source=revocation)
+        source, signer = list_source(loaded), list_signer(loaded)
     except SettingsError as error:
         _fail(str(error))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         _fail(f"The anchors of {path} cannot be used: {error}")
-    files = tuple(map(loaded.path, (settings.operator_chain, settings.operator_key, settings.anchors)))
+    files = operator_files(loaded)
+    revocation.start()
     try:
-        listed = TrustList.load(list_source(loaded)(), validator, datetime.now(UTC), signer=signer)
+        xml = source()
+        deadline = time.monotonic() + seconds
+        for _ in range(_ROUNDS):
+            listed = TrustList.load(xml, validator, datetime.now(UTC), signer=signer)
+            known = isinstance(listed, TrustList) or not listed.detail.startswith(REVOCATION_UNKNOWN)
+            if known or revocation.settled(0):
+                break
+            revocation.settled(max(0.0, deadline - time.monotonic()))
+        if not isinstance(listed, TrustList):
+            click.echo(f"The trust list is not believed: {listed.refusal.text} ({listed.detail})", err=True)
         report = look(
             host,
             port,
@@ -272,9 +295,12 @@ def _probe_from(path: Path, host: str, port: int, starttls: str | None, domain: 
             helo=loaded.settings.operator.host,
             domain=domain,
             seconds=seconds,
+            settled=revocation.settled,
         )
     except (ListUnavailableError, TlsMaterialError) as error:
         _fail(f"{error}. Run this as the service user or as root.")
+    finally:
+        revocation.stop()
     answer: dict[str, Any] = json.loads(json.dumps(report.as_dict()))
     return answer
 

@@ -13,9 +13,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
+from cryptography import x509
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -24,9 +26,10 @@ from trust.certificates import CertificateValidator, Purpose
 from trust.journal import JournalEntry
 from trust.list_keeper import LIST_DIRECTORY, ListKeeper, Refresh, RefreshOutcome
 from trust.list_source import ListSource, file_source, url_source
+from trust.listed_names import subject_of
 from trust.names import DistinguishedName
 from trust.pki_catalogue import LIST_UNAVAILABLE
-from trust.probe import SECONDS, probe
+from trust.probe import SECONDS, Settled, probe
 from trust.refusals import Refused
 from trust.starttls import StartTls
 from trust.tls import (
@@ -46,17 +49,27 @@ MAX_SHOWN = 1000
 """Changes of each kind that an answer spells out."""
 _LOOK_AT_FILES_SECONDS = 10.0
 _SOON_SECONDS = 300.0
-"""When a list that could not be had is tried again, if the schedule does not come first."""
+"""When a list that could not be had or is not believed is tried again, if the schedule does not come first."""
 
 Request = Mapping[str, Any]
 
 
 def list_source(loaded: Loaded) -> ListSource:
-    """Where the configuration says the list is."""
+    """Where the configuration says the list is; raises `SettingsError`."""
     trust = loaded.settings.trust
-    if trust.list.startswith(("http://", "https://")):
+    if not trust.list.lower().startswith(("http://", "https://")):
+        return file_source(loaded.path(trust.list))
+    try:
         return url_source(trust.list, loaded.path(trust.list_ca or trust.anchors))
-    return file_source(loaded.path(trust.list))
+    except ValueError as error:
+        raise SettingsError(f"trust.list is not an address: {error}") from error
+
+
+def operator_files(loaded: Loaded) -> tuple[Path, Path, Path, Path | None]:
+    """What `operator_server_context` and `operator_client_context` are made from."""
+    trust = loaded.settings.trust
+    chain, key, anchors = map(loaded.path, (trust.operator_chain, trust.operator_key, trust.anchors))
+    return chain, key, anchors, loaded.path(trust.intermediates) if trust.intermediates else None
 
 
 def list_signer(loaded: Loaded) -> DistinguishedName:
@@ -70,14 +83,19 @@ def list_signer(loaded: Loaded) -> DistinguishedName:
 class TrustService:
     """Of one gateway. Make it with `open`, run `run` as a task."""
 
-    def __init__(self, loaded: Loaded, validator: CertificateValidator, keeper: ListKeeper) -> None:
-        """Raises `SettingsError` when certificate, key or anchors cannot be used."""
+    def __init__(
+        self, loaded: Loaded, validator: CertificateValidator, keeper: ListKeeper, settled: Settled | None = None
+    ) -> None:
+        """`settled` waits for what `validator` fetches. Raises `SettingsError` when certificate, key or anchors cannot
+        be used."""
         trust, submission = loaded.settings.trust, loaded.settings.submission
-        self._files = tuple(map(loaded.path, (trust.operator_chain, trust.operator_key, trust.anchors)))
+        self._files = operator_files(loaded)
         self._host = loaded.settings.operator.host
+        self._domains = tuple(domain.lower() for domain in loaded.settings.operator.domains)
         self._interval = trust.list_refresh_seconds
         self._stopped = asyncio.Event()
         self.validator = validator
+        self._settled = settled
         self.keeper = keeper
         """The list in force, whenever it is asked."""
         try:
@@ -98,7 +116,11 @@ class TrustService:
 
     @classmethod
     def open(
-        cls, loaded: Loaded, validator: CertificateValidator, journal: Callable[[JournalEntry], object]
+        cls,
+        loaded: Loaded,
+        validator: CertificateValidator,
+        journal: Callable[[JournalEntry], object],
+        settled: Settled | None = None,
     ) -> TrustService:
         """Blocks for as long as the list's source does. Raises `SettingsError` when there is nothing to believe."""
         floor = None
@@ -111,7 +133,7 @@ class TrustService:
             if keeper.refusal is LIST_UNAVAILABLE:
                 raise SettingsError(f"there is no trust list: {keeper.detail}")
             raise SettingsError(f"the trust list is not believed: {keeper.refusal.text} {keeper.detail}".strip())
-        return cls(loaded, validator, keeper)
+        return cls(loaded, validator, keeper, settled)
 
     @property
     def contexts(self) -> tuple[FollowedContext, ...]:
@@ -127,7 +149,10 @@ class TrustService:
         due = time.monotonic() + self._pause(self._interval)
         while not await self._stops_within(_LOOK_AT_FILES_SECONDS):
             for context in self.contexts:
-                await asyncio.to_thread(context.look)
+                try:
+                    await asyncio.to_thread(context.look)
+                except Exception as error:  # one file that nobody foresaw must not end the looking for all
+                    log.error("tls.look-failed", context=context.name, exc_info=error)
             if time.monotonic() < due:
                 continue
             wait = self._interval
@@ -137,7 +162,8 @@ class TrustService:
                 log.error("trust.list.refresh-failed", exc_info=error)
                 wait = min(wait, _SOON_SECONDS)
             else:
-                if found.outcome is RefreshOutcome.UNAVAILABLE:
+                # a list half written, or whose signer's revocation is not known yet, may be a good one in a moment
+                if found.outcome in (RefreshOutcome.UNAVAILABLE, RefreshOutcome.REFUSED):
                     wait = min(wait, _SOON_SECONDS)
             due = time.monotonic() + self._pause(wait)
 
@@ -161,7 +187,7 @@ class TrustService:
     def calls(self, threads: Executor) -> dict[str, Callable[[Request], Awaitable[Any]]]:
         """Calls of the control socket by name, each run in `threads`."""
         calls: dict[str, Callable[[Request], Any]] = {
-            "trust.list.show": lambda _: self.keeper.describe(),
+            "trust.list.show": self._show,
             "trust.list.diff": self._diff,
             "trust.list.accept": self._accept,
             "trust.list.refresh": lambda _: _told(self.keeper.refresh()),
@@ -173,6 +199,18 @@ class TrustService:
             return lambda request: asyncio.get_running_loop().run_in_executor(threads, work, request)
 
         return {name: off_loop(work) for name, work in calls.items()}
+
+    def _show(self, _: Request) -> Any:
+        return {**self.keeper.describe(), "own": self._own()}
+
+    def _own(self) -> dict[str, Any]:
+        """Whether partners find our name in the list we use: a renewed certificate often has a new one."""
+        try:
+            name = subject_of(x509.load_pem_x509_certificates(self._files[0].read_bytes())[0])
+        except (OSError, ValueError, IndexError, x509.InvalidVersion):
+            return {"name": "", "not_listed_for": []}
+        listed = self.keeper.current.domains_of(name)
+        return {"name": str(name), "not_listed_for": [each for each in self._domains if each not in listed]}
 
     def _diff(self, _: Request) -> Any:
         found = self.keeper.held_changes()
@@ -208,6 +246,7 @@ class TrustService:
             helo=self._host,
             domain=str(request.get("domain") or ""),
             seconds=min(float(request.get("timeout") or SECONDS), 60.0),
+            settled=self._settled,
         )
         return report.as_dict()
 

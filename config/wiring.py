@@ -42,7 +42,7 @@ from bridges.receipts import ReceiptConsumer
 from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
 from config import allocator, logs
-from config.accounts_answers import AccountAnswers
+from config.accounts_answers import answers_about_accounts
 from config.answers import Answers, off_loop
 from config.backup.sources import RESTORING
 from config.catalogue import CATALOGUE
@@ -51,6 +51,7 @@ from config.door_service import RELOADED, DoorCollector, certificate_sign_in, do
 from config.housekeeping import Housekeeping
 from config.incoming import Incoming, IncomingCollector, lmtp_door, open_lmtp, open_resolver
 from config.journal_answers import JournalAnswers
+from config.key_journal import KeyAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
 from config.monitored import checks, expiries
@@ -195,6 +196,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
             loaded,
             validator,
             lambda entry: database.transact(lambda connection: journal.append(connection, entry)),
+            revocation.settled,
         ),
         revocation,
     )
@@ -219,8 +221,8 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         holder=membership.holder if membership else "",
         bulk_recipients=settings.spool.bulk_recipients,
     )
-    recovered = await asyncio.to_thread(membership.take_over, spool) if membership else await asyncio.to_thread(
-        spool.recover
+    recovered = (
+        await asyncio.to_thread(membership.take_over, spool) if membership else await asyncio.to_thread(spool.recover)
     )
     if membership is not None:
         running.append(_run(membership.run(), "membership"))
@@ -303,6 +305,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     receivers = {listener.partner: listener for listener in settings.mllp if listener.receiver_port}
     acknowledge = MllpTarget({name: (each.receiver_host, each.receiver_port) for name, each in receivers.items()})
     stack.push_async_callback(acknowledge.close)
+
     def operator_may_report(peer: str, domain: str) -> bool:
         try:
             return DistinguishedName.parse(peer) in trust_list.operators_of(domain)
@@ -327,7 +330,10 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         home,
         lambda address: vault.pseudonym("mailbox home", address)[:40],
     )
-    authentication = AuthenticationSocket(authentication_socket, accounts, realm.home_of, accounts.open_mailbox)
+    oidc = OidcService(loaded, accounts)
+    authentication = AuthenticationSocket(
+        authentication_socket, accounts, realm.home_of, accounts.open_mailbox, oidc.authenticate if oidc else None
+    )
     if process.first:
         await authentication.start()
         stack.push_async_callback(authentication.stop)
@@ -349,9 +355,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         options=DsnOptions(settings.notifications.return_max_bytes, lifetime=settings.spool.expire_seconds),
         notices=notices,
     )
-    quarantine = Quarantine(
-        spool, database, blobs, vault, journal, SystemMail(spool, *us, patients), node=process.name
-    )
+    quarantine = Quarantine(spool, database, blobs, vault, journal, SystemMail(spool, *us, patients), node=process.name)
     overdue = Overdue(spool, database, dsn, quarantine, overdue_options(loaded), node=process.name)
 
     receipts = ReceiptConsumer(
@@ -367,7 +371,6 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     running.append(_run(overdue.run(), "overdue"))
     stack.push_async_callback(overdue.stop)
 
-    oidc = OidcService(loaded, accounts)
     if oidc:
         running.append(_run(oidc.run(), "oidc"))
         stack.push_async_callback(oidc.stop)
@@ -460,9 +463,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
             stack.push_async_callback(folder.stop)
     holder = membership.holder if membership else ""
     queue = Queue(spool, database, blobs, vault, journal, node=process.name, holder=holder)
-    retention = Retention(
-        database, blobs, vault, periods(loaded), node=process.name, batch=settings.retention.batch
-    )
+    retention = Retention(database, blobs, vault, periods(loaded), node=process.name, batch=settings.retention.batch)
     purging: Task = Purging(retention, settings.retention.round_hours * 3600.0)
     if membership is not None:
         purging = ForAll(
@@ -501,18 +502,17 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     answers = Answers(database, journal_answers, spool, directory, letters, dossier)
     running.append(_run(trust.run(), "trust"))
     stack.push_async_callback(trust.stop)
-    account_answers = AccountAnswers(
-        Administration(accounts, journal), validator, frozenset(each.issuer for each in settings.oidc)
-    )
+    account_answers = answers_about_accounts(Administration(accounts, journal), validator, loaded)
     local_domains = frozenset(settings.operator.domains)
     redirections = Redirections(directory, exists, local_domains, frozenset(patients), trust_list.is_trusted)
-    calls = {
-        **answers.calls(threads),
-        **trust.calls(threads),
-        **off_loop({**account_answers.calls(), **housekeeping.calls()}, threads),
-        **off_loop(QuarantineAnswers(quarantine).calls(), threads),
-        **off_loop(QueueAnswers(queue, redirections).calls(), threads),
+    own = {
+        **account_answers.calls(),
+        **KeyAnswers(database, journal).calls(),
+        **housekeeping.calls(),
+        **QuarantineAnswers(quarantine).calls(),
+        **QueueAnswers(queue, redirections).calls(),
     }
+    calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(own, threads)}
     control = ControlSocket(process.file("control", ".sock"), calls)
     await control.start()
     stack.push_async_callback(control.stop)
@@ -598,6 +598,7 @@ def _lockout(loaded: Loaded) -> LockoutOptions:
         section.lock_seconds,
         section.longest_lock_seconds,
         section.account_failures,
+        section.network_failures,
         section.familiar_days * 86400.0,
     )
 
@@ -615,7 +616,7 @@ def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
 def _certificates(path: Path) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         raise SettingsError(f"{path} must hold PEM certificates") from error
 
 

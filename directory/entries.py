@@ -177,7 +177,7 @@ def _load(value: bytes) -> list[x509.Certificate]:
         warnings.simplefilter("ignore")  # oddities of other people's certificates are not our operator's business
         try:
             return [x509.load_der_x509_certificate(value)]
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             pass
         try:
             return pkcs7.load_der_pkcs7_certificates(value)

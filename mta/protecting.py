@@ -28,6 +28,7 @@ from smime.mime import MimeError, parse_entity, split_message
 from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, REVOCATION_UNKNOWN, SIGNER_UNAVAILABLE
 from smime.signing import SignerFailedError
 from trust.certificates import CertificateValidator, Purpose
+from trust.keycheck import is_revoked
 from trust.refusals import Refused
 from trust.vault import KeyVault, VaultError
 
@@ -100,7 +101,7 @@ class ProtectStage:
         now = self._clock()
         clear = message.origin is Origin.SYSTEM and IN_CLEAR in message.flags
         try:
-            signer = self._vault.signer(author, now)
+            signer = self._vault.signer(author, now, lambda key: is_revoked(self._validator, key, now))
         except VaultError:  # a key file that is damaged: the operator repairs it, the mail waits
             return Refused(SIGNER_UNAVAILABLE)
         if signer is None and not clear:

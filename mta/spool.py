@@ -3,8 +3,8 @@
 Here stands what works on it; `mta.accepting` takes in, `mta.spool_reading` only looks. Guarantees, in the order they
 are earned:
 
-1. `accept` returns only when content and rows are synced, a small content by the rows' own commit, a large one as a file
-   before it; whoever answers `250` or `AA` does so after it. Concurrent accepts share one commit
+1. `accept` returns only when content and rows are synced, a small content by the rows' own commit, a large one as a
+   file before it; whoever answers `250` or `AA` does so after it. Concurrent accepts share one commit
    (`trust.store.database`). What a worker has a place for is committed under its lease (`mta.handover`).
 2. The deduplication key is unique: a sender repeating a message whose acknowledgement was lost gets the first answer
    again, and no second delivery exists.

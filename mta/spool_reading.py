@@ -307,8 +307,12 @@ class SpoolReader:
 
 def _ended(connection: Connection, *within: Any) -> dict[str, int]:
     """How many deliveries' ends are among these steps, by state."""
-    ended = select(steps.c.kind, func.count()).where(steps.c.kind.in_(_ENDS), *within).group_by(steps.c.kind)
-    return {kind: number for kind, number in connection.execute(ended)}
+    ended = (
+        select(steps.c.kind, func.count().label("number"))
+        .where(steps.c.kind.in_(_ENDS), *within)
+        .group_by(steps.c.kind)
+    )
+    return {row.kind: row.number for row in connection.execute(ended)}
 
 
 def with_message() -> Select[Any]:

@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from smime import oids
 from smime.agreement import bound_content_key, wrapping_key
-from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Enveloped, KeyAgreement, Recipient, read_algorithm
+from smime.cms_read import Algorithm, Enveloped, KeyAgreement, Recipient, read_algorithm
 from smime.content_ciphers import KINDS, prepare_gcm
 from smime.identity import Identity, identity
 from smime.policy import DEFAULT_POLICY, GcmVariant, ReadPolicy
+from smime.schemes import read_oaep
 from smime.verdict import Finding
-from trust import der
-from trust.der import DerError, context
+from trust.der import DerError
 from trust.keys import Decryptor, KeyUnavailableError
 
 
@@ -271,38 +271,10 @@ _OAEP_HASHES: dict[str, hashes.HashAlgorithm] = {
 }
 
 
-_Oaep = tuple[hashes.HashAlgorithm, hashes.HashAlgorithm, bytes]
-
-
-def _oaep_parameters(algorithm: Algorithm) -> _Oaep:
-    """Hash, MGF1 hash and label of RSAES-OAEP-params (RFC 8017 A.2.1). Raises _UntriedError."""
-    encoded = algorithm.encoded
+def _oaep_parameters(algorithm: Algorithm) -> tuple[hashes.HashAlgorithm, hashes.HashAlgorithm, bytes]:
+    """Hash, MGF1 hash and label. Raises _UntriedError."""
     try:
-        return (_known_oaep if len(encoded) <= REMEMBERED_OCTETS else _known_oaep.__wrapped__)(encoded)
+        found = read_oaep(algorithm)
+        return _OAEP_HASHES[found.digest], _OAEP_HASHES[found.mask], found.label
     except (DerError, KeyError):
         raise _UntriedError from None
-
-
-@lru_cache(maxsize=64)
-def _known_oaep(encoded: bytes) -> _Oaep:
-    """Raises DerError, KeyError, _UntriedError."""
-    digest = mask = _SHA1
-    label = b""
-    parameters = read_algorithm(der.read(encoded)).parameters
-    for field in parameters.sequence(3) if parameters is not None else ():
-        value = read_algorithm(field.explicit())
-        if field.tag == context(0):
-            digest = _oaep_hash(value)
-        elif field.tag == context(1) and value.oid == oids.MGF1 and value.parameters is not None:
-            mask = _oaep_hash(read_algorithm(value.parameters))
-        elif field.tag == context(2) and value.oid == oids.P_SPECIFIED and value.parameters is not None:
-            label = value.parameters.octets()
-        else:
-            raise _UntriedError
-    return digest, mask, label
-
-
-def _oaep_hash(algorithm: Algorithm) -> hashes.HashAlgorithm:
-    if algorithm.parameters is not None:
-        raise _UntriedError
-    return _OAEP_HASHES[algorithm.oid]

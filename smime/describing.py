@@ -6,8 +6,7 @@ find out what a partner's product writes.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,9 +27,11 @@ from smime.cms_read import (
 )
 from smime.identity import identity
 from smime.policy import GcmVariant
+from smime.schemes import UnsoundError, read_oaep, read_pss
+from smime.signing_certificate import references
 from trust import der
 from trust.certificates import mail_addresses
-from trust.der import DerError, Element, Octets, context
+from trust.der import DerError, Element, Octets
 
 _NAMES = {value: name.lower().replace("_", "-") for name, value in vars(oids).items() if name.isupper()}
 _NAMES |= {
@@ -245,7 +246,12 @@ def _recipient(recipient: Recipient, own: Sequence[x509.Certificate]) -> Recipie
             if recipient.user_material is not None:
                 parameters["user_material_octets"] = len(recipient.user_material)
         elif recipient.algorithm.oid == oids.RSAES_OAEP:
-            parameters = _padding(recipient.algorithm, label=True)
+            oaep = read_oaep(recipient.algorithm)
+            parameters = {
+                "hash": name_of(oaep.digest),
+                "mask_hash": name_of(oaep.mask),
+                "label_octets": len(oaep.label),
+            }
     except DerError:
         parameters["unreadable"] = "parameters"
     return RecipientDescription(
@@ -258,26 +264,6 @@ def _recipient(recipient: Recipient, own: Sequence[x509.Certificate]) -> Recipie
         encrypted_key_octets=len(recipient.encrypted_key),
         ours=names_one_of(recipient.recipient, own),
     )
-
-
-def _padding(algorithm: Algorithm, *, label: bool) -> dict[str, str | int]:
-    """Parameters of OAEP or PSS, whose first two are alike and whose defaults are SHA-1's (RFC 8017 A.2). Raises
-    DerError."""
-    found: dict[str, str | int] = {"hash": "sha1", "mask_hash": "sha1"}
-    found |= {"label_octets": 0} if label else {"salt_octets": 20}
-    for field in algorithm.parameters.sequence(4) if algorithm.parameters is not None else ():
-        value = field.explicit()
-        if field.tag == context(0):
-            found["hash"] = name_of(read_algorithm(value).oid)
-        elif field.tag == context(1):
-            mask = read_algorithm(value).parameters
-            found["mask_hash"] = name_of(read_algorithm(mask).oid) if mask is not None else ""
-        elif field.tag == context(2) and label:
-            source = read_algorithm(value).parameters
-            found["label_octets"] = len(source.octets()) if source is not None else 0
-        elif field.tag == context(2):
-            found["salt_octets"] = value.integer()
-    return found
 
 
 # --- Signatures ------------------------------------------------------------------------------------------------------
@@ -298,19 +284,22 @@ def describe_signed(signed: Signed) -> SignedDescription:
 def _signer(info: SignerInfo, certificates: Sequence[x509.Certificate]) -> SignerDescription:
     issuer, serial, key_id = _party(info.signer)
     named = [certificate for certificate in certificates if names_one_of(info.signer, (certificate,))]
-    values = {attribute.oid: attribute.values for attribute in info.attributes}
+    values: dict[str, list[Element]] = {}
+    for attribute in info.attributes:
+        values.setdefault(attribute.oid, []).extend(attribute.values)
     time: datetime | None = None
     capabilities: tuple[str, ...] = ()
     parameters: dict[str, str | int] = {}
     try:
         if info.algorithm.oid == oids.RSASSA_PSS:
-            parameters = _padding(info.algorithm, label=False)
+            pss = read_pss(info.algorithm)
+            parameters = {"hash": name_of(pss.digest), "mask_hash": name_of(pss.mask), "salt_octets": pss.salt}
         if values.get(oids.SIGNING_TIME):
             time = values[oids.SIGNING_TIME][0].time()
         if values.get(oids.SMIME_CAPABILITIES):
             listed = [entry.sequence(2) for entry in values[oids.SMIME_CAPABILITIES][0].sequence(64)]
             capabilities = tuple(dict.fromkeys(name_of(entry[0].oid()) for entry in listed if entry))
-    except DerError:
+    except (DerError, UnsoundError):
         parameters["unreadable"] = "parameters or attributes"
     reference, certificate = _reference(values, named)
     return SignerDescription(
@@ -329,31 +318,27 @@ def _signer(info: SignerInfo, certificates: Sequence[x509.Certificate]) -> Signe
     )
 
 
-_REFERENCE_HASHES = {oids.SHA256: "sha256", oids.SHA384: "sha384", oids.SHA512: "sha512", oids.SHA1: "sha1"}
-
-
 def _reference(
-    values: dict[str, list[Element]], named: Sequence[x509.Certificate]
+    values: Mapping[str, Sequence[Element]], named: Sequence[x509.Certificate]
 ) -> tuple[str, x509.Certificate | None]:
-    """What signingCertificate says (RFC 5035 §3), and the certificate it means; else the first one named."""
+    """What signingCertificate says, and the certificate it means; else the first one named."""
     first = named[0] if named else None
-    for oid, name in ((oids.SIGNING_CERTIFICATE_V2, "sha256"), (oids.SIGNING_CERTIFICATE, "sha1")):
-        if not values.get(oid):
-            continue
-        if not named:
-            return "no-certificate", None
-        try:
-            fields = values[oid][0].sequence()[0].sequence()[0].sequence()
-            if fields[0].tag == der.SEQUENCE:
-                name, fields = _REFERENCE_HASHES[read_algorithm(fields[0]).oid], fields[1:]  # noqa: PLW2901
-            wanted = fields[0].octets()
-        except (DerError, IndexError, KeyError):
-            return "differs", first
-        for certificate in named:
-            if hashlib.new(name, identity(certificate).encoded).digest() == wanted:
-                return "matches", certificate
+    kinds = (oids.SIGNING_CERTIFICATE_V2, oids.SIGNING_CERTIFICATE)
+    if not any(values.get(kind) for kind in kinds):
+        return "absent", first
+    if not named:
+        return "no-certificate", None
+    if any(kind in values and len(values[kind]) != 1 for kind in kinds):
         return "differs", first
-    return "absent", first
+    try:
+        given = references({kind: values[kind][0] for kind in kinds if kind in values})
+    except DerError:
+        return "differs", first
+    for certificate in named:
+        own = identity(certificate)
+        if all(reference.means(own, own.sha256) for reference in given):
+            return "matches", certificate
+    return "differs", first
 
 
 def _party(party: PartyId) -> tuple[str, str, str]:

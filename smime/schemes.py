@@ -1,4 +1,4 @@
-"""Signature schemes: which algorithm identifiers mean what, and whether a signature holds under one key.
+"""RSA's paddings and signature schemes: what algorithm identifiers mean, and whether a signature holds under one key.
 
 A key certified for RSASSA-PSS alone (RFC 4055 §1.2) makes no other signatures, and none with less than its parameters
 demand. Whether the key is strong enough is for `smime.strength`.
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from smime import oids
 from smime.cms_read import REMEMBERED_OCTETS, Algorithm, read_algorithm
 from trust import der
-from trust.der import context
+from trust.der import DerError, context
 
 HASHES: dict[str, hashes.HashAlgorithm] = {
     oids.SHA1: hashes.SHA1(),  # only where the policy admits it  # noqa: S303
@@ -167,18 +167,19 @@ _ANY = _Any()
 
 def demanded_pss(certified_as: Algorithm) -> Pss:
     """What a key certified as id-RSASSA-PSS demands of its signatures. Raises UnsoundError, ValueError."""
-    return _ANY if certified_as.parameters is None else _pss(certified_as)
+    return _ANY if certified_as.parameters is None else read_pss(certified_as)
 
 
 def _signatures_pss(algorithm: Algorithm, digest: str) -> Pss:
     """One hash throughout, any sensible salt, trailer 1 (RFC 4056 §3). Raises UnsoundError, ValueError."""
-    found = _pss(algorithm)
+    found = read_pss(algorithm)
     if found.digest != digest or found.mask != digest or found.trailer != 1 or not 0 <= found.salt <= MAX_PSS_SALT:
         raise UnsoundError("pss-parameters")
     return found
 
 
-def _pss(algorithm: Algorithm) -> Pss:
+def read_pss(algorithm: Algorithm) -> Pss:
+    """The parameters as they stand. Raises UnsoundError, ValueError."""
     encoded = algorithm.encoded
     return (_known_pss if len(encoded) <= REMEMBERED_OCTETS else _known_pss.__wrapped__)(encoded)
 
@@ -214,3 +215,44 @@ def _hash_of(algorithm: Algorithm) -> str:
     if not has_its_parameters(algorithm):
         raise UnsoundError("pss-parameters")
     return algorithm.oid
+
+
+# --- RSAES-OAEP ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Oaep:
+    """RSAES-OAEP-params (RFC 8017 A.2.1); the defaults are SHA-1's."""
+
+    digest: str = oids.SHA1
+    """OID."""
+    mask: str = oids.SHA1
+    """OID of MGF1's hash."""
+    label: bytes = b""
+
+
+def read_oaep(algorithm: Algorithm) -> Oaep:
+    """The parameters as they stand. Raises ValueError."""
+    encoded = algorithm.encoded
+    return (_known_oaep if len(encoded) <= REMEMBERED_OCTETS else _known_oaep.__wrapped__)(encoded)
+
+
+@lru_cache(maxsize=64)
+def _known_oaep(encoded: bytes) -> Oaep:
+    digest = mask = oids.SHA1
+    label = b""
+    parameters = read_algorithm(der.read(encoded)).parameters
+    for field in parameters.sequence(3) if parameters is not None else ():
+        value = read_algorithm(field.explicit())
+        if field.tag == context(0) and value.parameters is None:
+            digest = value.oid
+        elif field.tag == context(1) and value.oid == oids.MGF1 and value.parameters is not None:
+            hashed = read_algorithm(value.parameters)
+            if hashed.parameters is not None:
+                raise DerError("parameters of MGF1's hash")
+            mask = hashed.oid
+        elif field.tag == context(2) and value.oid == oids.P_SPECIFIED and value.parameters is not None:
+            label = value.parameters.octets()
+        else:
+            raise DerError("RSAES-OAEP-params")
+    return Oaep(digest, mask, label)

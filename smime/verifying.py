@@ -22,10 +22,10 @@ from smime import oids
 from smime.addresses import matches
 from smime.capabilities import read_capabilities
 from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Signed, SignerInfo, read_algorithm
-from smime.identity import same_name
 from smime.offered import Bundle, Offered
 from smime.policy import DEFAULT_POLICY, ReadPolicy
 from smime.schemes import HASHES, SHAKE256_OCTETS, UnsoundError, has_its_parameters, holds, label
+from smime.signing_certificate import CertificateReference, references
 from smime.verdict import Finding, SignatureResult, SignerVerdict
 from trust import der
 from trust.certificates import CertificateValidator, PathVerdict, Purpose
@@ -317,80 +317,18 @@ def _names(capabilities: bytes) -> tuple[str, ...]:
 def _certificates_of(info: SignerInfo, attributes: _Attributes, bundle: Bundle) -> Iterator[Offered]:
     """The certificates the signer may mean, by name and by signingCertificate (RFC 5035 §5). Raises UnsoundError, also
     when there are none."""
-    references: list[_Reference] | None = None
+    given: list[CertificateReference] | None = None
     meant = False
     for each in bundle.named_by(info.signer):
-        if references is None:
-            references = _references(attributes)
-        if all(reference.means(each) for reference in references):
+        if given is None:
+            given = references(attributes)
+        if all(reference.means(each.identity, each.sha256) for reference in given):
             meant = True
             yield each
-    if references is None:
+    if given is None:
         raise UnsoundError("no-certificate")
     if not meant:
         raise UnsoundError("signing-certificate-attribute")
-
-
-def _references(attributes: _Attributes) -> list[_Reference]:
-    found = []
-    for oid, version in ((oids.SIGNING_CERTIFICATE_V2, 2), (oids.SIGNING_CERTIFICATE, 1)):
-        value = attributes.get(oid)
-        if value is not None:
-            encoded = value.copy()
-            remember = len(encoded) <= REMEMBERED_OCTETS
-            found.append((_reference if remember else _reference.__wrapped__)(encoded, version))
-    return found
-
-
-def _first(element: Element) -> Element:
-    """The first element of a SEQUENCE OF that must not be empty."""
-    elements = element.sequence()
-    if not elements:
-        raise DerError("empty sequence")
-    return elements[0]
-
-
-_REFERENCE_HASHES = {oids.SHA1: "sha1", oids.SHA256: "sha256", oids.SHA384: "sha384", oids.SHA512: "sha512"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """ESSCertID or ESSCertIDv2 (RFC 2634 §5.4, RFC 5035 §4)."""
-
-    algorithm: str
-    digest: bytes
-    issuer: bytes
-    """DER of the Name, empty when none is given."""
-    serial: int | None
-
-    def means(self, offered: Offered) -> bool:
-        own = offered.identity
-        if self.serial not in (None, own.serial):
-            return False
-        hashed = offered.sha256
-        if self.algorithm != "sha256":
-            hashed = hashlib.new(self.algorithm, own.encoded).digest()
-        return hashed == self.digest and (not self.issuer or same_name(self.issuer, own.issuer))
-
-
-@lru_cache(maxsize=256)
-def _reference(attribute: bytes, version: int) -> _Reference:
-    """The first one of a SigningCertificate or, with `version` 2, SigningCertificateV2; SHA-1 only where version 1 has
-    no choice (RFC 2634 §5.4). Raises DerError."""
-    fields = _first(_first(der.read(attribute))).sequence(3)
-    default = oid = oids.SHA256 if version == 2 else oids.SHA1
-    if fields and fields[0].tag == der.SEQUENCE:
-        oid, fields = read_algorithm(fields[0]).oid, fields[1:]
-    if not 1 <= len(fields) <= 2 or oid not in _REFERENCE_HASHES or (oid == oids.SHA1 and default != oids.SHA1):
-        raise DerError("ESSCertID")
-    issuer, serial = b"", None
-    if len(fields) == 2:
-        names, number = fields[1].sequence(2)
-        serial = number.integer()
-        directory = [name for name in names.sequence() if name.tag == context(4)]
-        if directory:
-            issuer = bytes(directory[0].explicit().encoded)
-    return _Reference(_REFERENCE_HASHES[oid], fields[0].octets(), issuer, serial)
 
 
 # --- Signature -------------------------------------------------------------------------------------------------------

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from tests.support.postgresql import PostgresServer, postgres_server, programs
 from trust.store.database import Database
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands set up the logs of a whole process; a test that runs one in its own leaves none of that behind."""
+    root, configured, structured = logging.getLogger(), structlog.is_configured(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    if configured:
+        structlog.configure(**structured)
+    else:
+        structlog.reset_defaults()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -16,7 +16,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,12 +38,22 @@ from trust.catalogue import (
 )
 from trust.certificates import CertificateValidator, Purpose
 from trust.client_certificates import ClientCertificates
-from trust.identities import AccountError, Identities, Identity, NameTakenError, Right, Service
+from trust.identities import (
+    AccountError,
+    Identities,
+    Identity,
+    NameTakenError,
+    Right,
+    Service,
+    checked_address,
+    checked_login,
+)
 from trust.journal import Journal, JournalEntry
-from trust.lockout import Attempt, Judgement, LockoutOptions
+from trust.lockout import Attempt, Judgement, LockoutOptions, network_of
 from trust.oidc import OidcProvider, Subject, TokenKind
 from trust.oidc_subjects import OidcSubjects
 from trust.refusals import Refused
+from trust.spraying import Spraying
 from trust.store.database import Database
 from trust.tables import (
     application_passwords,
@@ -60,8 +70,18 @@ __all__ = ["AccountError", "Accounts", "Identity", "NameTakenError", "Service"]
 
 _PASSWORD_MAX_BYTES = 1024
 """Beyond it nobody types, and hashing only costs us."""
+_PASSWORD_MAX_CHARACTERS = 3 * _PASSWORD_MAX_BYTES
+"""As typed: composed, no character takes fewer bytes than a third of the characters it was written with."""
+_MAX_HASHES = 8
+"""At once: half a gibibyte, on however large a machine."""
 _DAY = 86400
 _DEFAULT_OPTIONS = LockoutOptions()
+_LOCKED_FOR = {
+    Judgement.LOCKS: "network",
+    Judgement.LOCKS_NEIGHBOURHOOD: "neighbourhood",
+    Judgement.LOCKS_ACCOUNT: "unfamiliar networks",
+}
+"""What the journal says of an attempt that locks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,28 @@ class _Hash:
         return cls(
             salt, digest, parameters.time_cost, parameters.memory_cost, parameters.parallelism, parameters.version
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Whom a name means."""
+
+    identity_id: str
+    """Empty for nobody."""
+    password_hash: str | None
+    disabled: bool
+    """An administrator keeps it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Whence:
+    """Where a password is said; everything empty when that is not known."""
+
+    network: str
+    source: str
+    """The network as the database calls it for this account."""
+    neighbourhood: str
+    familiar: bool
 
 
 class Accounts:
@@ -114,25 +156,24 @@ class Accounts:
         self.certificates = ClientCertificates(vault)
         self.subjects = OidcSubjects(vault)
         self._vault = vault
-        self._options = LockoutOptions(
-            options.max_failures if max_failures is None else max_failures,
-            options.lock_seconds if lock_seconds is None else lock_seconds,
-            options.longest_seconds,
-            options.account_failures,
-            options.familiar_seconds,
+        self._options = replace(
+            options,
+            max_failures=options.max_failures if max_failures is None else max_failures,
+            lock_seconds=options.lock_seconds if lock_seconds is None else lock_seconds,
         )
+        self._spraying = Spraying(options.network_failures)
         self.clock = clock
         self._journal = journal
         self._hasher = hasher or PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
         self._hash_of_nobody = self._hasher.hash(os.urandom(16))
         # Each hash takes 64 MiB: more at once than processors would only cost memory.
-        self._hashing = threading.BoundedSemaphore(os.cpu_count() or 2)
+        self._hashing = threading.BoundedSemaphore(min(os.cpu_count() or 2, _MAX_HASHES))
 
     def create(self, login: str, addresses: Sequence[str], password: str | None) -> None:
         """Make the identity of that login exactly this, whatever it was before, and unlock it.
 
         Without a password it cannot log in with one. Its application passwords, certificates and linked subjects are
-        gone. Raises `NameTakenError`, `AccountError` for a password that cannot be one (`hash_password`).
+        gone. Raises `NameTakenError`, `AccountError` for a name or a password that cannot be one (`hash_password`).
         """
         password_hash = None if password is None else self.hash_password(password)
 
@@ -146,15 +187,18 @@ class Accounts:
         self.database.transact(replace)
 
     def put(self, connection: Connection, login: str, addresses: Sequence[str]) -> str:
-        """Write the identity of that login with exactly these addresses; returns its id. Raises `NameTakenError`.
+        """Write the identity of that login with exactly these addresses; returns its id. Raises `AccountError` for
+        names that cannot be, `NameTakenError`.
 
         What is granted on an address it keeps stays granted.
         """
         identity_id = self.identities.pseudonym(login)
         rows = self.identities.address_rows(identity_id, addresses)
         self.identities.check_free(connection, identity_id, rows)
+        for each in addresses:
+            checked_address(each)
         if connection.scalar(select(identities.c.id).where(identities.c.id == identity_id)) is None:
-            sealed = self.identities.sealed_login(login)
+            sealed = self.identities.sealed_login(checked_login(login))
             connection.execute(insert(identities).values(id=identity_id, sealed_login=sealed))
         mine = identity_addresses.c.identity_id == identity_id
         kept = set(connection.scalars(select(identity_addresses.c.address).where(mine)))
@@ -190,24 +234,29 @@ class Accounts:
         no secret. Takes tens of milliseconds of processor time: not on an event loop.
         """
         name = self.identities.pseudonym(login)
-
         shown = self._application_password(login, password, service)
         if shown is not None:
             return shown
-        known = self.database.read(lambda connection: _password_of(connection, name))
-        identity_id, password_hash, disabled = known or ("", None, False)
-        matches, digest = self._work(password_hash or self._hash_of_nobody, password)
-        if disabled:
-            return Refused(ACCOUNT_DISABLED)
-        # What has the form of an application password is no guess, but a telephone with a withdrawn one.
-        if password_hash is None or (not matches and secret_of(password) is not None):
-            return Refused(AUTHENTICATION_FAILED)
-        network = lockout.network_of(client)
-        source = self._vault.pseudonym("login source", identity_id, network) if network else ""
-        attempt = Attempt(identity_id, source, matches, digest)
-        # Judged in the one writer's order and only now: of any number of parallel guesses no more than allowed are
-        # answered.
-        return self.database.transact(lambda connection: self._settle(connection, attempt, password_hash))
+        known, whence = self.database.read(lambda connection: self._before(connection, name, client))
+        if not whence.familiar and self._spraying.is_full(whence.network, self.clock()):
+            return Refused(ACCOUNT_LOCKED)
+        matches, digest = self._work(known.password_hash or self._hash_of_nobody, password)
+        if known.disabled:
+            answer: Identity | Refused = Refused(ACCOUNT_DISABLED)
+        elif known.password_hash is None or (not matches and secret_of(password) is not None):
+            # What has the form of an application password is no guess, but a telephone with a withdrawn one.
+            answer = Refused(AUTHENTICATION_FAILED)
+        else:
+            password_hash = known.password_hash
+            attempt = Attempt(known.identity_id, whence.source, whence.neighbourhood, matches, digest)
+            # Judged in the one writer's order and only now: of any number of parallel guesses no more than allowed are
+            # answered.
+            answer = self.database.transact(lambda connection: self._settle(connection, attempt, password_hash))
+            if isinstance(answer, Identity) and self._hasher.check_needs_rehash(password_hash):
+                self._renew(answer.id, password_hash, password)
+        if isinstance(answer, Refused) and not whence.familiar:
+            self._spraying.count(whence.network, self.clock())
+        return answer
 
     def open_mailbox(
         self, address: str, password: str, client: str = "", service: Service | None = Service.IMAP
@@ -299,11 +348,14 @@ class Accounts:
         return tuple(sorted(self.identities.address(row) for row in rows))
 
     def hash_password(self, password: str) -> str:
-        """To keep a main password by. Raises `AccountError` when it has not 1 to 1,024 bytes of UTF-8, or could be an
-        application password."""
+        """To keep a main password by. Raises `AccountError` when it has not 1 to 1,024 bytes of UTF-8, has control
+        characters besides the tab (RFC 8265 §4.2: not every client could send them), or could be an application
+        password."""
         prepared = _prepared(password)
         if not 1 <= len(prepared) <= _PASSWORD_MAX_BYTES:
             raise AccountError(f"a password has 1 to {_PASSWORD_MAX_BYTES} bytes")
+        if any(unicodedata.category(each) in ("Cc", "Cs") for each in password.replace("\t", "")):
+            raise AccountError("a password has no control characters and is valid Unicode")
         if secret_of(password) is not None:
             raise AccountError("this has the form of an application password: choose another password")
         return self._hasher.hash(prepared)
@@ -331,6 +383,16 @@ class Accounts:
         if isinstance(answer, Identity) and owner.last_used != self._today():
             self.database.transact(lambda c: self.application_passwords.used(c, owner.id, self.clock()))
         return answer
+
+    def _before(self, connection: Connection, name: str, client: str) -> tuple[_Known, _Whence]:
+        """What there is to know before a password is looked at: whose it should be, and where it is said."""
+        known, network = _known(connection, name), network_of(client)
+        if not network:
+            return known, _Whence("", "", "", False)
+        source = self._vault.pseudonym("login source", known.identity_id, network)
+        near = self._vault.pseudonym("login neighbourhood", known.identity_id, lockout.neighbourhood_of(client))
+        familiar = lockout.is_familiar_source(connection, known.identity_id, source, self._options, self.clock())
+        return known, _Whence(network, source, lockout.neighbourhood_name(near), familiar)
 
     def _sole(self, found: set[str]) -> Identity | Refused | None:
         """The one identity, unless it is closed; None for nobody, or more than one."""
@@ -360,18 +422,26 @@ class Accounts:
                 return self.identities.load(connection, attempt.identity_id)
             case Judgement.LOCKED:
                 return Refused(ACCOUNT_LOCKED)
-            case Judgement.LOCKS | Judgement.LOCKS_ACCOUNT if self._journal is not None:
-                scope = "network" if judgement is Judgement.LOCKS else "unfamiliar networks"
+            case Judgement() if judgement in _LOCKED_FOR and self._journal is not None:
                 entry = JournalEntry(
                     "accounts",
                     "account.locked",
                     "done",
                     object_id=attempt.identity_id,
                     reason="wrong passwords",
-                    details={"for": scope, "source": attempt.source[:16]},
+                    details={"for": _LOCKED_FOR[judgement], "source": attempt.source[:16]},
                 )
                 self._journal.append(connection, entry)
         return Refused(AUTHENTICATION_FAILED)
+
+    def _renew(self, identity_id: str, password_hash: str, password: str) -> None:
+        """Keep a password that is known to be right by the parameters of today; an older hash is cheaper to search, and
+        by the time it takes tells who has one."""
+        with self._hashing:
+            renewed = self._hasher.hash(_prepared(password))
+        theirs = (credentials.c.identity_id == identity_id, credentials.c.password_hash == password_hash)
+        change = update(credentials).where(*theirs).values(password_hash=renewed)
+        self.database.transact(lambda connection: connection.execute(change) and None)
 
     def _work(self, password_hash: str, password: str) -> tuple[bool, bytes]:
         """Whether the password belongs to the hash, and a keyed digest of what argon2id made of it.
@@ -409,8 +479,8 @@ class Accounts:
         return int(self.clock() // _DAY)
 
 
-def _password_of(connection: Connection, name: str) -> tuple[str, str | None, bool] | None:
-    """Identity, hash and whether an administrator keeps it out, of who logs in under this name; None for nobody."""
+def _known(connection: Connection, name: str) -> _Known:
+    """Who logs in under this name."""
     by_address = select(identity_addresses.c.identity_id).where(identity_addresses.c.address == name)
     query = (
         select(identities.c.id, credentials.c.password_hash, identity_locks.c.at)
@@ -419,7 +489,7 @@ def _password_of(connection: Connection, name: str) -> tuple[str, str | None, bo
         .where(or_(identities.c.id == name, identities.c.id.in_(by_address)))
     )
     row = connection.execute(query).first()
-    return None if row is None else (row.id, row.password_hash, row.at is not None)
+    return _Known("", None, False) if row is None else _Known(row.id, row.password_hash, row.at is not None)
 
 
 def _hash_of(identity_id: str) -> Select[Any]:
@@ -427,6 +497,8 @@ def _hash_of(identity_id: str) -> Select[Any]:
 
 
 def _prepared(password: str) -> bytes:
-    """One form however the keyboard composed it (RFC 8265 §4.2: NFC, every space an ASCII space), as UTF-8."""
+    """One form however the keyboard composed it (RFC 8265 §4.2: NFC, every space an ASCII space), as UTF-8; whatever
+    more than a password can have is cut off, and what remains is too long to be one."""
+    password = password[: _PASSWORD_MAX_CHARACTERS + 1]
     spaces = "".join(" " if unicodedata.category(each) == "Zs" else each for each in password)
     return unicodedata.normalize("NFC", spaces).encode("utf-8", "surrogatepass")

@@ -17,7 +17,7 @@ from trust import lockout
 from trust.accounts import Accounts
 from trust.application_passwords import ApplicationPassword
 from trust.client_certificates import Binding, BoundCertificate
-from trust.identities import AccountError, Identity, Right, Service, normalised
+from trust.identities import AccountError, Identity, Right, Service, checked_address, checked_login
 from trust.journal import Journal, JournalEntry
 from trust.oidc_subjects import LinkedSubject
 from trust.tables import (
@@ -32,6 +32,8 @@ from trust.tables import (
 
 T = TypeVar("T")
 
+_LONGEST_REASON = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -44,7 +46,7 @@ class Account:
     locked_until: float | None
     """By guessing, for networks that are not familiar."""
     networks_locked: int
-    """By guessing, from themselves."""
+    """By guessing, from themselves or their neighbourhood, which counts as one more."""
     networks_familiar: int
     application_passwords: tuple[ApplicationPassword, ...]
     certificates: tuple[BoundCertificate, ...]
@@ -81,8 +83,8 @@ class Administration:
 
     def create(self, login: str, addresses: Sequence[str], password: str | None, by: str) -> None:
         """A new account; none must have the name."""
-        login = _name(login)
-        owned = [_address(each) for each in addresses]
+        login = checked_login(login)
+        owned = [checked_address(each) for each in addresses]
         password_hash = None if password is None else self._accounts.hash_password(password)
 
         def work(connection: Connection) -> None:
@@ -97,7 +99,7 @@ class Administration:
 
     def set_addresses(self, name: str, addresses: Sequence[str], by: str) -> None:
         """Replace its addresses, the main one first; what others were granted on one that goes ends with it."""
-        owned = [_address(each) for each in addresses]
+        owned = [checked_address(each) for each in addresses]
 
         def work(connection: Connection, identity_id: str) -> None:
             self._accounts.put(connection, self._known.load(connection, identity_id).login, owned)
@@ -118,6 +120,9 @@ class Administration:
 
     def lock(self, name: str, reason: str, by: str) -> None:
         """Keep it out, whatever it shows, until `unlock`; its mailboxes go on receiving."""
+        reason = " ".join(reason.split())
+        if len(reason) > _LONGEST_REASON or not reason.isprintable():
+            raise AccountError(f"a reason has at most {_LONGEST_REASON} characters, none of them for control")
 
         def work(connection: Connection, identity_id: str) -> None:
             if not self._known.disabled(connection, identity_id):
@@ -287,7 +292,9 @@ class Administration:
             closed_at=connection.scalar(select(identity_locks.c.at).where(identity_locks.c.identity_id == identity_id)),
             locked_until=row.locked_until if row.locked_until > now else None,
             networks_locked=sum(1 for each in sources if each.locked_until > now),
-            networks_familiar=sum(1 for each in sources if accounts.is_familiar(each.good_at)),
+            networks_familiar=sum(
+                1 for each in sources if lockout.is_network(each.source) and accounts.is_familiar(each.good_at)
+            ),
             application_passwords=tuple(accounts.application_passwords.all(connection, identity_id)),
             certificates=tuple(accounts.certificates.all(connection, identity_id)),
             subjects=tuple(accounts.subjects.all(connection, identity_id)),
@@ -340,17 +347,3 @@ def _grant_of(address: str, identity_id: str) -> Any:
 
 def _member_of(team_id: str, member_id: str) -> Any:
     return delete(team_members).where(team_members.c.team_id == team_id, team_members.c.member_id == member_id)
-
-
-def _name(login: str) -> str:
-    name = normalised(login)
-    if not 1 <= len(name) <= 254 or not name.isprintable() or any(each.isspace() for each in name):
-        raise AccountError("a login has 1 to 254 characters and no spaces")
-    return name
-
-
-def _address(address: str) -> str:
-    local, _, domain = (name := _name(address)).rpartition("@")
-    if not local or not domain or "@" in local:
-        raise AccountError("an address is written local@domain")
-    return name

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trust.constraints import MAIL, OTHER, utf8_mailbox
 from trust.facts import Facts, read
 
-_EMAIL_ADDRESS = "1.2.840.113549.1.9.1"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = rf"{_LABEL}(?:\.{_LABEL}){{0,20}}"
 _ADDRESS = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.-]{{1,64}}@{_DOMAIN}")
@@ -23,8 +22,8 @@ _REMEMBERED_OCTETS = 4096
 
 
 def mail_addresses(cert: x509.Certificate) -> tuple[str, ...]:
-    """Addresses the certificate vouches for: rfc822Name and SmtpUTF8Mailbox SubjectAltNames, then the legacy
-    emailAddress of the subject.
+    """Addresses the certificate vouches for: rfc822Name SubjectAltNames, the legacy emailAddress of the subject, then
+    SmtpUTF8Mailbox SubjectAltNames. Name constraints on mail apply to exactly these.
 
     RFC 8550 §3, RFC 9598 §3. The local part as it is, the domain in lower case, as A-labels; each once. Values that are
     no plain addr-spec (NUL, controls, quotes, display names) are left out; an unreadable certificate vouches for
@@ -49,12 +48,8 @@ def _addresses(cert: x509.Certificate) -> tuple[str, ...]:
         return ()
     plain = [content.decode("ascii", "replace") for tag, content in facts.alternative_names if tag == MAIL]
     try:
-        plain += [
-            str(attribute.value)
-            for attribute in cert.subject
-            if attribute.oid.dotted_string == _EMAIL_ADDRESS and isinstance(attribute.value, str)
-        ]
-    except Exception:  # names are read lazily, and warnings may be errors
+        plain += facts.mail_of_subject
+    except ValueError:
         return ()
     found = [value for value in plain if _ADDRESS.fullmatch(value)]
     international = [utf8_mailbox(content) for tag, content in facts.alternative_names if tag == OTHER]

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
+import msgspec
 from sqlalchemy import Connection, and_, select
 
 from trust.journal_entry import decode_payload, unseal_payload
 from trust.tables import journal_entries, journal_payloads
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MATRICULE = re.compile(r"(?<![0-9A-Za-z])[1-8][0-9]{4}[0-9ABab]{2}[0-9]{6}(?:[0-9]{2})?(?![0-9A-Za-z])")
 """Sex, year, month, department (2A and 2B are Corsica's), town, order, and perhaps the key."""
 _AT_ONCE = 500
+_SUCCESSES = frozenset({"done", "granted"})
+"""Outcomes of acts that took place; any other (`refused`, `held`) is one that did not."""
 
 
 class Kind(Enum):
@@ -57,7 +60,7 @@ class AuditRecord:
 
     @property
     def succeeded(self) -> bool:
-        return self.outcome == "done"
+        return self.outcome in _SUCCESSES
 
 
 _KINDS = {
@@ -72,7 +75,7 @@ def records(
 ) -> Iterator[AuditRecord]:
     """The entries of one writer after `after`, in order, with the memory of some hundreds.
 
-    One whose payload was erased comes without its content. Raises `VaultError` when a payload was altered.
+    One whose payload was erased comes without its content. Raises `VaultError` when one was altered.
     """
     same = and_(
         journal_payloads.c.writer == journal_entries.c.writer, journal_payloads.c.sequence == journal_entries.c.sequence
@@ -86,12 +89,14 @@ def records(
     )
     with connection.execute(query, execution_options={"yield_per": _AT_ONCE}) as rows:
         for row in rows:
-            moment = _EPOCH + timedelta(microseconds=row.at)
-            place = (row.writer, row.sequence, row.hash, moment)
-            if row.sealed is None:
-                yield AuditRecord(*place, "", Kind.OTHER, "", "", "", "", "")
-                continue
-            entry = decode_payload(unseal_payload(vault, row.writer, row.sequence, row.sealed))
+            try:
+                place = (row.writer, row.sequence, bytes(row.hash), _EPOCH + timedelta(microseconds=row.at))
+                if row.sealed is None:
+                    yield AuditRecord(*place, "", Kind.OTHER, "", "", "", "", "")
+                    continue
+                entry = decode_payload(unseal_payload(vault, row.writer, row.sequence, row.sealed))
+            except (msgspec.DecodeError, TypeError, OverflowError) as error:
+                raise VaultError(f"entry {row.writer}#{row.sequence} was altered") from error
             yield AuditRecord(
                 *place,
                 entry.action,

@@ -42,7 +42,7 @@ __all__ = [
 
 NOT_CHECKED = "not-checked"
 MAX_REMEMBERED = 4096
-"""Accepted paths kept by one validator, the least recently asked for forgotten first: some 10 KB each."""
+"""Accepted paths kept by one validator, the least recently asked for forgotten first: a certificate each."""
 
 DEFAULT_REVOCATION: Mapping[Purpose, RevocationPolicy] = MappingProxyType(
     {
@@ -84,7 +84,6 @@ class PathVerdict:
 class _Accepted:
     """A path found before and the time in which all its certificates are valid, both ends included."""
 
-    path: Path
     certificates: tuple[x509.Certificate, ...]
     since: datetime
     until: datetime
@@ -113,7 +112,8 @@ class CertificateValidator:
         self._revocation = revocation
         self._policies = {**DEFAULT_REVOCATION, **policies}
         self._profiles = {**PROFILES, **profiles}
-        self._remembered: OrderedDict[tuple[x509.Certificate, Purpose], _Accepted] = OrderedDict()
+        self._remembered: OrderedDict[tuple[int, Purpose], _Accepted] = OrderedDict()
+        """By the hash of the certificate, which is made of all its octets and not kept by the object."""
         self._lock = Lock()
 
     def validate(
@@ -130,8 +130,9 @@ class CertificateValidator:
         on bad input, whatever is in the certificates.
         """
         revocation = _Inquiry(self._revocation, self._policies[purpose], at, stapled)
-        known = self._recalled(cert, purpose, at)
-        if known is not None and revocation.approve(known.path) is None:
+        key = (hash(cert), purpose)
+        known = self._recalled(key, cert, at)
+        if known is not None and revocation.approve(known.certificates) is None:
             return PathVerdict(True, known.certificates, "rfc5280-6.1", "", revocation.worst)
         facts = read(cert)
         if isinstance(facts, Failure):
@@ -140,23 +141,26 @@ class CertificateValidator:
         failure = _end_entity_failure(facts, purpose, profile, at)
         if failure is not None:
             return _refuse(failure)
-        path = self._paths.find(facts, intermediates, profile, at, revocation.approve if revocation.asked else None)
+        approve = revocation.approve_path if revocation.asked else None
+        path = self._paths.find(facts, intermediates, profile, at, approve)
         if isinstance(path, Failure):
             return _refuse(path, revocation.worst)
         accepted = _accepted(path, profile)
-        self._remember((cert, purpose), accepted)
+        self._remember(key, accepted)
         return PathVerdict(True, accepted.certificates, "rfc5280-6.1", "", revocation.worst)
 
-    def _recalled(self, cert: x509.Certificate, purpose: Purpose, at: datetime) -> _Accepted | None:
+    def _recalled(self, key: tuple[int, Purpose], cert: x509.Certificate, at: datetime) -> _Accepted | None:
         """The path found before, if it holds at `at` too. Certificates are compared by their DER."""
         with self._lock:
-            known = self._remembered.get((cert, purpose))
+            known = self._remembered.get(key)
             if known is None or not known.since <= at <= known.until:
                 return None
-            self._remembered.move_to_end((cert, purpose))
+            if known.certificates[0] is not cert and known.certificates[0] != cert:
+                return None
+            self._remembered.move_to_end(key)
             return known
 
-    def _remember(self, key: tuple[x509.Certificate, Purpose], accepted: _Accepted) -> None:
+    def _remember(self, key: tuple[int, Purpose], accepted: _Accepted) -> None:
         with self._lock:
             self._remembered[key] = accepted
             self._remembered.move_to_end(key)
@@ -181,19 +185,21 @@ class _Inquiry:
     def asked(self) -> bool:
         return self._checker is not None
 
-    def approve(self, path: Path) -> Failure | None:
+    def approve_path(self, path: Path) -> Failure | None:
+        return self.approve(tuple(step.certificate for step in path))
+
+    def approve(self, path: tuple[x509.Certificate, ...]) -> Failure | None:
         """Ask about each certificate below the anchor, the highest first: what a revoked CA says counts for nothing."""
         if self._checker is None:
             return None
         self.worst = "good"
         for child, issuer in reversed(tuple(pairwise(path))):
             stapled = self._stapled if child is path[0] else None
-            status = self._checker.check(child.certificate, issuer.certificate, self._at, stapled)
+            status = self._checker.check(child, issuer, self._at, stapled)
             state, failure = self._judge(status)
             self.worst = max(self.worst, state, key=_WORST.index)
             if failure is not None:
-                who = child.where if child is not path[0] else f"end-entity certificate, serial {child.serial:x}"
-                return Failure(failure.rule, f"{who}, {failure.detail}")
+                return Failure(failure.rule, f"{_who(child, child is path[0])}, {failure.detail}")
         return None
 
     def _judge(self, status: RevocationStatus) -> tuple[str, Failure | None]:
@@ -214,6 +220,14 @@ class _Inquiry:
         return "unknown", Failure("relais-revocation-unknown", status.detail or "nobody says it is not revoked")
 
 
+def _who(certificate: x509.Certificate, last: bool) -> str:
+    """Which certificate of an accepted path is meant."""
+    facts = read(certificate)
+    if isinstance(facts, Failure):
+        return "a certificate"
+    return f"end-entity certificate, serial {facts.serial:x}" if last else facts.where
+
+
 def _accepted(path: Path, profile: Profile) -> _Accepted:
     counted = path[:-1] if profile.expired_anchor else path
     end = min(step.not_after for step in counted)
@@ -221,7 +235,7 @@ def _accepted(path: Path, profile: Profile) -> _Accepted:
     until = (
         end + timedelta(seconds=1, microseconds=-1) if end < datetime.max.replace(microsecond=0, tzinfo=UTC) else end
     )
-    return _Accepted(path, tuple(step.certificate for step in path), max(step.not_before for step in counted), until)
+    return _Accepted(tuple(step.certificate for step in path), max(step.not_before for step in counted), until)
 
 
 def _refuse(failure: Failure, revocation: str = NOT_CHECKED) -> PathVerdict:

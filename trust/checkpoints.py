@@ -6,7 +6,8 @@ the maker's own chain. What the trees need to grow is kept between checkpoints a
 does not agree with the last head.
 
 A chain that no longer holds is not signed any further: its place in the head stays where it was, and whoever asked for
-the checkpoint is told.
+the checkpoint is told. Neither is a chain whose head is not ours, and nothing at all behind a checkpoint that is not
+the one the journal records: our key must not vouch for what somebody wrote who holds the database alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from sqlalchemy.exc import IntegrityError
 
 from trust.journal import Journal, JournalEntry, Receipt
 from trust.journal_chain import ChainWalk, place
-from trust.kept_heads import CHECKPOINT_ACTION, Checkpoint, checkpoints_after, last_checkpoint, last_number
+from trust.kept_heads import (
+    CHECKPOINT_ACTION,
+    Checkpoint,
+    checkpoints_after,
+    is_record_of,
+    last_checkpoint,
+    last_number,
+)
 from trust.merkle import Frontier
 from trust.signed_heads import (
     FIRST_PREVIOUS,
@@ -32,7 +40,8 @@ from trust.signed_heads import (
     parse_head,
 )
 from trust.store.database import Database
-from trust.tables import journal_checkpoints, journal_heads, journal_trees
+from trust.tables import journal_checkpoints, journal_trees
+from trust.vault import VaultError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +96,26 @@ class Checkpoints:
 
     def _prepare(self, connection: Connection, moment: datetime, even_if_idle: bool) -> _Prepared | tuple[str, ...]:
         last = last_checkpoint(connection)
-        before = parse_head(last.signed.text) if last else None
+        before = self._recorded(connection, last) if last else None
+        if last is not None and before is None:
+            return (f"checkpoint {last.number} is not the one the journal records: no other is made after it",)
         covered = {head.writer: head for head in before.heads} if before else {}
-        ends = {row.writer: row.sequence for row in connection.execute(select(journal_heads))}
+        sealed = self._journal.ends(connection)
+        ends = {writer: end for writer, (end, _) in sealed.items()}
         if not even_if_idle and not self._something_new(ends, covered, last):
             return ()
         heads: list[WriterHead] = []
         trees: dict[str, Frontier] = {}
         problems: list[str] = []
-        if last and before is None:
-            problems.append(f"checkpoint {last.number} was altered")
+        if last is not None and (problem := last.signed.problem((self._signer.public_key,))):
+            problems.append(f"checkpoint {last.number} {problem}")  # said once: the next one is signed by our key
         for writer in sorted({*ends, *covered}):
             known = covered.get(writer)
+            if not sealed.get(writer, (0, False))[1]:
+                problems.append(f"the head of {writer} is missing or altered")
+                if known is not None:
+                    heads.append(known)
+                continue
             frontier = _tree(connection, writer, known)
             walk = ChainWalk(connection, writer)
             if known is not None and frontier.size == known.size:
@@ -120,6 +137,16 @@ class Checkpoints:
             heads=tuple(heads),
         )
         return _Prepared(head, trees, tuple(problems))
+
+    def _recorded(self, connection: Connection, last: Checkpoint) -> Head | None:
+        """What a checkpoint says, None when the journal does not record it so."""
+        try:
+            payload = self._journal.payload(connection, last.writer, last.sequence)
+            if payload is None or not is_record_of(payload, last):
+                return None
+        except (VaultError, TypeError, AttributeError):
+            return None
+        return parse_head(last.signed.text)
 
     @staticmethod
     def _something_new(ends: dict[str, int], covered: dict[str, WriterHead], last: Checkpoint | None) -> bool:

@@ -30,6 +30,8 @@ _FORMS = {X400: "x400Address", EDI: "ediPartyName", REGISTERED: "registeredID"}
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*")
 _URI_HOST = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^@/?#]*@)?([^@:/?#\[\]]+)(?::[0-9]*)?(?:[/?#].*)?", re.DOTALL)
 _MAX_HOST = 253
+_REMEMBERED_OCTETS = 4096
+"""The longest constraints that are remembered: what is longer may be an attacker's."""
 
 
 class Comparisons:
@@ -174,10 +176,10 @@ class NameConstraints:
         return ""
 
     def _alternative(self, tag: int, form: str, content: bytes, forms: set[str]) -> str:
-        if form == f"otherName {SMTP_UTF8_MAILBOX}" and "rfc822Name" in forms:
-            return self._mail(utf8_mailbox(content))
         if form not in forms:
-            return ""
+            # RFC 9598 §6; a constraint on SmtpUTF8Mailbox itself cannot be compared, below
+            constrained = form == f"otherName {SMTP_UTF8_MAILBOX}" and "rfc822Name" in forms
+            return self._mail(utf8_mailbox(content)) if constrained else ""
         if tag == MAIL:
             return self._mail(content.decode("ascii", "replace"))
         if tag == DNS:
@@ -187,7 +189,7 @@ class NameConstraints:
             return self._judge(form, lambda side: _in_directory(side, name))
         if tag == URI:
             return self._uri(content.decode("ascii", "replace"))
-        if tag == IP:
+        if tag == IP and len(content) in (4, 16):
             return self._judge(form, lambda side: _in_networks(side, content))
         return f"{form} is constrained and cannot be compared"
 
@@ -292,9 +294,17 @@ def _general_name(element: der.Element) -> tuple[int, bytes]:
     return number, bytes(element.explicit().encoded if number == DIRECTORY else element.content)
 
 
-@lru_cache(maxsize=16)
 def read_constraints(value: bytes) -> NameConstraints:
     """NameConstraints in DER; raises ValueError when they are malformed or more than `MAX_SUBTREES` a side."""
+    return _known_constraints(value) if len(value) <= _REMEMBERED_OCTETS else _read_constraints(value)
+
+
+@lru_cache(maxsize=16)
+def _known_constraints(value: bytes) -> NameConstraints:
+    return _read_constraints(value)
+
+
+def _read_constraints(value: bytes) -> NameConstraints:
     sides = {der.context(0): _Subtrees(), der.context(1): _Subtrees()}
     fields = der.read(value).sequence(2)
     if not fields or len({each.tag for each in fields}) != len(fields):

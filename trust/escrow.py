@@ -20,7 +20,8 @@ from shamir_mnemonic import MnemonicError, combine_mnemonics, generate_mnemonics
 from shamir_mnemonic.share import Share as _Share
 from shamir_mnemonic.wordlist import WORDLIST
 
-from trust.sealing import KEK_BYTES, Sealing
+from trust.key_ring import read_ring
+from trust.sealing import KEK_BYTES, Sealing, VaultError
 
 WORDS = 33
 """Of a share of 32 bytes."""
@@ -50,14 +51,18 @@ class Share:
     """Of the key, as the sheet says; empty when only words were given."""
 
 
-def fingerprint(vault: Sealing) -> str:
+def fingerprint(kek: bytes) -> str:
     """16 hexadecimal digits by which people recognise a key-encryption key, and that tell nothing of it."""
-    return vault.pseudonym("key-encryption key")[:16]
+    return Sealing((kek,)).pseudonym("key-encryption key")[:16]
 
 
 def belongs_to(kek: bytes, vault: Path) -> bool:
-    """Whether the vault in this directory was made with this key. Raises OSError."""
-    return hmac.compare_digest((vault / "check").read_bytes(), Sealing(kek).pseudonym("vault check").encode())
+    """Whether the vault in this directory was made with this key, or renewed to it. Raises OSError."""
+    try:
+        masters = read_ring(vault, kek)
+    except VaultError:
+        return False
+    return hmac.compare_digest((vault / "check").read_bytes(), Sealing(masters).pseudonym("vault check").encode())
 
 
 def split(kek: bytes, shares: int = 2, needed: int = 2) -> tuple[Share, ...]:
@@ -67,7 +72,7 @@ def split(kek: bytes, shares: int = 2, needed: int = 2) -> tuple[Share, ...]:
     if not 2 <= needed <= shares <= MOST_SHARES:
         raise EscrowError(f"there are 2 to {MOST_SHARES} shares, and at least 2 are needed")
     (group,) = generate_mnemonics(1, [(needed, shares)], kek)
-    made = tuple(_share(words, fingerprint(Sealing(kek))) for words in group)
+    made = tuple(_share(words, fingerprint(kek)) for words in group)
     if join(made[-needed:]) != kek:
         raise EscrowError("the shares do not give the key back: nothing was made")
     return made
@@ -101,7 +106,7 @@ def join(shares: Sequence[Share]) -> bytes:
         except MnemonicError:
             raise EscrowError("these shares do not belong together: one is of another key") from None
     kek = found.pop()
-    if found or (known and fingerprint(Sealing(kek)) not in known):
+    if found or (known and fingerprint(kek) not in known):
         raise EscrowError("these shares do not belong together, or a sheet bears the fingerprint of another key")
     return kek
 

@@ -2,9 +2,10 @@
 
 `cryptography` has checked the encoding by the time a certificate is an object; here the fields are found by their
 positions, which is quicker than asking for objects, tells apart what exactly is wrong, and reads what `cryptography`
-refuses to look at (x400Address, negative serials). Values that certificates of one CA share are parsed once.
+refuses to look at (x400Address, negative serials). The values of extensions are read in `trust.extensions`.
 
-Nothing here trusts anything: a certificate that cannot be read to the end is a `Failure`.
+Nothing here trusts anything: a certificate that cannot be read to the end is a `Failure`. What somebody sent along is
+only skimmed at first: long lists of names, policies and constraints are read when its turn comes.
 """
 
 from __future__ import annotations
@@ -12,28 +13,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from enum import IntFlag
-from functools import lru_cache
+from threading import Lock
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa, x25519
 
-from trust import der
+from trust import der, extensions
 from trust.constraints import NameConstraints, general_names, read_constraints
-from trust.names import DistinguishedName, Rdns, comparable
+from trust.extensions import KeyUsage
+from trust.names import DistinguishedName, Rdns, comparable, texts
 from trust.rules import Failure
 
 MAX_SERIAL_OCTETS = 20
 """RFC 5280 §4.1.2.2."""
 MAX_EXTENSIONS = 64
-MAX_POLICIES = 256
-MAX_MAPPINGS = 128
-MAX_PURPOSES = 64
 MAX_NAMES = 4096
 
 _EMAIL_ADDRESS = "1.2.840.113549.1.9.1"
+_EMAIL_ADDRESS_DER = der.oid(_EMAIL_ADDRESS)
 _ANY_EXTENDED = "2.5.29.37.0"
+_PSS_KEY = der.oid("1.2.840.113549.1.1.10")
 
 
 def _id_ce(arc: int) -> bytes:
@@ -90,23 +90,16 @@ PublicKey = (
 )
 
 
-class KeyUsage(IntFlag):
-    """Bits of RFC 5280 §4.2.1.3 that decide something here."""
-
-    DIGITAL_SIGNATURE = 1 << 0
-    CONTENT_COMMITMENT = 1 << 1
-    KEY_ENCIPHERMENT = 1 << 2
-    KEY_AGREEMENT = 1 << 4
-    KEY_CERT_SIGN = 1 << 5
-
-
 _CERT_SIGN = int(KeyUsage.KEY_CERT_SIGN)
 
 
 class Facts:
-    """What one certificate says. Built by `read`; nobody changes it afterwards. Equal certificates, equal `digest`."""
+    """What one certificate says. Built by `read` or `skim`; nobody changes it afterwards. Equal certificates, equal
+    `digest`. After `skim`, what is marked below is there once `complete` was asked for."""
 
     __slots__ = (
+        "_broken",
+        "_completed",
         "_key",
         "_key_read",
         "_subject",
@@ -170,17 +163,33 @@ class Facts:
     subject_key_id: bytes | None
     authority_key_id: bytes | None
     alternative_names: tuple[tuple[int, bytes], ...]
-    """GeneralNames of the subject: tag number and contents."""
+    """GeneralNames of the subject: tag number and contents. After `complete`."""
     name_constraints: NameConstraints | None
+    """After `complete`."""
     policies: tuple[str, ...] | None
+    """After `complete`."""
     mappings: tuple[tuple[str, str], ...]
-    """issuerDomainPolicy and subjectDomainPolicy."""
+    """issuerDomainPolicy and subjectDomainPolicy. After `complete`."""
     policy_constraints: tuple[int | None, int | None]
     """requireExplicitPolicy and inhibitPolicyMapping, in certificates to skip."""
     inhibit_any: int | None
+    _broken: Failure | None
+    _completed: bool
     _subject: Rdns | None
     _key: PublicKey | None
     _key_read: bool
+
+    def complete(self) -> Failure | None:
+        """Read what `skim` left out, once; why the certificate cannot be used for anything, when it cannot."""
+        if not self._completed:
+            try:
+                _read_lists(self)
+            except _BrokenError as broken:
+                self._broken = broken.failure
+            except Exception as problem:  # as in `skim`
+                self._broken = _malformed(self, problem).failure
+            self._completed = True
+        return self._broken
 
     @property
     def subject(self) -> Rdns:
@@ -200,7 +209,10 @@ class Facts:
 
     @property
     def where(self) -> str:
-        """Which CA certificate this is, for a verdict's detail. Never used for end entities: their name is a person."""
+        """Which certificate this is, for a verdict's detail: by name only when it is a CA's, others' are people's."""
+        root_of_old = not self.extensions and self.issuer_der == self.subject_der
+        if not root_of_old and not (self.basic_constraints and self.basic_constraints[0]):
+            return f"certificate, serial {self.serial:x}"
         try:
             name = str(DistinguishedName.from_x509(self.certificate.subject))[:200]
         except Exception:  # names are read lazily; a strange one must not hide the failure that is being told
@@ -216,11 +228,21 @@ class Facts:
         return self._key
 
     @property
+    def pss_only(self) -> bool:
+        """Whether the key is restricted to RSASSA-PSS signatures (RFC 4055 §1.2, §3.3)."""
+        return self.key_algorithm.find(_PSS_KEY, 2, 6 + len(_PSS_KEY)) >= 0
+
+    @property
+    def key_algorithm(self) -> bytes:
+        """The AlgorithmIdentifier of the key."""
+        at, _ = _element(self.key_der, 0)
+        return self.key_der[at : _element(self.key_der, at)[1]]
+
+    @property
     def mail_of_subject(self) -> tuple[str, ...]:
-        """emailAddress attributes of the subject, folded (§4.1.2.6: deprecated, but constrained as rfc822Name)."""
-        return tuple(
-            value for rdn in self.subject for oid, value in rdn if oid == _EMAIL_ADDRESS and isinstance(value, str)
-        )
+        """emailAddress attributes of the subject as written, "" for one that is no text (§4.1.2.6: deprecated, but
+        constrained as rfc822Name). Raises ValueError when the subject cannot be read."""
+        return texts(self.subject_der, _EMAIL_ADDRESS) if _EMAIL_ADDRESS_DER in self.subject_der else ()
 
     def allows(self, extended: str) -> bool:
         """Whether the extended key usage, when there is one, permits a purpose (§4.2.1.12)."""
@@ -242,25 +264,37 @@ class _BrokenError(Exception):
 
 _REMEMBERED_OCTETS = 4096
 """The longest certificate whose facts are remembered: real ones have 2,000, and what was read weighs much more."""
+_REMEMBERED = 64
+_known: dict[int, tuple[x509.Certificate, Facts | Failure]] = {}
+"""The last few certificates, by the identity of the object, which is alive as long as it is here: one validation asks
+for the same one in several places, and hashing it costs a tenth of reading it."""
+_known_lock = Lock()
 
 
 def read(certificate: x509.Certificate) -> Facts | Failure:
-    """The facts of a certificate, or why it cannot be used for anything. Never raises.
-
-    The last few are remembered: one validation asks for the same certificate in several places.
-    """
-    size = len(certificate.public_bytes(serialization.Encoding.DER))
-    return _facts(certificate) if size > _REMEMBERED_OCTETS else _known_facts(certificate)
+    """The facts of a certificate, or why it cannot be used for anything. Never raises."""
+    facts = skim(certificate)
+    return facts if isinstance(facts, Failure) else facts.complete() or facts
 
 
-@lru_cache(maxsize=64)
-def _known_facts(certificate: x509.Certificate) -> Facts | Failure:
-    return _facts(certificate)
+def skim(certificate: x509.Certificate) -> Facts | Failure:
+    """The facts whose reading costs the same for any certificate; the others with `Facts.complete`. Never raises."""
+    known = _known.get(id(certificate))
+    if known is not None and known[0] is certificate:
+        return known[1]
+    raw = certificate.public_bytes(serialization.Encoding.DER)
+    facts = _facts(certificate, raw)
+    if len(raw) <= _REMEMBERED_OCTETS:
+        with _known_lock:
+            while len(_known) >= _REMEMBERED:
+                del _known[next(iter(_known))]
+            _known[id(certificate)] = certificate, facts
+    return facts
 
 
-def _facts(certificate: x509.Certificate) -> Facts | Failure:
+def _facts(certificate: x509.Certificate, raw: bytes) -> Facts | Failure:
     try:
-        return _read(certificate)
+        return _read(certificate, raw)
     except _BrokenError as broken:
         return broken.failure
     except Exception:  # whatever is wrong with it, and whatever class that has, the certificate is unusable
@@ -276,11 +310,12 @@ def _element(raw: bytes, at: int) -> tuple[int, int]:
     return body, body + int.from_bytes(raw[at + 2 : body], "big")
 
 
-def _read(certificate: x509.Certificate) -> Facts:
+def _read(certificate: x509.Certificate, raw: bytes) -> Facts:
     facts = Facts()
-    raw = certificate.public_bytes(serialization.Encoding.DER)
     facts.certificate = certificate
     facts.digest = hashlib.sha256(raw).digest()
+    facts._broken = None
+    facts._completed = False
     facts._subject = None
     facts._key = None
     facts._key_read = False
@@ -330,21 +365,23 @@ def _read_extensions(facts: Facts, raw: bytes, at: int, end: int) -> None:
         at, _ = _element(raw, at)
         at, stop = _element(raw, at)
         while at < stop:
-            body, at = _element(raw, at)
-            value_at, after = _element(raw, body)
-            oid = raw[value_at:after]
+            body, at = _element(raw, at) if raw[at + 1] >= 0x80 else (at + 2, at + 2 + raw[at + 1])
+            if raw[body + 1] >= 0x80:
+                raise _BrokenError("rfc5280-4.1-unreadable", f"serial {facts.serial:x}, has an extension of long name")
+            after = body + 2 + raw[body + 1]
+            oid = raw[body + 2 : after]
             critical = False
             if raw[after] == 0x01:
                 critical = raw[after + 2] != 0
                 after += 3
-            value_at, value_end = _element(raw, after)
+            value_at = after + 2 if raw[after + 1] < 0x80 else _element(raw, after)[0]
             if oid in found:
                 raise _BrokenError(
                     "rfc5280-4.2-duplicate-extension", f"serial {facts.serial:x}, has {_dotted(oid)} twice"
                 )
             if len(found) == MAX_EXTENSIONS:
                 raise _BrokenError("rfc5280-4.1-unreadable", f"serial {facts.serial:x}, has too many extensions")
-            found[oid] = raw[value_at:value_end]
+            found[oid] = raw[value_at:at]  # the value is the last field
             if critical and oid not in _PROCESSED:
                 unprocessed.append(_dotted(oid))
     facts.values = found
@@ -353,29 +390,34 @@ def _read_extensions(facts: Facts, raw: bytes, at: int, end: int) -> None:
     get = found.get
     try:
         value = get(_BASIC_CONSTRAINTS)
-        facts.basic_constraints = None if value is None else _basic_constraints(value)
+        facts.basic_constraints = None if value is None else extensions.basic_constraints(value)
         value = get(_KEY_USAGE)
-        facts.key_usage = None if value is None else _key_usage(value)
+        facts.key_usage = None if value is None else extensions.key_usage(value)
         value = get(_EXTENDED_KEY_USAGE)
-        facts.extended_key_usage = None if value is None else _extended_key_usage(value)
+        facts.extended_key_usage = None if value is None else extensions.extended_key_usage(value)
         value = get(_SUBJECT_KEY_ID)
         facts.subject_key_id = None if value is None else der.read(value).octets()
         value = get(_AUTHORITY_KEY_ID)
-        facts.authority_key_id = None if value is None else _authority_key_id(value)
+        facts.authority_key_id = None if value is None else extensions.authority_key_id(value)
+        value = get(_POLICY_CONSTRAINTS)
+        facts.policy_constraints = (None, None) if value is None else extensions.policy_constraints(value)
+        value = get(_INHIBIT_ANY)
+        facts.inhibit_any = None if value is None else extensions.inhibit_any_policy(value)
+    except ValueError as problem:
+        raise _malformed(facts, problem) from None
+
+
+def _read_lists(facts: Facts) -> None:
+    get = facts.values.get
+    try:
         value = get(_ALTERNATIVE_NAMES)
         facts.alternative_names = () if value is None else general_names(value, MAX_NAMES)
         value = get(_POLICIES)
-        facts.policies = None if value is None else _policies(value)
+        facts.policies = None if value is None else extensions.policies(value)
         value = get(_MAPPINGS)
-        facts.mappings = () if value is None else _mappings(value)
-        value = get(_POLICY_CONSTRAINTS)
-        facts.policy_constraints = (None, None) if value is None else _policy_constraints(value)
-        value = get(_INHIBIT_ANY)
-        facts.inhibit_any = None if value is None else _skip_certificates(der.read(value).integer())
+        facts.mappings = () if value is None else extensions.mappings(value)
     except ValueError as problem:
-        raise _BrokenError(
-            "rfc5280-4.1-unreadable", f"serial {facts.serial:x}, an extension is malformed: {problem}"
-        ) from None
+        raise _malformed(facts, problem) from None
     try:
         value = get(_NAME_CONSTRAINTS)
         facts.name_constraints = None if value is None else read_constraints(value)
@@ -383,89 +425,13 @@ def _read_extensions(facts: Facts, raw: bytes, at: int, end: int) -> None:
         raise _BrokenError("rfc5280-4.2.1.10-name-constraints", f"serial {facts.serial:x}, {problem}") from None
 
 
+def _malformed(facts: Facts, problem: Exception) -> _BrokenError:
+    what = str(problem) if isinstance(problem, der.DerError) else type(problem).__name__
+    return _BrokenError("rfc5280-4.1-unreadable", f"serial {facts.serial:x}, an extension is malformed: {what}")
+
+
 def _dotted(oid: bytes) -> str:
     return der.read(der.tlv(der.OID, oid)).oid()
-
-
-@lru_cache(maxsize=256)
-def _basic_constraints(value: bytes) -> tuple[bool, int | None]:
-    fields = der.read(value).sequence(2)
-    ca = False
-    if fields and fields[0].tag == 0x01:
-        if fields[0].size != 1:
-            raise der.DerError("boolean")
-        ca, fields = bytes(fields[0].content) != b"\x00", fields[1:]
-    if not fields:
-        return ca, None
-    return ca, _skip_certificates(der.only(fields).integer())
-
-
-def _skip_certificates(number: int) -> int:
-    """A number of certificates; those beyond any path are all the same."""
-    if number < 0:
-        raise der.DerError("negative number of certificates")
-    return min(number, 1 << 16)
-
-
-@lru_cache(maxsize=256)
-def _key_usage(value: bytes) -> int:
-    """Bit 0 of the standard in bit 0 here."""
-    content = bytes(der.read(value).expect(der.BIT_STRING).content)
-    if not content or content[0] > 7 or (len(content) == 1 and content[0]):
-        raise der.DerError("bit string")
-    bits = 0
-    for index, octet in enumerate(content[1:3]):
-        for bit in range(8):
-            if octet & 0x80 >> bit:
-                bits |= 1 << (8 * index + bit)
-    return bits
-
-
-@lru_cache(maxsize=256)
-def _extended_key_usage(value: bytes) -> frozenset[str]:
-    purposes = frozenset(element.oid() for element in der.read(value).sequence(MAX_PURPOSES))
-    if not purposes:
-        raise der.DerError("empty ExtKeyUsage")
-    return purposes
-
-
-def _authority_key_id(value: bytes) -> bytes | None:
-    fields = der.read(value).sequence(3)
-    if fields and fields[0].tag == der.context(0, constructed=False):
-        return bytes(fields[0].content)
-    return None
-
-
-@lru_cache(maxsize=64)
-def _policies(value: bytes) -> tuple[str, ...]:
-    listed = tuple(element.sequence(2)[0].oid() for element in der.read(value).sequence(MAX_POLICIES))
-    if len(set(listed)) != len(listed) or not listed:
-        raise der.DerError("a policy is there twice, or none is")
-    return listed
-
-
-@lru_cache(maxsize=64)
-def _mappings(value: bytes) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for element in der.read(value).sequence(MAX_MAPPINGS):
-        issuers, subjects = element.sequence(2)
-        pairs.append((issuers.oid(), subjects.oid()))
-    return tuple(pairs)
-
-
-def _policy_constraints(value: bytes) -> tuple[int | None, int | None]:
-    require = inhibit = None
-    for field in der.read(value).sequence(2):
-        number = (
-            _skip_certificates(int.from_bytes(field.content, "big", signed=True)) if 0 < field.size < 9 else 1 << 16
-        )
-        if field.tag == der.context(0, constructed=False):
-            require = number
-        elif field.tag == der.context(1, constructed=False):
-            inhibit = number
-        else:
-            raise der.DerError("policyConstraints")
-    return require, inhibit
 
 
 def _accepted_key(certificate: x509.Certificate) -> PublicKey | None:

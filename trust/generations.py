@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -9,13 +10,13 @@ from enum import Enum
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa, x25519
-from cryptography.hazmat.primitives.hashes import SHA256, Hash, HashAlgorithm
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from trust.addresses import mail_addresses
 from trust.keys import KeyUnavailableError
 from trust.sealing import VaultError
-from trust.softkeys import PUBLIC_KINDS, KeyOperations, PrivateKey, PublicKey, SoftwareKey
+from trust.softkeys import PUBLIC_KINDS, CertifiedKey, PrivateKey, PublicKey, SoftwareKey, weakness
 
 _ID_DIGITS = 16
 
@@ -76,14 +77,11 @@ class RequestFile(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class HeldKey:
-    """One generation of a mailbox's key: a `trust.keys.Signer` and a `trust.keys.Decryptor`."""
+class HeldKey(CertifiedKey):
+    """One generation of a mailbox's key."""
 
     address: str
     use: KeyUse
-    operations: KeyOperations
-    certificate: x509.Certificate
-    chain: tuple[x509.Certificate, ...]
     retired_at: datetime | None
     in_token: bool
     token_key: bytes
@@ -98,28 +96,13 @@ class HeldKey:
     def valid(self, at: datetime) -> bool:
         return self.certificate.not_valid_before_utc <= at <= self.certificate.not_valid_after_utc
 
-    def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
-        return self.operations.sign(data, algorithm)
-
-    def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
-        return self.operations.sign_pss(data, algorithm)
-
-    def decrypt_oaep(self, encrypted: bytes, algorithm: HashAlgorithm, mgf: HashAlgorithm, label: bytes) -> bytes:
-        return self.operations.decrypt_oaep(encrypted, algorithm, mgf, label)
-
-    def decrypt_pkcs1v15(self, encrypted: bytes) -> bytes:
-        return self.operations.decrypt_pkcs1v15(encrypted)
-
-    def agree(self, peer_public_key: bytes) -> bytes:
-        return self.operations.agree(peer_public_key)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Generation:
     """What can be said of a generation without its private key."""
 
     id: str
-    """16 hexadecimal digits of the certificate's SHA-256."""
+    """16 hexadecimal digits of the certificate's SHA-256: the same for both uses of one certificate."""
     address: str
     use: KeyUse
     certificate: x509.Certificate
@@ -143,29 +126,36 @@ class KeyRequest:
     token_key: bytes
 
 
-def states(generations: list[Generation], at: datetime) -> dict[str, KeyState]:
-    """What each of these generations does at a moment (aware), by its id."""
-    found: dict[str, KeyState] = {}
+def states(generations: Iterable[Generation], at: datetime) -> dict[Generation, KeyState]:
+    """What each of these generations does at a moment (aware)."""
+    found: dict[Generation, KeyState] = {}
     taken: set[tuple[str, KeyUse]] = set()
     for each in sorted(generations, key=lambda one: newest_first(one.certificate), reverse=True):
         certificate = each.certificate
         if each.retired_at is not None:
-            found[each.id] = KeyState.RETIRED
+            found[each] = KeyState.RETIRED
         elif at > certificate.not_valid_after_utc:
-            found[each.id] = KeyState.EXPIRED
+            found[each] = KeyState.EXPIRED
         elif at < certificate.not_valid_before_utc:
-            found[each.id] = KeyState.FUTURE
+            found[each] = KeyState.FUTURE
         elif (each.address, each.use) in taken:
-            found[each.id] = KeyState.OLDER
+            found[each] = KeyState.OLDER
         else:
-            found[each.id] = KeyState.CURRENT
+            found[each] = KeyState.CURRENT
             taken.add((each.address, each.use))
     return found
 
 
-def newest_first(certificate: x509.Certificate) -> tuple[datetime, datetime]:
-    """What certificates of one mailbox are sorted by, the greatest being the newest."""
-    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+def mailbox_name(address: str) -> str:
+    """One spelling of a mailbox's address. Only ASCII has two cases here: to Unicode the Kelvin sign is a capital k,
+    and nobody may be given the key of another whose name it is in."""
+    return address.lower() if address.isascii() else address
+
+
+def newest_first(certificate: x509.Certificate) -> tuple[datetime, datetime, bytes]:
+    """What certificates of one mailbox are sorted by, the greatest being the newest; never two alike, so that what is
+    told of the current one is what signs."""
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.fingerprint(SHA256())
 
 
 def generation_id(certificate: x509.Certificate) -> str:
@@ -219,11 +209,18 @@ def check_fitness(use: KeyUse, certificate: x509.Certificate) -> None:
         raise VaultError(f"the certificate's KeyUsage does not allow {use.value}")
 
 
+def check_strength(certificate: x509.Certificate) -> None:
+    """Raises `VaultError` for a key that is too weak, or of a size or on a curve that mail does not use."""
+    weak = weakness(public_key_of(certificate))
+    if weak:
+        raise VaultError(f"the certificate is refused, for {weak}: make another key with relais keys request")
+
+
 def check_address(address: str, certificate: x509.Certificate) -> None:
     """Raises `VaultError` for a certificate that names other mailboxes only.
 
     One that names none is bound to its mailbox by the directory.
     """
     named = mail_addresses(certificate)
-    if named and address.lower() not in {each.lower() for each in named}:
+    if named and mailbox_name(address) not in {mailbox_name(each) for each in named}:
         raise VaultError("the certificate is for another address than the mailbox: have it issued again")

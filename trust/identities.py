@@ -7,6 +7,7 @@ kept sealed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +17,12 @@ from sqlalchemy import Connection, Row, exists, or_, select
 
 from trust.tables import address_grants, identities, identity_addresses, identity_locks, team_members
 from trust.vault import KeyVault
+
+_LOGIN = re.compile(r"[!-~]{1,254}")
+_ATOM = r"[a-z0-9!&'+=_~-]+"
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ADDRESS = re.compile(rf"(?=[^@]{{1,64}}@)(?=.{{1,254}}\Z){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
+"""Dot-string addresses (RFC 5321 §4.1.2) without what Dovecot, file names or a dict's keys would read as their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,11 @@ class Identities:
 
     def may(self, connection: Connection, identity_id: str, address: str, right: Right) -> bool:
         """Whether the identity has that right on that address: as its owner, by a grant, or as member of a team that
-        owns it or has the grant. Nobody has any while an administrator keeps them out; membership goes one step."""
+        owns it or has the grant; membership goes one step.
+
+        Nobody has any while an administrator keeps them out, a team gives none meanwhile, and nobody signs in the name
+        of whoever is kept out: their mailbox may be read on.
+        """
         if self.disabled(connection, identity_id):
             return False
         pseudonym = self.pseudonym(address)
@@ -139,7 +150,11 @@ class Identities:
         )
         if owner is None or owner == identity_id:
             return owner is not None
-        teams = select(team_members.c.team_id).where(team_members.c.member_id == identity_id)
+        if right is Right.SIGN and self.disabled(connection, owner):
+            return False
+        teams = select(team_members.c.team_id).where(
+            team_members.c.member_id == identity_id, team_members.c.team_id.not_in(select(identity_locks.c.identity_id))
+        )
         acting = {identity_id, *connection.scalars(teams)}
         if owner in acting:
             return True
@@ -150,7 +165,26 @@ class Identities:
 
 
 def normalised(name: str) -> str:
-    return name.strip().lower()
+    """One spelling of a login or an address. Only ASCII has two cases here: to Unicode the Kelvin sign is a capital k,
+    and no other character may find an account whose name it is not in."""
+    name = name.strip(" ")
+    return name.lower() if name.isascii() else name
+
+
+def checked_login(login: str) -> str:
+    """As it is kept: visible ASCII, so that no two look alike. Raises `AccountError`."""
+    name = normalised(login)
+    if not _LOGIN.fullmatch(name):
+        raise AccountError("a login has 1 to 254 characters, without accents, spaces or control characters")
+    return name
+
+
+def checked_address(address: str) -> str:
+    """As it is kept: what every door and Dovecot can take. Raises `AccountError`."""
+    name = normalised(address)
+    if not _ADDRESS.fullmatch(name):
+        raise AccountError("an address is written local@domain: letters without accents, digits and . _ - + ' = & ~ !")
+    return name
 
 
 def _login_context(identity_id: str) -> bytes:

@@ -8,24 +8,24 @@ which compares with heads that were kept where neither reaches.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, String, and_, bindparam, cast, exists, select, union
+from sqlalchemy import Connection, String, Table, and_, bindparam, cast, exists, func, inspect, select, union
 
 from trust.journal_chain import ChainWalk, parse_place, place
-from trust.journal_entry import SALT_BYTES, JournalEntry, JournalVerdict, decode_payload, head_seal, unseal_payload
-from trust.kept_heads import CHECKPOINT_ACTION, Checkpoint, all_checkpoints, checkpoints_numbered
+from trust.journal_entry import SALT_BYTES, JournalVerdict, head_is_sealed, unseal_payload
+from trust.kept_heads import CHECKPOINT_ACTION, Checkpoint, all_checkpoints, checkpoints_numbered, is_record_of
 from trust.merkle import Frontier
 from trust.signed_heads import FIRST_PREVIOUS, WriterHead, head_digest, parse_head, parse_line
 from trust.store.direct import DirectStatement
-from trust.tables import journal_entries, journal_heads, journal_payloads
+from trust.tables import journal_checkpoints, journal_entries, journal_heads, journal_payloads
 from trust.vault import KeyVault, VaultError
 
 UNCHECKED_PAYLOADS = (
-    "payloads were not opened: one that was altered, or filed under another patient, would not have been noticed"
+    "payloads were not opened: one that was altered, or filed under another patient, would not have been noticed, nor "
+    "that the newest signed heads were removed"
 )
 _SAME_PLACE = and_(
     journal_payloads.c.writer == journal_entries.c.writer, journal_payloads.c.sequence == journal_entries.c.sequence
@@ -75,6 +75,7 @@ def check(
         checking.checkpoints()
         for writer in checking.writers():
             checking.chain(writer)
+        checking.nothing_beside()
         checking.filing()
         if payloads:
             checking.payloads()
@@ -149,6 +150,12 @@ class _Check:
             raise _BrokenError(f"the chain of {writer} ends before what checkpoint {number} signed")
         self._ends(writer, walk)
 
+    def nothing_beside(self) -> None:
+        """No row that none of the walks met: they begin at number 1, and SQLite takes 0, -1 or 0.5 as well."""
+        for table, met in ((journal_entries, self.entries), (journal_checkpoints, self.checked_heads)):
+            if inspect(self._connection).has_table(table.name) and (more := self._rows(table) - met):
+                raise _BrokenError(f"{more} rows were inserted into {table.name} beside the chain")
+
     def filing(self) -> None:
         """No payload without its entry, none missing but those an entry erased."""
         nobody = (
@@ -186,6 +193,9 @@ class _Check:
         if self._recorded:
             raise _BrokenError("a checkpoint that the journal records is missing")
 
+    def _rows(self, table: Table) -> int:
+        return self._connection.scalar(select(func.count()).select_from(table)) or 0
+
     def _heads_of(self, writer: str) -> Iterator[tuple[int, WriterHead | None]]:
         for each in all_checkpoints(self._connection):
             head = parse_head(each.signed.text)
@@ -200,13 +210,7 @@ class _Check:
 
     def _ends(self, writer: str, walk: ChainWalk) -> None:
         head = self._connection.execute(select(journal_heads).where(journal_heads.c.writer == writer)).one_or_none()
-        try:
-            fit = head is not None and hmac.compare_digest(
-                head.seal, head_seal(self._vault, writer, head.sequence, head.hash)
-            )
-        except (TypeError, AttributeError):
-            fit = False
-        if head is None or not fit:
+        if head is None or not head_is_sealed(self._vault, writer, head.sequence, head.hash, head.seal):
             raise _BrokenError(f"the head of {writer} is missing or altered")
         if (head.sequence, head.hash) != (walk.sequence, walk.hash):
             raise _BrokenError(f"the chain of {writer} does not end where its head says")
@@ -218,7 +222,10 @@ class _Check:
             return "was altered"
         if hashlib.sha256(payload).digest() != payload_hash:
             return "is not the one that was written"
-        filed = msgspec.json.decode(payload[SALT_BYTES:], type=_Filed)
+        try:
+            filed = msgspec.json.decode(payload[SALT_BYTES:], type=_Filed)
+        except msgspec.DecodeError:
+            return "is no entry"
         if filed.subject != subject:
             return "is filed under another subject"
         if filed.action == CHECKPOINT_ACTION:
@@ -230,13 +237,8 @@ class _Check:
         sealed = self._connection.scalar(select(journal_payloads.c.sealed).where(at))
         if sealed is None:  # erased, as the filing has shown
             return True
-        entry: JournalEntry = decode_payload(unseal_payload(self._vault, each.writer, each.sequence, sealed))
         self._recorded -= 1
-        return (entry.action, entry.object_id, entry.details.get("sha256")) == (
-            CHECKPOINT_ACTION,
-            str(each.number),
-            head_digest(each.signed.text),
-        )
+        return is_record_of(unseal_payload(self._vault, each.writer, each.sequence, sealed), each)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ Shared by whoever appends (`trust.journal`) and whoever checks (`trust.journal_c
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -92,3 +94,11 @@ def unseal_payload(vault: KeyVault, writer: str, sequence: int, sealed: bytes) -
 def head_seal(vault: KeyVault, writer: str, sequence: int, entry_hash: bytes) -> str:
     """Vouches for the end of a chain towards those who hold the database but not the vault."""
     return vault.pseudonym("journal head", writer, str(sequence), entry_hash.hex())
+
+
+def head_is_sealed(vault: KeyVault, writer: str, sequence: Any, entry_hash: Any, seal: Any) -> bool:
+    """Whether this row of `journal_heads` is one we wrote; False for values of any wrong kind."""
+    try:
+        return hmac.compare_digest(seal, head_seal(vault, writer, sequence, entry_hash))
+    except (TypeError, AttributeError):
+        return False

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Row, func, inspect, select
 
-from trust.signed_heads import SignedHead
+from trust.journal_entry import decode_payload
+from trust.signed_heads import SignedHead, head_digest
 from trust.tables import journal_checkpoints
 
 CHECKPOINT_ACTION = "journal.checkpoint"
@@ -43,8 +45,11 @@ def checkpoints_after(connection: Connection, number: int, limit: int = 100) -> 
 
 def checkpoints_numbered(connection: Connection, numbers: Sequence[int]) -> dict[int, Checkpoint]:
     """Those of these numbers that there are."""
-    query = select(journal_checkpoints).where(journal_checkpoints.c.number.in_(numbers))
-    return {row.number: _checkpoint(row) for row in connection.execute(query)}
+    found: dict[int, Checkpoint] = {}
+    for start in range(0, len(numbers), _AT_ONCE):
+        query = select(journal_checkpoints).where(journal_checkpoints.c.number.in_(numbers[start : start + _AT_ONCE]))
+        found |= {row.number: _checkpoint(row) for row in connection.execute(query)}
+    return found
 
 
 def all_checkpoints(connection: Connection) -> Iterator[Checkpoint]:
@@ -55,6 +60,16 @@ def all_checkpoints(connection: Connection) -> Iterator[Checkpoint]:
     while batch := checkpoints_after(connection, number, _AT_ONCE):
         yield from batch
         number = batch[-1].number
+
+
+def is_record_of(payload: bytes, checkpoint: Checkpoint) -> bool:
+    """Whether the entry with this payload (`Journal.payload`) is the one that records this very checkpoint."""
+    try:
+        entry = decode_payload(payload)
+    except msgspec.DecodeError:
+        return False
+    wanted = (CHECKPOINT_ACTION, str(checkpoint.number), head_digest(checkpoint.signed.text))
+    return (entry.action, entry.object_id, entry.details.get("sha256")) == wanted
 
 
 def _checkpoint(row: Row[Any]) -> Checkpoint:

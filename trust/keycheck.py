@@ -15,11 +15,21 @@ from enum import Enum
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtensionOID
 
 from trust.addresses import mail_addresses
 from trust.certificates import CertificateValidator, Purpose
-from trust.generations import Generation, KeyRequest, KeyState, KeyUse, check_fitness, encoded, public_key_of, states
+from trust.generations import (
+    Generation,
+    KeyRequest,
+    KeyState,
+    KeyUse,
+    check_fitness,
+    encoded,
+    mailbox_name,
+    public_key_of,
+    states,
+)
 from trust.keyfiles import (
     MAX_FILE_BYTES,
     KeyFileError,
@@ -28,11 +38,14 @@ from trust.keyfiles import (
     unreadable,
 )
 from trust.keys import KeyUnavailableError
+from trust.softkeys import CertifiedKey, weakness
 from trust.vault import KeyVault, VaultError
 
 _FORGOTTEN_REQUEST = timedelta(days=30)
-_LEAST_RSA_BITS = 2048
-_PURPOSES = {KeyUse.SIGNING: Purpose.MAIL_SIGNATURE, KeyUse.ENCRYPTION: Purpose.MAIL_ENCRYPTION}
+PURPOSES = {KeyUse.SIGNING: Purpose.MAIL_SIGNATURE, KeyUse.ENCRYPTION: Purpose.MAIL_ENCRYPTION}
+"""What a mailbox's certificate is judged for."""
+REVOKED = "rfc5280-6.1.3-revoked"
+"""`PathVerdict.rule` of a revoked certificate."""
 _SERVING = (KeyState.CURRENT, KeyState.OLDER, KeyState.FUTURE)
 
 
@@ -70,6 +83,7 @@ def check_vault(
             for each in vault.damaged()
         ),
         *_leftovers(vault.root),
+        *_two_keys(vault),
         *_times(generations, requests, at, soon),
         *_duplicates(generations),
         *_requests(requests, at),
@@ -78,6 +92,14 @@ def check_vault(
     for each in generations:
         found += _certificate(each, at, validator)
     return found
+
+
+def is_revoked(validator: CertificateValidator, key: CertifiedKey, at: datetime) -> bool:
+    """Whether the certificate of a signing key is known to be revoked at a moment (aware).
+
+    Nobody who looks believes what such a key signs. What nobody can tell, or what leads to no anchor of ours, is not.
+    """
+    return validator.validate(key.certificate, key.chain, PURPOSES[KeyUse.SIGNING], at).rule == REVOKED
 
 
 def check_file(file: Path, content: bytes, vault: KeyVault | None = None) -> list[KeyFinding]:
@@ -143,6 +165,21 @@ def _leftovers(root: Path) -> Iterator[KeyFinding]:
         )
 
 
+def _two_keys(vault: KeyVault) -> Iterator[KeyFinding]:
+    try:
+        both = vault.has_two_keys
+    except (OSError, VaultError) as error:
+        yield KeyFinding(Level.PROBLEM, "damaged", "ring", str(error))
+        return
+    if both:
+        yield KeyFinding(
+            Level.NOTICE,
+            "two-keys",
+            str(vault.root),
+            "another key-encryption key opens it too: once the new one is in place, relais keys rewrap --forget-old",
+        )
+
+
 def _times(
     generations: list[Generation], requests: Sequence[KeyRequest], at: datetime, soon: timedelta
 ) -> Iterator[KeyFinding]:
@@ -153,11 +190,11 @@ def _times(
     state = states(generations, at)
     requested = {(each.address, each.use) for each in requests}
     for (address, use), mine in by_mailbox.items():
-        serving = [each for each in mine if state[each.id] in _SERVING]
+        serving = [each for each in mine if state[each] in _SERVING]
         verb = "sign" if use is KeyUse.SIGNING else "be encrypted to"
         then = "its new certificate is requested: install it" if (address, use) in requested else "relais keys rotate"
         last = max((each.certificate.not_valid_after_utc for each in serving), default=None)
-        if not any(state[each.id] in (KeyState.CURRENT, KeyState.OLDER) for each in mine):
+        if not any(state[each] in (KeyState.CURRENT, KeyState.OLDER) for each in mine):
             code = "not-yet-valid" if serving else "expired"
             why = "its key is not valid yet" if serving else "its last key has expired or is retired"
             yield KeyFinding(
@@ -189,11 +226,11 @@ def _certificate(each: Generation, at: datetime, validator: CertificateValidator
         check_fitness(each.use, certificate)
     except VaultError as error:
         yield KeyFinding(Level.PROBLEM, "unfit", subject, f"{error}: have it issued again")
-    key = public_key_of(certificate)
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA_BITS:
-        yield KeyFinding(Level.PROBLEM, "weak-key", subject, f"its RSA key has only {key.key_size} bits: rotate it")
+    weak = weakness(public_key_of(certificate))
+    if weak:
+        yield KeyFinding(Level.PROBLEM, "weak-key", subject, f"{weak}: rotate it")
     named = mail_addresses(certificate)
-    if named and each.address not in {name.lower() for name in named}:
+    if named and each.address not in {mailbox_name(name) for name in named}:
         yield KeyFinding(
             Level.PROBLEM, "other-address", subject, "its certificate is for another address: have it issued again"
         )
@@ -206,14 +243,36 @@ def _certificate(each: Generation, at: datetime, validator: CertificateValidator
         )
     serving = each.retired_at is None and certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc
     if validator is not None and serving:
-        verdict = validator.validate(certificate, each.chain, _PURPOSES[each.use], at)
-        if not verdict.ok:
+        verdict = validator.validate(certificate, each.chain, PURPOSES[each.use], at)
+        if verdict.rule == REVOKED:
+            yield KeyFinding(
+                Level.PROBLEM,
+                "revoked",
+                subject,
+                f"{verdict.detail}: relais keys rotate {each.address}, then relais keys retire {each.id}",
+            )
+        elif not verdict.ok:
             yield KeyFinding(
                 Level.PROBLEM,
                 "not-believed",
                 subject,
                 f"nobody will believe its certificate: {verdict.rule}, {verdict.detail}",
             )
+        elif verdict.revocation in ("unknown", "stale") and _says_where(certificate):
+            yield KeyFinding(
+                Level.NOTICE,
+                "revocation-unknown",
+                subject,
+                "nobody could be asked whether its certificate is revoked: see whether its authority can be reached",
+            )
+
+
+def _says_where(certificate: x509.Certificate) -> bool:
+    """Whether the certificate says where its revocation would be published (RFC 5280 §4.2.1.13, §4.2.2.1)."""
+    return any(
+        extension.oid in (ExtensionOID.CRL_DISTRIBUTION_POINTS, ExtensionOID.AUTHORITY_INFORMATION_ACCESS)
+        for extension in certificate.extensions
+    )
 
 
 def _duplicates(generations: Sequence[Generation]) -> Iterator[KeyFinding]:

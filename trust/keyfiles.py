@@ -6,9 +6,11 @@ What is in a file is told from its content, never from its name: certificates ar
 
 from __future__ import annotations
 
+import base64
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
+from trust.ber import DerError
+from trust.key_derivations import MAX_KEYS, TooDearError, derivations_of, each_key_alone
 from trust.softkeys import KINDS, PrivateKey
 
 MAX_FILE_BYTES = 1 << 20
@@ -27,6 +31,9 @@ MAX_FILE_BYTES = 1 << 20
 MAX_CERTIFICATES = 32
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[^-]*-----END \1-----")
 _PRIVATE = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
+_PRIVATE_BLOCK = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]{0,30}PRIVATE KEY)-----(?:(?!-----BEGIN ).){1,65536}?-----END \1-----", re.DOTALL
+)
 _PBES2 = bytes.fromhex("06092a864886f70d01050d")
 _PKCS12 = (bytes.fromhex("06092a864886f70d010701"), bytes.fromhex("06092a864886f70d010702"))
 """pkcs7-data, signedData: what the authSafe of a P12 is (RFC 7292 §4)."""
@@ -83,8 +90,8 @@ def kind_of_file(content: bytes) -> str:
     return ""
 
 
-def read_certificates(content: bytes) -> list[x509.Certificate]:
-    """Every certificate of a PEM, DER or PKCS#7 file, in its order. Raises `KeyFileError`."""
+def read_certificates(content: bytes, most: int = MAX_CERTIFICATES) -> list[x509.Certificate]:
+    """Every certificate of a PEM, DER or PKCS#7 file, in its order, at most `most`. Raises `KeyFileError`."""
     _check_size(content)
     if _PRIVATE.search(content) or _is_private_der(content):
         raise KeyFileError("is a private key, not a certificate: keep it to yourself, and give the certificate")
@@ -96,8 +103,8 @@ def read_certificates(content: bytes) -> list[x509.Certificate]:
         if content[:1] == b"\x30" and _is_cut(content):
             raise KeyFileError("is cut short: transfer the certificate again")
         raise KeyFileError("holds no certificate that can be read (PEM, DER or PKCS#7)")
-    if len(found) > MAX_CERTIFICATES:
-        raise KeyFileError(f"holds more than {MAX_CERTIFICATES} certificates: give one mailbox's at a time")
+    if len(found) > most:
+        raise KeyFileError(f"holds more than {most} certificates: give one mailbox's at a time")
     for each in found:
         problem = unreadable(each)
         if problem:
@@ -105,39 +112,77 @@ def read_certificates(content: bytes) -> list[x509.Certificate]:
     return list(found)
 
 
-def read_key_pair(content: bytes, passphrase: bytes | None) -> KeyPair:
-    """The key and certificate of a P12 file (RFC 7292), or of a PEM file that holds both.
+def read_keys(content: bytes, passphrase: bytes | None) -> tuple[list[PrivateKey], list[x509.Certificate]]:
+    """Every private key of a P12 (RFC 7292), PEM or DER file, and the certificates beside them.
 
     Raises `PassphraseError` when the passphrase (its bytes, UTF-8) is missing or wrong, else `KeyFileError`.
     """
     _check_size(content)
-    pem = b"-----BEGIN " in content
-    key, certificates = _from_pem(content, passphrase) if pem else _from_p12(content, passphrase)
-    if not isinstance(key, KINDS):
-        raise KeyFileError("holds a key of a kind that is not used for mail: RSA and elliptic curves are")
-    own = key.public_key()
-    for certificate in certificates:
-        if unreadable(certificate):
-            continue
-        if certificate.public_key() == own:
-            others = [each for each in certificates if each is not certificate]
-            return KeyPair(key, certificate, chain_of(certificate, others))
-    raise KeyFileError("holds a private key without its certificate: export both together")
+    check_derivations(content)
+    if b"-----BEGIN " in content:
+        keys, certificates = _from_pem(content, passphrase)
+    elif _is_private_der(content) and not _is_cut(content):
+        keys, certificates = [_private_key(load_der_private_key, content, passphrase)], []
+    else:
+        keys, certificates = _from_p12(content, passphrase)
+    known: list[PrivateKey] = []
+    for key in keys:
+        if not isinstance(key, KINDS):
+            raise KeyFileError("holds a key of a kind that is not used for mail: RSA and elliptic curves are")
+        if not any(key.public_key() == each.public_key() for each in known):
+            known.append(key)
+    return known, certificates
+
+
+def read_key_pairs(content: bytes, passphrase: bytes | None) -> list[KeyPair]:
+    """The keys of a P12 or PEM file, each with its certificate. Raises as `read_keys`."""
+    keys, certificates = read_keys(content, passphrase)
+    pairs = []
+    for key in keys:
+        own = key.public_key()
+        mine = [each for each in certificates if not unreadable(each) and each.public_key() == own]
+        if not mine:
+            if content[:1] == b"\x30" and kind_of_file(content) == "a private key":
+                raise KeyFileError("is a private key without a certificate: export both together as a P12 file")
+            raise KeyFileError("holds a private key without its certificate: export both together")
+        newest = max(mine, key=lambda each: each.not_valid_before_utc)
+        pairs.append(KeyPair(key, newest, chain_of(newest, [each for each in certificates if each not in mine])))
+    return pairs
+
+
+def read_key_pair(content: bytes, passphrase: bytes | None) -> KeyPair:
+    """The one key of a file, with its certificate. Raises as `read_keys`."""
+    pair, *others = read_key_pairs(content, passphrase)
+    if others:
+        raise KeyFileError("holds several private keys: export each with its certificate in a file of its own")
+    return pair
 
 
 def chain_of(certificate: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
-    """Those of `others` that lead from `certificate` upwards, in order, roots left out. Only names are compared: whom
-    to believe is `trust.paths`' business."""
+    """Those of `others` that lead from `certificate` upwards, in order, roots left out.
+
+    Of several with the issuer's name, who really signed: authorities renew their keys and keep their names. Whom to
+    believe is `trust.paths`' business.
+    """
     chain: list[x509.Certificate] = []
     left = [each for each in others if not unreadable(each) and each.subject != each.issuer]
     current = certificate
     while True:
-        following = next((each for each in left if each.subject == current.issuer), None)
-        if following is None:
+        named = [each for each in left if each.subject == current.issuer]
+        if not named:
             return tuple(chain)
+        following = next((each for each in named if _signed(each, current)), named[0])
         left.remove(following)
         chain.append(following)
         current = following
+
+
+def _signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # of whatever class: another key, an unknown algorithm
+        return False
+    return True
 
 
 def unreadable(certificate: x509.Certificate) -> str:
@@ -159,6 +204,26 @@ def unreadable(certificate: x509.Certificate) -> str:
     except Exception:  # there is no common error class
         return "cannot be read"
     return ""
+
+
+def check_derivations(content: bytes) -> None:
+    """Raises `KeyFileError` for a file whose passphrase would take minutes to try."""
+    try:
+        for each in _encrypted_parts(content):
+            derivations_of(each)
+    except TooDearError:
+        raise KeyFileError("demands too much work for its passphrase: export it again with fewer iterations") from None
+
+
+def _encrypted_parts(content: bytes) -> Iterator[bytes]:
+    """The DER in which a passphrase is turned into keys."""
+    if b"-----BEGIN " not in content:
+        yield content
+        return
+    for block in _PRIVATE_BLOCK.finditer(content):
+        lines = block[0].splitlines()[1:-1]
+        with suppress(ValueError):
+            yield base64.b64decode(b"".join(line for line in lines if b":" not in line))
 
 
 def _check_size(content: bytes) -> None:
@@ -183,9 +248,23 @@ def _certificates(content: bytes) -> list[x509.Certificate]:
     return []
 
 
-def _from_p12(content: bytes, passphrase: bytes | None) -> tuple[Any, list[x509.Certificate]]:
+def _from_p12(content: bytes, passphrase: bytes | None) -> tuple[list[Any], list[x509.Certificate]]:
     if _is_cut(content):
         raise _not_a_p12(content)
+    key, certificates = _load_p12(content, passphrase)
+    if key is None:
+        raise KeyFileError("holds no private key: export the certificate together with its key")
+    keys = [key]
+    try:
+        alone = each_key_alone(content)
+    except DerError:  # whoever reads P12 files for us is more patient, and finds the first key only
+        alone = []
+    if len(alone) > 1:
+        keys = [_load_p12(each, passphrase)[0] for each in alone]
+    return keys, certificates
+
+
+def _load_p12(content: bytes, passphrase: bytes | None) -> tuple[Any, list[x509.Certificate]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -198,8 +277,6 @@ def _from_p12(content: bytes, passphrase: bytes | None) -> tuple[Any, list[x509.
         raise _not_a_p12(content) from None
     except Exception:
         raise _not_a_p12(content) from None
-    if key is None:
-        raise KeyFileError("holds no private key: export the certificate together with its key")
     return key, [each for each in (certificate, *others) if each is not None]
 
 
@@ -214,28 +291,35 @@ def _not_a_p12(content: bytes) -> KeyFileError:
     return KeyFileError("cannot be read: it is damaged, or no P12 file")
 
 
-def _from_pem(content: bytes, passphrase: bytes | None) -> tuple[Any, list[x509.Certificate]]:
+def _from_pem(content: bytes, passphrase: bytes | None) -> tuple[list[Any], list[x509.Certificate]]:
     if not _PRIVATE.search(content):
         raise KeyFileError("holds no private key: export the certificate together with its key")
-    encrypted = b"ENCRYPTED" in content
-    blocks = [match[0] for match in _PEM.finditer(content) if match[1].endswith(b"PRIVATE KEY")]
-    # the old PEM encryption has header lines with hyphens, which end the pattern: then the whole file is given
-    block = blocks[0] if blocks else content
+    # the old PEM encryption has header lines with hyphens
+    blocks = [match[0] for match in _PRIVATE_BLOCK.finditer(content)]
+    if len(blocks) > MAX_KEYS:
+        raise KeyFileError(f"holds more than {MAX_KEYS} private keys: give one mailbox's at a time")
+    keys = [_private_key(load_pem_private_key, each, passphrase) for each in blocks or [content]]
+    return keys, _certificates(content) if b"-----BEGIN CERTIFICATE-----" in content else []
+
+
+def _private_key(load: Any, content: bytes, passphrase: bytes | None) -> Any:
     try:
-        key = load_pem_private_key(block, passphrase if encrypted else None)
-    except TypeError:
-        raise PassphraseError("needs its passphrase") from None
+        return load(content, None)
+    except TypeError:  # encrypted
+        if not passphrase:
+            raise PassphraseError("needs its passphrase") from None
     except Exception:
-        if encrypted:
-            raise PassphraseError("does not open with this passphrase") from None
         raise KeyFileError("holds a private key that cannot be read: it is damaged, or cut short") from None
-    return key, _certificates(content)
+    try:
+        return load(content, passphrase)
+    except Exception:
+        raise PassphraseError("does not open with this passphrase") from None
 
 
 def _is_private_der(content: bytes) -> bool:
     if content[:1] != b"\x30":
         return False
-    if _PBES2 in content[:64]:
+    if _PBES2 in content[:64] and b"\x02\x01\x03" not in content[2:9]:  # which begins a P12
         return True
     try:
         load_der_private_key(content, None)

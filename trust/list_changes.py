@@ -1,23 +1,46 @@
 """What one trust list changes compared with another, and when that is too much to be believed without a human.
 
 A signed list can still be wrong: an old one served again, an export that stopped half-way. Both would silence
-establishments at once, or bring back an operator who was removed, so such a list is held and the one in use stays.
+establishments at once, or bring back an operator who was removed, so such a list is held and the one in use stays. Nor
+may a tenth go in small steps: what was lost within a week counts together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from hashlib import sha256
+from itertools import islice
 from typing import Any
+
+import msgspec
 
 from trust.names import DistinguishedName
 from trust.trustlist import TrustList
 
 HOLD_LOSS_PERCENT = 10
 """A list that lost this share of its rows, or more, waits for a human."""
+LOSS_WINDOW = timedelta(days=7)
+"""How long rows that were lost without a human count together with those lost next."""
 MAX_NAMED = 20
 """How many domains and names each a summary spells out."""
+MAX_NAMED_ROWS = 100
+"""How many rows each a summary spells out."""
+
+_Rows = tuple[tuple[str, DistinguishedName], ...]
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """What lists that needed no human took away, since the first of them."""
+
+    since: datetime
+    rows_before: int
+    """Rows in use then."""
+    rows_lost: int
+
+    def lasts(self, now: datetime) -> bool:
+        return now - self.since < LOSS_WINDOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +48,8 @@ class ListChanges:
     """From one list to the next; a row is one domain with one operator, however often it is written."""
 
     rows_before: int
-    rows_added: tuple[tuple[str, DistinguishedName], ...]
-    rows_removed: tuple[tuple[str, DistinguishedName], ...]
+    rows_added: _Rows
+    rows_removed: _Rows
     domains_added: tuple[str, ...]
     domains_removed: tuple[str, ...]
     operators_added: tuple[DistinguishedName, ...]
@@ -77,36 +100,74 @@ class ListChanges:
         }
 
     def journal_details(self) -> dict[str, str]:
-        """Bounded: counts, then the first `MAX_NAMED` domains and operators of each kind."""
+        """Bounded: counts, the first domains, operators and rows of each kind, and the digest of all rows.
+
+        Rows are spelt out besides domains: one that passes from an operator to another changes no list of names.
+        """
         details = {name: str(count) for name, count in self.counts().items()}
-        named: tuple[tuple[str, Iterable[object]], ...] = (
-            ("first_domains_added", self.domains_added),
-            ("first_domains_removed", self.domains_removed),
-            ("first_operators_added", self.operators_added),
-            ("first_operators_removed", self.operators_removed),
+        signed = [
+            *((f"+{domain}: {name}") for domain, name in self.rows_added),
+            *((f"-{domain}: {name}") for domain, name in self.rows_removed),
+        ]
+        details["rows_sha256"] = sha256("\n".join(signed).encode()).hexdigest()
+        named: tuple[tuple[str, Iterable[object], int], ...] = (
+            ("first_domains_added", self.domains_added, MAX_NAMED),
+            ("first_domains_removed", self.domains_removed, MAX_NAMED),
+            ("first_operators_added", self.operators_added, MAX_NAMED),
+            ("first_operators_removed", self.operators_removed, MAX_NAMED),
+            ("first_rows_removed", (f"{domain}: {name}" for domain, name in self.rows_removed), MAX_NAMED_ROWS),
+            ("first_rows_added", (f"{domain}: {name}" for domain, name in self.rows_added), MAX_NAMED_ROWS),
         )
-        for name, values in named:
-            first = [str(value)[:300] for value in list(values)[:MAX_NAMED]]
+        for name, values, most in named:
+            first = [str(value)[:300] for value in islice(values, most)]
             if first:
                 details[name] = "\n".join(first)
         return details
 
+    def losses(self, before: Losses | None, now: datetime) -> Losses | None:
+        """What is lost once these changes are made too; None while nothing is."""
+        lost = len(self.rows_removed)
+        if before is not None and before.lasts(now):
+            return msgspec.structs.replace(before, rows_lost=before.rows_lost + lost)
+        return Losses(now, self.rows_before, lost) if lost else None
+
 
 def hold_reasons(
-    before: TrustList | None, floor: datetime | None, after: TrustList, changes: ListChanges
+    before: TrustList | None,
+    floor: datetime | None,
+    after: TrustList,
+    changes: ListChanges,
+    losses: Losses | None,
+    now: datetime,
 ) -> tuple[str, ...]:
     """Why `after` must wait for a human, one sentence each; empty when it may be used.
 
-    `floor` is the date of the last list accepted, which is known even where its copy is lost.
+    `floor` is the date of the last list accepted, which is known even where its copy is lost; `losses` what lists
+    accepted since a human last decided took away.
     """
     reasons = []
+    dated = after.generated_at.isoformat()
     if floor is not None and after.generated_at < floor:
-        reasons.append(f"it is dated {after.generated_at.isoformat()}, before the accepted list of {floor.isoformat()}")
+        reasons.append(f"it is dated {dated}, before the accepted list of {floor.isoformat()}")
+    elif before is not None and after.generated_at == before.generated_at and not changes.empty:
+        reasons.append(f"it has the date of the list in use, {dated}, and says something else")
     lost = len(changes.rows_removed)
-    if before is not None and lost and lost * 100 >= changes.rows_before * HOLD_LOSS_PERCENT:
+    together = changes.losses(losses, now)
+    if before is None or not lost or together is None:
+        return tuple(reasons)
+    if _is_much(lost, changes.rows_before):
         reasons.append(f"it lacks {lost} of the {changes.rows_before} rows of the list in use")
+    elif _is_much(together.rows_lost, together.rows_before):
+        reasons.append(
+            f"with it {together.rows_lost} of the {together.rows_before} rows of {together.since:%Y-%m-%d %H:%M} are "
+            "lost, in small steps"
+        )
     return tuple(reasons)
 
 
-def _rows(pairs: Iterable[tuple[str, DistinguishedName]]) -> tuple[tuple[str, DistinguishedName], ...]:
+def _is_much(lost: int, of: int) -> bool:
+    return lost * 100 >= of * HOLD_LOSS_PERCENT
+
+
+def _rows(pairs: Iterable[tuple[str, DistinguishedName]]) -> _Rows:
     return tuple(sorted(pairs, key=lambda pair: (pair[0], str(pair[1]))))

@@ -27,7 +27,7 @@ import structlog
 
 from trust.certificates import CertificateValidator
 from trust.journal import JournalEntry
-from trust.list_changes import ListChanges, hold_reasons
+from trust.list_changes import ListChanges, Losses, hold_reasons
 from trust.list_source import ListSource, ListUnavailableError
 from trust.names import DistinguishedName
 from trust.pki_catalogue import LIST_NOT_HELD, LIST_OLD, LIST_SIGNER, LIST_UNAVAILABLE
@@ -95,6 +95,8 @@ class ListRecord(msgspec.Struct, frozen=True):
     kept: KeptList | None = None
     held: HeldList | None = None
     last: LastLook | None = None
+    losses: Losses | None = None
+    """Rows that went since a human last decided, within the last days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +135,16 @@ class ListKeeper:
         self._signer = signer
         self._journal = journal
         self._clock = clock
+        self._looking = Lock()
+        """Held from the source to the judgement: two looks at once would judge what the slower one brought last."""
         self._lock = Lock()
+        """Of all below; never held while the network is waited for, so that nobody's decision waits for it."""
         self._record = read_record(directory) or ListRecord()
         kept = self._record.kept
         self._floor = kept.generated_at if kept else floor
         self._current: TrustList | None = None
-        self._told = ""
+        last = self._record.last
+        self._told = f"{last.code} {last.detail}" if last else ""
 
     @classmethod
     def open(
@@ -155,10 +161,16 @@ class ListKeeper:
         """The last good copy, refreshed once; or why there is no list to work with.
 
         `signer` is the subject the list's signer must have. `journal` writes one entry durably and may raise, and then
-        nothing is accepted. `floor` is the date of a list accepted before there were copies. Raises OSError when the
-        state directory cannot be written.
+        nothing is accepted. `floor` is the date of a list accepted before there were copies. A record that cannot be
+        read is not taken for a first start: with it the measure of "back in time" would be gone. Raises OSError when
+        the state directory cannot be written.
         """
         make_private_directory(directory)
+        if (directory / _RECORD).exists() and read_record(directory) is None:
+            why = f"{directory / _RECORD} cannot be read: restore it, or remove {directory} to begin anew"
+            return Refused(LIST_UNAVAILABLE, why)
+        for unfinished in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
+            unfinished.unlink(missing_ok=True)
         keeper = cls(directory, source, validator, signer, journal, clock, floor)
         keeper._load_kept()
         first = keeper.refresh()
@@ -188,8 +200,13 @@ class ListKeeper:
 
     def refresh(self) -> Refresh:
         """Look at the source once. Raises what `journal` raises, and OSError; the list in use stays then."""
-        with self._lock:
-            return self._refresh(self._clock())
+        with self._looking:
+            try:
+                xml: bytes | Refused = self._source()
+            except ListUnavailableError as error:
+                xml = Refused(LIST_UNAVAILABLE, str(error))
+            with self._lock:
+                return self._found(xml, self._clock())
 
     def accept(self, digest: str, by: str) -> Refresh | Refused:
         """Take the held list of exactly this digest into use, once it still verifies; `by` says who decided."""
@@ -199,7 +216,7 @@ class ListKeeper:
             if isinstance(loaded, Refused):
                 return loaded
             changes = ListChanges.between(self._current, loaded)
-            self._take(loaded, None, changes, now, by)
+            self._take(loaded, None, changes, None, now, by)
             return Refresh(RefreshOutcome.ACCEPTED, None, changes)
 
     def held_changes(self) -> tuple[HeldList, ListChanges] | Refused:
@@ -234,17 +251,20 @@ class ListKeeper:
     # Below, the lock is held.
 
     def _load_kept(self) -> None:
-        """The copy is verified as on the day it was accepted: its signer's certificate may have ended since."""
+        """The copy is verified as on the day it was accepted: its signer's certificate may have ended since.
+
+        Nor does a restart without network and without what was known of revocation take it away.
+        """
         kept = self._record.kept
         if kept is None:
             return
-        loaded = self._load_document(kept.digest, kept.accepted_at)
+        loaded = self._load_document(kept.digest, kept.accepted_at, kept=True)
         if isinstance(loaded, Refused):
             log.error("trust.list.kept-copy-lost", code=loaded.refusal.code, detail=loaded.detail)
         else:
             self._current = loaded
 
-    def _load_document(self, digest: str, at: datetime) -> TrustList | Refused:
+    def _load_document(self, digest: str, at: datetime, *, kept: bool = False) -> TrustList | Refused:
         try:
             with self._document(digest).open("rb") as file:
                 xml = file.read(MAX_BYTES + 1)
@@ -252,7 +272,7 @@ class ListKeeper:
             return Refused(LIST_UNAVAILABLE, f"{self._document(digest).name}: {error.strerror}")
         if sha256(xml).hexdigest() != digest:
             return Refused(LIST_UNAVAILABLE, f"{self._document(digest).name} was altered")
-        return TrustList.load(xml, self._validator, at, signer=self._signer)
+        return TrustList.load(xml, self._validator, at, signer=self._signer, kept=kept)
 
     def _held(self, digest: str, now: datetime) -> TrustList | Refused:
         held = self._record.held
@@ -260,11 +280,10 @@ class ListKeeper:
             return Refused(LIST_NOT_HELD, "" if held else "none is held")
         return self._load_document(held.digest, now)
 
-    def _refresh(self, now: datetime) -> Refresh:
-        try:
-            xml = self._source()
-        except ListUnavailableError as error:
-            return self._failed(now, RefreshOutcome.UNAVAILABLE, Refused(LIST_UNAVAILABLE, str(error)))
+    def _found(self, xml: bytes | Refused, now: datetime) -> Refresh:
+        """What becomes of what the source has."""
+        if isinstance(xml, Refused):
+            return self._failed(now, RefreshOutcome.UNAVAILABLE, xml)
         current = self._current
         if current is not None and sha256(xml).hexdigest() == current.digest:
             verdict = current.judge_signer(self._validator, now)
@@ -272,16 +291,18 @@ class ListKeeper:
                 refused = Refused(LIST_SIGNER, f"{verdict.rule}: {verdict.detail}")
                 return self._failed(now, RefreshOutcome.REFUSED, refused)
             # whatever was held has been withdrawn at its source
-            self._write(ListRecord(self._record.kept, None, LastLook(now, RefreshOutcome.UNCHANGED)))
+            last = LastLook(now, RefreshOutcome.UNCHANGED)
+            self._write(msgspec.structs.replace(self._record, held=None, last=last))
             self._told = ""
             return Refresh(RefreshOutcome.UNCHANGED)
         loaded = TrustList.load(xml, self._validator, now, signer=self._signer)
         if isinstance(loaded, Refused):
             return self._failed(now, RefreshOutcome.REFUSED, loaded)
         changes = ListChanges.between(current, loaded)
-        reasons = hold_reasons(current, self._floor, loaded, changes)
+        losses = self._record.losses
+        reasons = hold_reasons(current, self._floor, loaded, changes, losses, now)
         if not reasons:
-            self._take(loaded, xml, changes, now, BY_REFRESH)
+            self._take(loaded, xml, changes, changes.losses(losses, now), now, BY_REFRESH)
             return Refresh(RefreshOutcome.ACCEPTED, None, changes)
         if current is None:
             refused = Refused(LIST_OLD, "; ".join(reasons))
@@ -289,7 +310,15 @@ class ListKeeper:
         self._hold(loaded, xml, changes, reasons, now)
         return Refresh(RefreshOutcome.HELD, None, changes)
 
-    def _take(self, loaded: TrustList, xml: bytes | None, changes: ListChanges, now: datetime, by: str) -> None:
+    def _take(
+        self,
+        loaded: TrustList,
+        xml: bytes | None,
+        changes: ListChanges,
+        losses: Losses | None,
+        now: datetime,
+        by: str,
+    ) -> None:
         if xml is not None:
             write_durably(self._document(loaded.digest), xml)
         held = self._record.held
@@ -301,7 +330,7 @@ class ListKeeper:
         kept = KeptList(
             loaded.digest, loaded.generated_at, now, by, loaded.rows, len(loaded.domains), len(loaded.operators)
         )
-        self._write(ListRecord(kept, None, LastLook(now, RefreshOutcome.ACCEPTED)))
+        self._write(ListRecord(kept, None, LastLook(now, RefreshOutcome.ACCEPTED), losses))
         self._current, self._floor, self._told = loaded, loaded.generated_at, ""
         log.info("trust.list.accepted", digest=loaded.digest, by=by, rows=loaded.rows, **changes.counts())
 
@@ -319,7 +348,7 @@ class ListKeeper:
             held = HeldList(loaded.digest, loaded.generated_at, now, reasons, loaded.rows, changes.counts())
         else:
             held = msgspec.structs.replace(held, reasons=reasons, counts=changes.counts())
-        self._write(ListRecord(self._record.kept, held, LastLook(now, RefreshOutcome.HELD)))
+        self._write(msgspec.structs.replace(self._record, held=held, last=LastLook(now, RefreshOutcome.HELD)))
 
     def _failed(self, now: datetime, outcome: RefreshOutcome, refused: Refused) -> Refresh:
         """The list in use and a held one stay. Journaled once, not at every look."""

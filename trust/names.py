@@ -82,9 +82,19 @@ _TEXT_TAGS = {
     0x13: "ascii",
     0x14: "latin-1",
     0x16: "ascii",
+    0x1A: "ascii",
     0x1C: "utf-32-be",
     0x1E: "utf-16-be",
 }
+
+_TO_NOTHING = (
+    *((0x01, 0x08), (0x0E, 0x1F), (0x7F, 0x84), (0x86, 0x9F), (0xAD, 0xAD), (0x034F, 0x034F), (0x06DD, 0x06DD)),
+    *((0x070F, 0x070F), (0x1806, 0x1806), (0x180B, 0x180E), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2063)),
+    *((0x206A, 0x206F), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFC), (0x1D173, 0x1D17A)),
+    *((0xE0001, 0xE0001), (0xE0020, 0xE007F)),
+)
+"""Characters that do not count in a comparison, from one to another (RFC 4518 §2.2); NUL does: it cut names short."""
+_MAPPED = dict.fromkeys((code for first, last in _TO_NOTHING for code in range(first, last + 1)), None)
 
 _Rdn = tuple[tuple[str, str], ...]
 
@@ -155,9 +165,11 @@ class DistinguishedName:
 
 
 def fold(value: str) -> str:
-    """A value as it is compared: compatibility forms, case and runs of white space made equal (RFC 5280 §7.1)."""
-    if value.isascii():
+    """A value as it is compared (RFC 5280 §7.1, RFC 4518 §2): compatibility forms, case and runs of white space made
+    equal, characters without a form of their own (soft hyphens, joiners, controls) left out."""
+    if value.isascii() and value.isprintable():
         return " ".join(value.lower().split())
+    value = value.translate(_MAPPED)
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold())
     return " ".join(folded.split())
 
@@ -190,14 +202,32 @@ def comparable(encoded: bytes) -> Rdns:
     return tuple(rdns)
 
 
+def texts(encoded: bytes, oid: str) -> tuple[str, ...]:
+    """Values of one attribute type (dotted OID) in a Name in DER, root first, as written; "" where one is no text.
+
+    Raises ValueError as `comparable` does.
+    """
+    comparable(encoded)  # its limits
+    found = []
+    for rdn in der.read(encoded).sequence():
+        for attribute in rdn.set():
+            kind, value = attribute.sequence(2)
+            if kind.oid() == oid:
+                found.append(_decoded(value) or "")
+    return tuple(found)
+
+
 def _folded(value: der.Element) -> str | bytes:
+    text = _decoded(value)
+    return bytes(value.encoded) if text is None else fold(text)
+
+
+def _decoded(value: der.Element) -> str | None:
     encoding = _TEXT_TAGS.get(value.tag)
-    if encoding is None:
-        return bytes(value.encoded)
     try:
-        return fold(bytes(value.content).decode(encoding))
+        return None if encoding is None else bytes(value.content).decode(encoding)
     except UnicodeDecodeError:
-        return bytes(value.encoded)
+        return None
 
 
 def _has_country(rdn: Iterable[tuple[str, str]]) -> bool:
@@ -296,7 +326,7 @@ def _escape(value: str) -> str:
         at_edge = index in (0, len(value) - 1)
         if character in '"+,;<>\\' or (at_edge and character == " ") or (index == 0 and character == "#"):
             out.append("\\" + character)
-        elif unicodedata.category(character) in ("Cc", "Zl", "Zp") or (at_edge and character.isspace()):
+        elif unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") or (at_edge and character.isspace()):
             out.append("".join(f"\\{byte:02x}" for byte in character.encode()))
         else:
             out.append(character)

@@ -9,6 +9,7 @@ the provider asked no more than once every `least_pause`. When the provider is a
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,8 @@ from trust.store.durable import write_durably
 
 MAX_BYTES = 256 * 1024
 MAX_KEYS = 64
-MIN_RSA_BITS = 2048
+RSA_BITS = range(2048, 8192 + 1)
+"""Smaller ones can be broken, larger ones keep us busy."""
 
 ALGORITHMS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), ("RSA", "")),
@@ -149,6 +151,8 @@ class ProviderKeys:
             kept = _object(self._store.read_bytes()[: 2 * MAX_BYTES])
             if kept["issuer"] == self._issuer:
                 fetched_at = float(kept["fetched_at"])
+                if not math.isfinite(fetched_at):
+                    return
                 keys = read_keys(json.dumps({"keys": kept["keys"]}).encode())
                 self._held = _Held(keys, min(fetched_at, self._clock()))
 
@@ -182,7 +186,7 @@ def _usable(key: Mapping[str, Any]) -> bool:
                 made = jwt.PyJWK(dict(key), algorithm).key
             except (jwt.PyJWTError, ValueError, TypeError):
                 return False
-            return not isinstance(made, rsa.RSAPublicKey) or made.key_size >= MIN_RSA_BITS
+            return not isinstance(made, rsa.RSAPublicKey) or made.key_size in RSA_BITS
     return False
 
 

@@ -19,7 +19,7 @@ from trust.vault import KeyVault
 
 _DAY = 86400.0
 _LONGEST = 255
-"""Characters of a subject (OpenID Connect Core §2)."""
+"""Characters of a subject (OpenID Connect Core §2), and of what names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,10 @@ class OidcSubjects:
 
     def link(self, connection: Connection, identity_id: str, issuer: str, claim: str, value: str, now: float) -> str:
         """Returns the link's identifier. Raises `AccountError` when the subject is linked already, or is none."""
-        if not issuer or not claim or not 1 <= len(value) <= _LONGEST or not value.isprintable():
+        if any(not 1 <= len(each) <= _LONGEST or not each.isprintable() for each in (issuer, claim, value)):
             raise AccountError("a subject needs an issuer, a claim and a value of 1 to 255 characters")
+        if any(each != each.strip() for each in (issuer, claim, value)):
+            raise AccountError("a subject's issuer, claim and value have no spaces around them")
         match = self._match(issuer, claim, value)
         if connection.scalar(select(oidc_subjects.c.id).where(oidc_subjects.c.match == match)) is not None:
             raise AccountError("this subject is already linked to an account")

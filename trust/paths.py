@@ -22,7 +22,7 @@ from typing import Protocol
 from cryptography import x509
 
 from trust.constraints import Comparisons, NameConstraints, Names
-from trust.facts import Facts, read
+from trust.facts import Facts, read, skim
 from trust.names import Rdns
 from trust.policies import policy_failure
 from trust.profiles import Profile
@@ -69,7 +69,7 @@ class IssuerSource(Protocol):
 
 def in_time(facts: Facts, at: datetime) -> bool:
     """§6.1.3 (a)(2); both ends belong to the validity period, to the second: fractions of one do not end it."""
-    return facts.not_before <= at and at.replace(microsecond=0) <= facts.not_after
+    return facts.not_before <= at and (at <= facts.not_after or at.replace(microsecond=0) <= facts.not_after)
 
 
 class Paths:
@@ -241,6 +241,10 @@ class _Search:
         return failure is None
 
     def _whole_failure(self, path: Path) -> Failure | None:
+        for facts in reversed(path):
+            malformed = facts.complete()
+            if malformed is not None:
+                return malformed
         above: list[NameConstraints] = []
         for index in range(len(path) - 1, -1, -1):
             facts = path[index]
@@ -332,7 +336,7 @@ def _who(path: Path, index: int) -> str:
 
 def _offered(certificates: Iterable[x509.Certificate]) -> Iterator[Facts]:
     for certificate in islice(certificates, MAX_OFFERED):
-        facts = read(certificate)
+        facts = skim(certificate)
         if isinstance(facts, Facts):
             yield facts
 
@@ -347,15 +351,19 @@ def _read_all(certificates: Iterable[x509.Certificate]) -> list[Facts]:
     return out
 
 
+def _has_names(facts: Facts) -> bool:
+    """Whether a certificate can be in the middle of a path: a CA has a name (§4.1.2.6), and so has its issuer."""
+    try:
+        return bool(facts.subject and facts.issuer)
+    except ValueError:
+        return False
+
+
 def _by_subject(certificates: Iterable[Facts]) -> dict[Rdns, list[Facts]]:
     out: dict[Rdns, list[Facts]] = {}
     for facts in certificates:
-        try:
-            subject = facts.subject
-        except ValueError:
-            continue  # a name that cannot be read is nobody's issuer
-        if subject:  # a CA has a name (§4.1.2.6)
-            same = out.setdefault(subject, [])
+        if _has_names(facts):
+            same = out.setdefault(facts.subject, [])
             if all(facts.digest != other.digest for other in same):
                 same.append(facts)
     return out

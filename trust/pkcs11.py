@@ -2,7 +2,10 @@
 
 A `Token` keeps a pool of sessions, one per thread at work. A token that was lost (unplugged, restarted, logged out by
 somebody else) is logged in to again, once for everybody; what still fails then is a `KeyUnavailableError`, so that mail
-waits instead of being refused. A wrong PIN is never tried twice: tokens lock themselves after a few.
+waits instead of being refused. What the token answers and refuses starts nothing anew. A wrong PIN is never tried
+twice, and the last try before a token locks itself is left to people.
+
+A token belongs to the process that made it: after a fork the child must make its own (PKCS#11 v2.40 §2.5).
 
 The token does the private operation only. Hashing is done here, and so is the padding of what is decrypted where the
 token has the bare operation: few tokens know OAEP with SHA-256, and some answer a wrong padding as they answer their
@@ -11,13 +14,13 @@ own failures (`trust.unpadding`). Needs the package python-pkcs11, the extra `hs
 
 from __future__ import annotations
 
-import ctypes
-import hmac
+import hashlib
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import Hash, HashAlgorithm
 
 from trust import der
 from trust.keys import KeyUnavailableError
+from trust.pkcs11_library import library_at, load, package, refusals, start
 from trust.secret_files import SecretFileError, read_secret
 from trust.softkeys import REJECTED_OCTETS, KeyKind
 from trust.unpadding import unpad_oaep, unpad_pkcs1v15
@@ -50,8 +54,8 @@ _CURVES = {
     KeyKind.P384: "1.3.132.0.34",
     KeyKind.P521: "1.3.132.0.35",
 }
-_OS_LOCKING_OK = 2
-_OK = 0
+_WAIT_SECONDS = 60.0
+"""For a session while others use them all: a token that hangs must not hold every thread for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +76,11 @@ class _KeyMissingError(Exception):
     """The token answers, and does not hold the key."""
 
 
-@dataclass(slots=True)
-class _Library:
-    """One loaded PKCS#11 library. It knows this process, not our objects: started anew, every session is gone."""
-
-    path: Path
-    loaded: Any = None
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    busy: int = 0
-    generation: int = 0
-    renewing: bool = False
-    failed_at: float = float("-inf")
-    """When a token was still away after the library had been started anew (monotonic)."""
-    one_at_a_time: AbstractContextManager[Any] = field(default_factory=nullcontext)
-    """Guards each operation of a library that several threads must not enter."""
-
-
-_LIBRARIES: dict[Path, _Library] = {}
-_LIBRARIES_LOCK = threading.Lock()
+_REFUSED_PINS: dict[tuple[Path, str], bytes] = {}
+"""By library and label, for all tokens of this process: what `_print_of` makes of the PIN that was refused last."""
+_ACCEPTED_PINS: dict[tuple[Path, str], bytes] = {}
+"""The same of the PIN that was accepted last: it may be tried even when it is the last try."""
+_PRINT_KEY = secrets.token_bytes(32)
 
 
 @dataclass(slots=True)
@@ -116,16 +107,17 @@ class Token:
         """The library's generation in which we logged in."""
         self._token: Any = None
         self._bare = True
-        self._refused_pin = b""
         self._closed = False
-        with _LIBRARIES_LOCK:
-            self._library = _LIBRARIES.setdefault(options.module, _Library(options.module))
+        self._process = os.getpid()
+        self._library = library_at(options.module)
 
     def __repr__(self) -> str:
         return f"Token({self._options.label!r})"
 
     def close(self) -> None:
-        """Log out. What is under way ends with `KeyUnavailableError`."""
+        """Log out. What is under way ends with `KeyUnavailableError`. In a child of a fork, nothing."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closed = True
             sessions = [each.session for each in self._idle if each.generation == self._library.generation]
@@ -157,7 +149,7 @@ class Token:
 
     def identifiers(self, label: str) -> frozenset[bytes]:
         """CKA_ID of every private key with this label."""
-        p11 = _pkcs11()
+        p11 = package()
         wanted = {p11.Attribute.CLASS: p11.ObjectClass.PRIVATE_KEY, p11.Attribute.LABEL: label}
         return self._perform(
             lambda each: frozenset(bytes(key[p11.Attribute.ID]) for key in _search(each.session, wanted))
@@ -165,13 +157,13 @@ class Token:
 
     def holds(self, identifier: bytes) -> bool:
         """Whether a private key has this CKA_ID."""
-        p11 = _pkcs11()
+        p11 = package()
         wanted = {p11.Attribute.CLASS: p11.ObjectClass.PRIVATE_KEY, p11.Attribute.ID: identifier}
         return self._perform(lambda each: bool(_search(each.session, wanted)))
 
     def destroy(self, identifier: bytes) -> None:
         """Remove a key pair for ever; one that is not there is already gone."""
-        p11 = _pkcs11()
+        p11 = package()
 
         def work(each: _Session) -> None:
             with self._writing() as session:
@@ -202,7 +194,7 @@ class Token:
         key = each.keys.get(identifier)
         if key is not None:
             return key
-        p11 = _pkcs11()
+        p11 = package()
         private = {p11.Attribute.CLASS: p11.ObjectClass.PRIVATE_KEY}
         found = _search(each.session, {**private, p11.Attribute.ID: identifier})
         if len(found) == 1:
@@ -213,9 +205,11 @@ class Token:
         raise _KeyMissingError
 
     def _perform(self, work: Callable[[_Session], T]) -> T:
-        """`work` in a session of its own; after a failure once more, in a session of a token found again."""
-        p11 = _pkcs11()
-        with self._places:
+        """`work` in a session of its own; when the token was lost once more, in a session of a token found again."""
+        p11 = package()
+        if os.getpid() != self._process:
+            raise KeyUnavailableError(f"token {self._options.label} was opened by the parent process: open it anew")
+        with self._place():
             for last in (False, True):
                 generation = self._library.generation
                 try:
@@ -225,11 +219,22 @@ class Token:
                 except _KeyMissingError:
                     raise KeyUnavailableError(f"token {self._options.label} does not hold the key") from None
                 except p11.PKCS11Error as error:
+                    if isinstance(error, refusals()):
+                        raise self._unavailable(error) from None
                     if last:
                         self._library.failed_at = time.monotonic()
                         raise self._unavailable(error) from None
                 self._renew(generation)
         raise AssertionError
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if not self._places.acquire(timeout=_WAIT_SECONDS):
+            raise KeyUnavailableError(f"token {self._options.label} is busy: no session came free")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     @contextmanager
     def _session(self) -> Iterator[_Session]:
@@ -266,7 +271,7 @@ class Token:
 
     def _log_in(self) -> None:
         """Find the token and log in: for all sessions of this process (PKCS#11 v2.40 §5.6.8)."""
-        p11 = _pkcs11()
+        p11 = package()
         options = self._options
         try:
             pin = read_secret(options.pin_file, "the token's PIN file").strip()
@@ -274,20 +279,27 @@ class Token:
         except (SecretFileError, UnicodeDecodeError) as error:
             said = str(error) if isinstance(error, SecretFileError) else f"{options.pin_file} is no PIN"
             raise KeyUnavailableError(said) from None
-        if self._refused_pin and hmac.compare_digest(pin, self._refused_pin):
+        named = options.module, options.label
+        if _REFUSED_PINS.get(named) == _print_of(pin):
             raise self._wrong_pin()
         try:
-            self._token = _load(self._library).get_token(token_label=options.label)
+            self._token = load(self._library).get_token(token_label=options.label)
+            if p11.TokenFlag.USER_PIN_FINAL_TRY in self._token.flags and _ACCEPTED_PINS.get(named) != _print_of(pin):
+                raise KeyUnavailableError(
+                    f"token {options.label} locks itself after one more wrong PIN: log in once with its maker's tool, "
+                    f"then put that PIN into {options.pin_file}"
+                )
             self._bare = p11.Mechanism.RSA_X_509 in self._token.slot.get_mechanisms()
             try:
                 self._login = self._token.open(user_pin=text)
+                _ACCEPTED_PINS[named] = _print_of(pin)
             except p11.UserAlreadyLoggedIn:  # by another vault of this process
                 self._login = None
         except (p11.PinIncorrect, p11.PinLenRange, p11.PinInvalid):
-            self._refused_pin = pin
+            _REFUSED_PINS[named] = _print_of(pin)
             raise self._wrong_pin() from None
         except p11.PinLocked:
-            self._refused_pin = pin
+            _REFUSED_PINS[named] = _print_of(pin)
             raise KeyUnavailableError(
                 f"token {options.label} is locked after too many wrong PINs: have its security officer unlock it"
             ) from None
@@ -314,15 +326,15 @@ class Token:
             try:
                 if not library.changed.wait_for(lambda: library.busy == 0, _RENEW_SECONDS):
                     raise KeyUnavailableError(f"token {self._options.label} hangs")
-                _load(library)
-                _start(library)
+                load(library)
+                start(library)
                 library.generation += 1
             finally:
                 library.renewing = False
                 library.changed.notify_all()
 
     def _unavailable(self, error: Exception) -> KeyUnavailableError:
-        if isinstance(error, _pkcs11().NoSuchToken):
+        if isinstance(error, package().NoSuchToken):
             return KeyUnavailableError(f"no token named {self._options.label} is present")
         return KeyUnavailableError(f"token {self._options.label} failed: {type(error).__name__}")
 
@@ -336,7 +348,7 @@ class TokenKey:
     public_key: object
 
     def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
-        p11 = _pkcs11()
+        p11 = package()
         digest = _digest(data, algorithm)
         if isinstance(self.public_key, rsa.RSAPublicKey):
             named = der.sequence(der.oid(_DIGEST_INFO[algorithm.name]), der.null())
@@ -352,7 +364,7 @@ class TokenKey:
 
     def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
         self._rsa()
-        p11 = _pkcs11()
+        p11 = package()
         digest = _digest(data, algorithm)
         name = algorithm.name.upper()
         parameters = (getattr(p11.Mechanism, name), getattr(p11.MGF, name), algorithm.digest_size)
@@ -364,7 +376,7 @@ class TokenKey:
         block = self._bare(encrypted)
         if block is not None:
             return unpad_oaep(block, algorithm, mgf, label)
-        p11 = _pkcs11()
+        p11 = package()
         name = algorithm.name.upper().replace("SHA1", "SHA_1")
         parameters = (getattr(p11.Mechanism, name), getattr(p11.MGF, mgf.name.upper()), label or None)
         content = self._unpadded_inside(encrypted, p11.Mechanism.RSA_PKCS_OAEP, parameters)
@@ -379,11 +391,11 @@ class TokenKey:
             return secrets.token_bytes(REJECTED_OCTETS)
         if block is not None:
             return unpad_pkcs1v15(block, REJECTED_OCTETS)
-        content = self._unpadded_inside(encrypted, _pkcs11().Mechanism.RSA_PKCS, None)
+        content = self._unpadded_inside(encrypted, package().Mechanism.RSA_PKCS, None)
         return secrets.token_bytes(REJECTED_OCTETS) if content is None else content
 
     def agree(self, peer_public_key: bytes) -> bytes:
-        p11 = _pkcs11()
+        p11 = package()
         own = self.public_key
         try:
             if not isinstance(own, ec.EllipticCurvePublicKey):
@@ -436,7 +448,7 @@ class TokenKey:
                 raise ValueError
         except ValueError:
             raise ValueError("decryption failed") from None
-        mechanism = _pkcs11().Mechanism.RSA_X_509
+        mechanism = package().Mechanism.RSA_X_509
 
         def work(private: Any) -> bytes | None:
             if not self.token._bare:
@@ -447,7 +459,7 @@ class TokenKey:
 
     def _unpadded_inside(self, encrypted: bytes, mechanism: Any, parameters: Any) -> bytes | None:
         """None when the token finds the padding wrong."""
-        p11 = _pkcs11()
+        p11 = package()
         rejections = (
             p11.EncryptedDataInvalid,
             p11.EncryptedDataLenRange,
@@ -492,7 +504,7 @@ class KeyElsewhere:
 def _search(session: Any, wanted: dict[Any, Any]) -> list[Any]:
     """Objects with these attributes. A search that fails half-way is told twice by the package, the second time on
     standard error; so whether the session lives is asked first."""
-    p11 = _pkcs11()
+    p11 = package()
     with suppress(p11.RandomNoRNG, p11.FunctionNotSupported):
         session.generate_random(64)
     return list(session.get_objects(wanted))
@@ -504,72 +516,15 @@ def _digest(data: bytes, algorithm: HashAlgorithm) -> bytes:
     return hashed.finalize()
 
 
-def _pkcs11() -> Any:
-    """The package, where it is installed. Raises `KeyUnavailableError`."""
-    global _module  # noqa: PLW0603 - imported once, and only by who has a token
-    if _module is None:
-        try:
-            import pkcs11
-        except ImportError:
-            raise KeyUnavailableError(
-                "keys in a token need the package python-pkcs11: install Relais with its extra `hsm`"
-            ) from None
-        _module = pkcs11
-    return _module
-
-
-_module: Any = None
-
-
-def _load(library: _Library) -> Any:
-    """The package's own handle of the library, started. Raises `KeyUnavailableError`."""
-    p11 = _pkcs11()
-    with _LIBRARIES_LOCK:
-        if library.loaded is None:
-            try:
-                library.loaded = p11.lib(str(library.path))
-            except (p11.PKCS11Error, OSError):
-                raise KeyUnavailableError(f"the PKCS#11 library {library.path} cannot be loaded") from None
-            _start(library)
-        return library.loaded
-
-
-class _Start(ctypes.Structure):
-    """CK_C_INITIALIZE_ARGS (PKCS#11 v2.40 §3.7)."""
-
-    _fields_ = (
-        ("create_mutex", ctypes.c_void_p),
-        ("destroy_mutex", ctypes.c_void_p),
-        ("lock_mutex", ctypes.c_void_p),
-        ("unlock_mutex", ctypes.c_void_p),
-        ("flags", ctypes.c_ulong),
-        ("reserved", ctypes.c_void_p),
-    )
-
-
-def _start(library: _Library) -> None:
-    """Start the library anew for use by many threads, which the package does not ask for. Where that cannot be had, one
-    thread enters it at a time."""
-    try:
-        functions = ctypes.CDLL(str(library.path))
-        finalize, initialize = functions.C_Finalize, functions.C_Initialize
-    except (OSError, AttributeError):
-        library.one_at_a_time = threading.Lock()
-        with suppress(Exception):
-            library.loaded.reinitialize()
-        return
-    finalize.restype = initialize.restype = ctypes.c_ulong
-    finalize(None)
-    arguments = _Start(flags=_OS_LOCKING_OK)
-    if initialize(ctypes.byref(arguments)) != _OK:
-        library.one_at_a_time = threading.Lock()
-        initialize(None)
+def _print_of(pin: bytes) -> bytes:
+    """Stands for a PIN in memory, so that it need not stay there."""
+    return hashlib.blake2b(pin, key=_PRINT_KEY).digest()
 
 
 def _generate(
     session: Any, kind: KeyKind, identifier: bytes, label: str
 ) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
-    p11 = _pkcs11()
+    p11 = package()
     inside = {p11.Attribute.PRIVATE: True, p11.Attribute.SENSITIVE: True, p11.Attribute.EXTRACTABLE: False}
     common = {"id": identifier, "label": label, "store": True, "private_template": inside}
     if kind.rsa_bits:

@@ -82,7 +82,7 @@ class _Policies:
                 expected[policy] = known
             elif self._any:
                 expected[policy] = frozenset((policy,))
-        if ANY_POLICY in facts.policies and (self._any_allowed or (facts.self_issued and not last)):
+        if ANY_POLICY in facts.policies and (self._any_allowed or (not last and facts.self_issued)):
             expected = self._expected | expected
         else:
             self._any = False

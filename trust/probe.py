@@ -22,24 +22,34 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from trust.certificates import CertificateValidator, Purpose
+from trust.certificates import CertificateValidator, PathVerdict, Purpose
 from trust.listed_names import subject_of
 from trust.names import DistinguishedName
 from trust.starttls import Plain, StartTls, TalkError
 from trust.tls import TlsMaterialError, presented
-from trust.trustlist import TrustList
+from trust.trustlist import REVOCATION_UNKNOWN, TrustList
 
 SECONDS = 15.0
 """For everything, name resolution apart."""
+_CONNECT_SECONDS = 5.0
+"""For one address of a host, so that one that does not answer leaves time for the next."""
 _WAIT_FOR_ALERT_SECONDS = 1.0
 _MAX_LISTED = 50
 _MAX_NEAR = 5
 _NO_STAPLING = "not read: Python's ssl gives clients no access to a stapled OCSP response"
+_ROUNDS = 5
+"""A path has so many certificates whose answers may be missing one after the other."""
 _PURPOSES = (Purpose.OPERATOR_TLS_SERVER, Purpose.OPERATOR_TLS_CLIENT)
+_IN_THE_CLEAR = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+"""What OpenSSL says of an answer that is no TLS record."""
 _OU, _CN = "2.5.4.11", "2.5.4.3"
 
+Settled = Callable[[float], bool]
+"""Waits so many seconds at most for answers about revocation that are being fetched; whether all came."""
 ProbeContext = Callable[[], ssl.SSLContext]
 """Makes a context of the gateway's rules and certificate; the probe takes the verification off it."""
+
+_Judge = Callable[[list[x509.Certificate], Purpose], PathVerdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +140,12 @@ def probe(
     helo: str = "localhost",
     domain: str = "",
     seconds: float = SECONDS,
+    settled: Settled | None = None,
 ) -> ProbeReport:
     """Look at one service; blocks for at most `seconds` and the time the resolver takes. Never raises on bad input.
 
-    With `domain`, the name must be listed for that mail domain, as for a delivery to it.
+    With `domain`, the name must be listed for that mail domain, as for a delivery to it. With `settled`, what nobody
+    knows yet about the revocation of a stranger is waited for, for `seconds` more.
     """
     deadline = time.monotonic() + seconds
     how = starttls.value if starttls else ""
@@ -146,10 +158,27 @@ def probe(
         return ProbeReport(host, port, how, False, sentence, missing=(sentence,))
     except (ssl.SSLError, OSError) as error:
         sentence = _handshake_failed(error)
-        if isinstance(error, ssl.SSLError):
+        if starttls is None and getattr(error, "reason", "") in _IN_THE_CLEAR:
+            sentence += " It talks in the clear first, as SMTP and IMAP do: try --starttls smtp."
+        elif isinstance(error, ssl.SSLError):
             sentence += _what_instead(host, port, starttls, helo, deadline)
         return ProbeReport(host, port, how, False, sentence, missing=(sentence,))
-    return _judge(host, port, how, seen, validator, trust_list, domain)
+    judge = _patient(validator, settled, time.monotonic() + seconds)
+    return _judge(host, port, how, seen, judge, trust_list, domain)
+
+
+def _patient(validator: CertificateValidator, settled: Settled | None, deadline: float) -> _Judge:
+    """The validator's word, once what it has to fetch for a certificate never seen before has come."""
+
+    def judge(certificates: list[x509.Certificate], purpose: Purpose) -> PathVerdict:
+        for _ in range(_ROUNDS):
+            verdict = validator.validate(certificates[0], certificates[1:], purpose, datetime.now(UTC))
+            if settled is None or verdict.rule != REVOCATION_UNKNOWN or time.monotonic() >= deadline:
+                break
+            settled(deadline - time.monotonic())
+        return verdict
+
+    return judge
 
 
 def _is_service(how: str) -> bool:
@@ -160,10 +189,10 @@ def _is_service(how: str) -> bool:
 def _connect(host: str, port: int, starttls: StartTls | None, helo: str, deadline: float) -> socket.socket:
     """A connection on which TLS may begin. Raises `TalkError`."""
     try:
-        connection = socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic()))
+        connection = _reach(host, port, deadline)
     except TimeoutError as error:
         raise TalkError(f"{host}:{port} does not answer.") from error
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no host name has such characters
         why = getattr(error, "strerror", None) or type(error).__name__
         raise TalkError(f"{host}:{port} cannot be reached: {why}.") from error
     try:
@@ -174,6 +203,25 @@ def _connect(host: str, port: int, starttls: StartTls | None, helo: str, deadlin
         connection.close()
         raise
     return connection
+
+
+def _reach(host: str, port: int, deadline: float) -> socket.socket:
+    """The first address of the host that answers; however many do not, the deadline holds."""
+    failure = OSError("no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(min(left, _CONNECT_SECONDS))
+            connection.connect(address)
+        except OSError as error:
+            connection.close()
+            failure = error
+        else:
+            return connection
+    raise failure
 
 
 def _look(
@@ -241,7 +289,7 @@ def _judge(
     port: int,
     how: str,
     seen: _Seen,
-    validator: CertificateValidator,
+    judge: _Judge,
     trust_list: TrustList | None,
     domain: str,
 ) -> ProbeReport:
@@ -253,14 +301,15 @@ def _judge(
     if not certificates:
         missing.append("The service presents no certificate that can be read.")
     else:
-        now = datetime.now(UTC)
         for purpose in _PURPOSES:
-            verdict = validator.validate(certificates[0], certificates[1:], purpose, now)
+            verdict = judge(certificates, purpose)
             path = tuple(_subject_text(each) for each in verdict.path)
-            verdicts[purpose.value] = PurposeVerdict(verdict.ok, verdict.rule, verdict.detail, verdict.revocation, path)
+            detail = _printable(verdict.detail)
+            verdicts[purpose.value] = PurposeVerdict(verdict.ok, verdict.rule, detail, verdict.revocation, path)
         server = verdicts[Purpose.OPERATOR_TLS_SERVER.value]
         if not server.ok:
-            missing.append(f"The certificate is not believed as an operator's server: {server.rule}, {server.detail}.")
+            why = f"{server.rule}, {server.detail}"
+            missing.append(f"The certificate is not believed as an operator's server: {why}.")
         listed = _listed(certificates[0], trust_list)
         matches = _names_host(certificates[0], host)
         if not _is_service(how):
@@ -313,7 +362,9 @@ def _listed(certificate: x509.Certificate, trust_list: TrustList | None) -> List
         return None
     domains = sorted(trust_list.domains_of(name))
     near = () if domains else _near(name, trust_list)
-    return ListedAs(str(name), bool(domains), tuple(domains), len(domains), near, trust_list.generated_at.isoformat())
+    return ListedAs(
+        _printable(str(name)), bool(domains), tuple(domains), len(domains), near, trust_list.generated_at.isoformat()
+    )
 
 
 def _near(name: DistinguishedName, trust_list: TrustList) -> tuple[str, ...]:
@@ -348,7 +399,7 @@ def _described(encoded: bytes) -> PresentedCertificate:
         usage, extended, names, authority = _extensions(certificate)
         return PresentedCertificate(
             _subject_text(certificate),
-            str(DistinguishedName.from_x509(certificate.issuer)),
+            _printable(str(DistinguishedName.from_x509(certificate.issuer))),
             f"{certificate.serial_number:x}",
             certificate.not_valid_before_utc.isoformat(),
             certificate.not_valid_after_utc.isoformat(),
@@ -382,7 +433,7 @@ def _extensions(
         elif isinstance(value, x509.ExtendedKeyUsage):
             extended = tuple(oid._name if oid._name != "Unknown OID" else oid.dotted_string for oid in value)
         elif isinstance(value, x509.SubjectAlternativeName):
-            names = tuple(str(name.value)[:200] for name in list(value)[:_MAX_LISTED])
+            names = tuple(_printable(str(name.value)[:200]) for name in list(value)[:_MAX_LISTED])
         elif isinstance(value, x509.BasicConstraints):
             authority = value.ca
     return usage, extended, names, authority
@@ -399,9 +450,14 @@ def _key(certificate: x509.Certificate) -> str:
 
 def _subject_text(certificate: x509.Certificate) -> str:
     try:
-        return str(subject_of(certificate))
+        return _printable(str(subject_of(certificate)))
     except ValueError:
         return "(unreadable subject)"
+
+
+def _printable(text: str) -> str:
+    """A stranger's words: nothing a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _is_address(host: str) -> bool:

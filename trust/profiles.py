@@ -13,13 +13,20 @@ from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
 
-from trust.facts import Facts, KeyUsage
+from trust.extensions import KeyUsage
+from trust.facts import Facts
 
 ANY_POLICY = "2.5.29.32.0"
 
 _SERVER_AUTH = "1.3.6.1.5.5.7.3.1"
 _CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
 _EMAIL_PROTECTION = "1.3.6.1.5.5.7.3.4"
+
+# plain numbers: `IntFlag` takes a microsecond for each `&`
+_DIGITAL_SIGNATURE, _CONTENT_COMMITMENT, _KEY_ENCIPHERMENT, _KEY_AGREEMENT = map(
+    int,
+    (KeyUsage.DIGITAL_SIGNATURE, KeyUsage.CONTENT_COMMITMENT, KeyUsage.KEY_ENCIPHERMENT, KeyUsage.KEY_AGREEMENT),
+)
 
 
 class Purpose(Enum):
@@ -70,12 +77,12 @@ def key_usage_allows(facts: Facts, purpose: Purpose) -> bool:
     usage = facts.key_usage
     if purpose is Purpose.MAIL_ENCRYPTION:
         if isinstance(facts.key, rsa.RSAPublicKey):
-            return usage is None or bool(usage & KeyUsage.KEY_ENCIPHERMENT)
+            return not facts.pss_only and (usage is None or bool(usage & _KEY_ENCIPHERMENT))
         agrees = isinstance(facts.key, ec.EllipticCurvePublicKey | x25519.X25519PublicKey)
-        return agrees and (usage is None or bool(usage & KeyUsage.KEY_AGREEMENT))
+        return agrees and (usage is None or bool(usage & _KEY_AGREEMENT))
     if isinstance(facts.key, x25519.X25519PublicKey):
         return False  # it cannot sign
-    if usage is None or usage & KeyUsage.DIGITAL_SIGNATURE:
+    if usage is None or usage & _DIGITAL_SIGNATURE:
         return True
     # TLS signs the handshake with digitalSignature (RFC 8446 §4.4.2.2); mail takes nonRepudiation too (RFC 8550 §4.4.2)
-    return purpose in (Purpose.MAIL_SIGNATURE, Purpose.LIST_SIGNATURE) and bool(usage & KeyUsage.CONTENT_COMMITMENT)
+    return purpose in (Purpose.MAIL_SIGNATURE, Purpose.LIST_SIGNATURE) and bool(usage & _CONTENT_COMMITMENT)

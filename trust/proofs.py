@@ -7,14 +7,14 @@ it is in docs/journal.md, and docs/check_journal.py does. Making one reads the w
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from trust.journal_chain import GENESIS, fields_of, prefix_of, stored_hash
+from trust.journal_chain import GENESIS, entry_hash, fields_of, prefix_of, stored_hash
 from trust.kept_heads import Checkpoint, checkpoints_numbered, last_number
-from trust.merkle import consistency_ranges, inclusion_ranges, roots_of_ranges
+from trust.merkle import Range, consistency_ranges, inclusion_ranges, roots_of_ranges
 from trust.signed_heads import WriterHead, parse_head
 from trust.store.direct import DirectStatement
 from trust.tables import journal_entries
@@ -48,16 +48,19 @@ def prove_inclusion(
             f"checkpoint {checkpoint.number} does not cover {writer}#{sequence} yet: ask again after the next"
         )
     previous = GENESIS if sequence == 1 else stored_hash(connection, writer, sequence - 1)
-    path = roots_of_ranges(_leaves(connection, writer), inclusion_ranges(sequence - 1, head.size))
+    path = _path(connection, writer, inclusion_ranges(sequence - 1, head.size))
+    try:
+        fields = fields_of(prefix_of(writer), sequence, row.at, row.payload_hash, row.erases)
+        holds = entry_hash(previous, fields) == row.hash
+    except (TypeError, AttributeError):  # SQLite keeps any kind of value in any column
+        holds = False
+    if not holds:
+        raise ProofError(f"entry {writer}#{sequence} or the one before it was altered")
     document: dict[str, Any] = {
         "proof": "inclusion",
         "writer": writer,
         "sequence": sequence,
-        "entry": {
-            "previous": previous.hex() if previous else "",
-            "fields": fields_of(prefix_of(writer), sequence, row.at, row.payload_hash, row.erases).decode(),
-            "hash": row.hash.hex(),
-        },
+        "entry": {"previous": previous.hex(), "fields": fields.decode(), "hash": row.hash.hex()},
         "path": [each.hex() for each in path],
         "head": checkpoint.signed.line(),
     }
@@ -74,7 +77,7 @@ def prove_consistency(connection: Connection, writer: str, old: int, new: int | 
         ranges = consistency_ranges(first_head.size, second_head.size)
     except ValueError as error:
         raise ProofError(f"checkpoint {first.number} is not older than {second.number}") from error
-    path = roots_of_ranges(_leaves(connection, writer), ranges)
+    path = _path(connection, writer, ranges)
     return {
         "proof": "consistency",
         "writer": writer,
@@ -94,6 +97,13 @@ def _head(connection: Connection, writer: str, number: int | None) -> tuple[Chec
         if each.writer == writer:
             return checkpoint, each
     raise ProofError(f"checkpoint {wanted} covers no entry of {writer}")
+
+
+def _path(connection: Connection, writer: str, ranges: Sequence[Range]) -> list[bytes]:
+    try:
+        return roots_of_ranges(_leaves(connection, writer), ranges)
+    except (ValueError, TypeError) as error:  # fewer entries than were signed, or no hashes at all
+        raise ProofError(f"the chain of {writer} is broken: `relais journal verify` says where") from error
 
 
 def _leaves(connection: Connection, writer: str) -> Iterator[bytes]:

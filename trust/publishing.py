@@ -4,8 +4,10 @@ A head is kept before it is published, and a destination is called served only a
 next start publishes again; whoever compares heads does not mind one twice. A destination that cannot be reached delays
 only itself, is tried again, and is named until it answers.
 
-A file knows best what it holds: when its end is not a head of this database, an older database was put back, or the
-file is another's, and that is said.
+A file knows best what it holds: when a head near its end is not one of this database, an older database was put back,
+or the file is another's; when it holds none of ours any more, somebody emptied it or put it aside. Both are said, and
+the first for as long as the process lives and the file's end tells it: publishing goes on meanwhile, and what was found
+does not become untrue by that.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ from trust.syslog import SyslogAddress, SyslogHeader
 from trust.tables import journal_publications
 
 _AT_ONCE = 100
+_LOOKED_AT = MAX_LINE
+"""Octets at the end of a file that are looked at."""
+_HEADS_LOOKED_AT = 200
+"""Lines of them."""
 _PRIORITY = 10 * 8 + 5
 """Facility 10 (security and authorisation), severity notice."""
 
@@ -43,8 +49,8 @@ class Destination(Protocol):
         """What people call it; also what its progress is kept under."""
         ...
 
-    def last(self, journal: str) -> SignedHead | None:
-        """The last head of that journal it is known to hold; None when it cannot tell. Raises OSError."""
+    def newest(self, journal: str) -> list[SignedHead] | None:
+        """The newest heads of that journal it holds, oldest first; None when it cannot tell. Raises OSError."""
         ...
 
     def publish(self, checkpoints: Sequence[Checkpoint]) -> None:
@@ -63,23 +69,23 @@ class HeadFile:
         self._path = path
         self.name = str(path)
 
-    def last(self, journal: str) -> SignedHead | None:
+    def newest(self, journal: str) -> list[SignedHead]:
         try:
             with self._path.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
-                file.seek(max(end - MAX_LINE, 0))
-                lines = file.read().split(b"\n")
+                file.seek(max(end - _LOOKED_AT, 0))
+                lines = file.read(_LOOKED_AT).split(b"\n")
         except FileNotFoundError:
-            return None
-        for line in reversed(lines):
+            return []
+        found: list[SignedHead] = []
+        for line in lines[-_HEADS_LOOKED_AT:]:
             signed = parse_line(line.decode("ascii", "replace"))
             head = parse_head(signed.text) if signed else None
-            if head is not None and head.journal == journal:
-                return signed
-        return None
+            if signed is not None and head is not None and head.journal == journal:
+                found.append(signed)
+        return found
 
     def publish(self, checkpoints: Sequence[Checkpoint]) -> None:
-        new = not self._path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._path, flags, 0o644)
         try:
@@ -92,7 +98,7 @@ class HeadFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if new:
+        if end == 0:
             sync_directory(self._path.parent)
 
 
@@ -104,7 +110,7 @@ class HeadSyslog:
         self._header = SyslogHeader(_PRIORITY, host, "relais", "journal-head")
         self.name = address.url
 
-    def last(self, journal: str) -> SignedHead | None:
+    def newest(self, journal: str) -> None:
         return None
 
     def publish(self, checkpoints: Sequence[Checkpoint]) -> None:
@@ -141,6 +147,8 @@ class Publisher:
         self._options = options or PublisherOptions()
         self._turning = threading.Lock()
         self._last_made: datetime | None = None
+        self._strange: dict[str, str] = {}
+        """By destination: the first head found there that this database does not have, in a sentence."""
         self.problems: tuple[str, ...] = ()
         """What the last turn could not do, a sentence each."""
 
@@ -182,26 +190,38 @@ class Publisher:
         known = self._database.read(lambda connection: _progress(connection, key))
         done = min(known, self._checkpoints.last_number())
         problems = []
-        held = destination.last(self._name)
-        head = parse_head(held.text) if held else None
-        if held is not None and head is not None:
-            number = head.number
-            ours = self._database.read(lambda connection: checkpoints_numbered(connection, [number])).get(number)
-            if ours is not None and ours.signed.text == held.text:
-                done = number
-            else:
-                problems.append(
-                    f"{destination.name} ends with head {number} of {head.at}, which this database does not have: "
-                    "an older database was put back, or the file belongs to another journal"
-                )
-        elif isinstance(destination, HeadFile) and done:
-            done -= 1  # a new file, or an emptied one: it begins with the last head, which covers all before
+        newest = destination.newest(self._name)
+        if newest:
+            done = self._compare(destination.name, newest) or done
+        elif newest is not None and done:
+            done -= 1  # it begins again with the last head, which covers all before
+            problems.append(f"{destination.name} held no head any more, {known} were published: was it put aside?")
         while batch := self._checkpoints.after(done, _AT_ONCE):
             destination.publish(batch)
             done = batch[-1].number
         if done != known:
             self._database.transact(lambda connection: _set_progress(connection, key, done))
+        if destination.name in self._strange:
+            problems.append(self._strange[destination.name])
         return problems
+
+    def _compare(self, destination: str, newest: Sequence[SignedHead]) -> int:
+        """The number of the last of these heads that is one of ours, 0 for none; remembers the first that is not."""
+        heads = [(head, signed) for signed in newest if (head := parse_head(signed.text)) is not None]
+        numbers = sorted({head.number for head, _ in heads})
+        ours = self._database.read(lambda connection: checkpoints_numbered(connection, numbers))
+        last = 0
+        for head, signed in heads:
+            kept = ours.get(head.number)
+            known = kept is not None and kept.signed.text == signed.text
+            last = head.number if known else last
+            if not known:
+                self._strange.setdefault(
+                    destination,
+                    f"{destination} holds head {head.number} of {head.at}, which this database does not have: "
+                    "an older database was put back, or the file belongs to another journal",
+                )
+        return last
 
 
 def _progress(connection: Connection, key: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,7 @@ from trust.generations import (
     RequestFile,
     encoded,
     encoded_key,
+    mailbox_name,
     newest_first,
     public_key_of,
 )
@@ -54,10 +55,10 @@ class Damaged:
 
 
 class SealedKeys(Sealing):
-    """The files below one root, under one key-encryption key. Thread-safe."""
+    """The files below one root, under some master keys, the oldest first. Thread-safe."""
 
-    def __init__(self, root: Path, kek: bytes, token: Token | None = None) -> None:
-        super().__init__(kek)
+    def __init__(self, root: Path, masters: Sequence[bytes], token: Token | None = None) -> None:
+        super().__init__(masters)
         self.root = root
         self.token = token
         self._keys = root / "keys"
@@ -67,7 +68,8 @@ class SealedKeys(Sealing):
     def keep(self, record: KeyFile, certificate: x509.Certificate, request: Path | None = None) -> None:
         """Keep a generation with this certificate, durably, and forget the request it answers.
 
-        One that is kept already stays as it is. Raises OSError, `VaultError` when the request was discarded meanwhile.
+        One that is kept already, above all one that is retired, stays as it is, but for a chain that is brought now.
+        Raises OSError, `VaultError` when the request was discarded meanwhile.
         """
         directory = self._directory(record.address)
         make_private_directory(directory)
@@ -79,7 +81,10 @@ class SealedKeys(Sealing):
                     raise VaultError("the request for this certificate was discarded meanwhile, with its key")
                 self.write(file, record)
                 sync_directory(self._keys)
-            # else: above all a generation that was retired stays so
+            elif len(record.certificates) > 1:
+                known = self.record(file)
+                if known.certificates != record.certificates:
+                    self.write(file, msgspec.structs.replace(known, certificates=record.certificates))
             if request is not None:
                 request.unlink(missing_ok=True)
                 sync_directory(request.parent)
@@ -96,8 +101,18 @@ class SealedKeys(Sealing):
         """Seal a record into its file, while the lock is held."""
         write_durably(file, self.seal(msgspec.msgpack.encode(record), _file_context(file)))
 
+    def seal_anew(self) -> int:
+        """Every readable file under the newest master key, while the lock is held; returns how many there were."""
+        done = 0
+        for file in self.all_files():
+            with suppress(ValueError, FileNotFoundError):  # a damaged one stays as it is, for `damaged` to tell
+                content = self.unseal(file.read_bytes(), _file_context(file))
+                write_durably(file, self.seal(content, _file_context(file)))
+                done += 1
+        return done
+
     def _directory(self, address: str) -> Path:
-        return self._keys / self.pseudonym("key address", address.lower())
+        return self._keys / self.pseudonym("key address", mailbox_name(address))
 
     def held(self, address: str, use: KeyUse) -> tuple[list[HeldKey], bool]:
         """Newest first, and whether a file could not be used. The directory is listed each time, so that what another
@@ -143,7 +158,7 @@ class SealedKeys(Sealing):
             if self.token is None:
                 return KeyElsewhere(_NOT_CONFIGURED)
             return self.token.key(record.token_key, certificate.public_key())
-        key = load_der_private_key(record.private_key, None)
+        key = _loaded(record.private_key)
         if not isinstance(key, KINDS):
             raise VaultError("a key file holds a kind of key this version does not know")
         return SoftwareKey(key)
@@ -192,7 +207,7 @@ class SealedKeys(Sealing):
             record = self.record(file)
             certificate, *_ = (x509.load_der_x509_certificate(each) for each in record.certificates)
             if not record.token_key:
-                key = load_der_private_key(record.private_key, None)
+                key = _loaded(record.private_key)
                 if not isinstance(key, KINDS) or encoded(key.public_key()) != encoded_key(certificate):
                     return Damaged(file, "holds a key that is not that of its certificate")
         except FileNotFoundError:
@@ -202,6 +217,12 @@ class SealedKeys(Sealing):
         except (ValueError, msgspec.MsgspecError):
             return Damaged(file, _what_is_wrong(file))
         return None
+
+
+def _loaded(private_key: bytes) -> object:
+    """Its primes were looked at when it was made or imported, and the seal says that it is that key: looking again
+    would cost 30 ms a key."""
+    return load_der_private_key(private_key, None, unsafe_skip_rsa_key_validation=True)
 
 
 @contextmanager

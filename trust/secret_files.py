@@ -7,6 +7,7 @@ Everything that is wrong with such a file is told in one sentence, which never q
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -28,17 +29,23 @@ def credential(name: str) -> Path | None:
 def read_secret(file: Path, what: str) -> bytes:
     """The bytes of one secret, at most 4096. `what` names it in the sentence of a `SecretFileError`.
 
-    Whoever owns the file can replace it, so that must be ourselves or root. Below `$CREDENTIALS_DIRECTORY` group bits
-    are the mask of systemd's access list and say nothing (acl(5)); the directory itself is closed to others.
+    Whoever owns the file or can write to its directory can replace it, so the first must be ourselves or root, and the
+    second nobody else; and it is no link. Below `$CREDENTIALS_DIRECTORY` group bits are the mask of systemd's access
+    list and say nothing (acl(5)); the directory itself is closed to others.
     """
     try:
-        with file.open("rb") as opened:
-            status = os.fstat(opened.fileno())
+        # a pipe under this name must not make us wait for ever
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as opened:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SecretFileError(f"{what} {file} is no ordinary file")
             secret = opened.read(_LONGEST_SECRET + 1)
+        around = file.absolute().parent.stat()
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SecretFileError(f"{what} {file} is a link: put the file itself there") from error
         raise SecretFileError(f"{what} {file} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise SecretFileError(f"{what} {file} is no ordinary file")
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
     handed_over = bool(directory) and file.parent == Path(directory)
     open_to = stat.S_IRWXO if handed_over else stat.S_IRWXG | stat.S_IRWXO
@@ -46,6 +53,10 @@ def read_secret(file: Path, what: str) -> bytes:
         raise SecretFileError(f"others can read {what}: run chmod 600 {file}, then renew what it protects")
     if status.st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
         raise SecretFileError(f"{what} {file} belongs to another user, who could replace it: make it your own")
+    if around.st_mode & (stat.S_IWOTH if handed_over else stat.S_IWGRP | stat.S_IWOTH) and not (
+        around.st_mode & stat.S_ISVTX
+    ):
+        raise SecretFileError(f"others could replace {what}: run chmod go-w {file.absolute().parent}")
     if len(secret) > _LONGEST_SECRET:
         raise SecretFileError(f"{what} {file} is too long to be one")
     return secret

@@ -1,13 +1,15 @@
-"""One certificate's signature, verified under one key (RFC 5280 §6.1.3 (a)(1)), and what that costs."""
+"""Which signature algorithms are accepted, on certificates (RFC 5280 §6.1.3 (a)(1)) and on what says that they were
+revoked, and what verifying costs."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 
 from trust import der
+from trust.extensions import remembered
 from trust.facts import Facts, PublicKey
 from trust.rules import Failure
 
@@ -27,6 +29,15 @@ _PSS = "1.2.840.113549.1.1.10"
 _ED25519 = "1.3.101.112"
 _ED448 = "1.3.101.113"
 _PKCS1V15 = padding.PKCS1v15()
+_DIGESTS: dict[str, _Hash] = {
+    "2.16.840.1.101.3.4.2.1": _SHA256,
+    "2.16.840.1.101.3.4.2.2": _SHA384,
+    "2.16.840.1.101.3.4.2.3": _SHA512,
+}
+_NULL = der.null()
+_MGF1 = "1.2.840.113549.1.1.8"
+_MAX_SALT = 512
+_DEFAULT_SALT = 20
 _WEAK = {
     "1.2.840.113549.1.1.4": "MD5 with RSA",
     "1.2.840.113549.1.1.5": "SHA-1 with RSA",
@@ -55,58 +66,103 @@ def cost(key: PublicKey | None) -> int:
     return 200
 
 
+@dataclass(frozen=True, slots=True)
+class _Pss:
+    """Parameters of RSASSA-PSS; the mask generation function uses the same hash."""
+
+    hash: _Hash
+    salt: int
+    """Octets; of a key, the fewest (RFC 4055 §3.3)."""
+
+
 def signature_failure(child: Facts, issuer: Facts) -> Failure | None:
-    """Why the signature of `child` does not hold under the key of `issuer`; None when it does."""
+    """Why the signature of `child` does not hold under the key of `issuer`; None when it does. Never raises."""
+    if child.inner_algorithm != child.outer_algorithm:
+        return Failure("rfc5280-4.1.1.2-signature-algorithm", "its signature algorithm is another inside than outside")
+    return failure_of(child.outer_algorithm, child.signed, child.signature, issuer)
+
+
+def failure_of(algorithm: bytes, signed: bytes, signature: bytes, issuer: Facts) -> Failure | None:
+    """Why `signature` over `signed` does not hold under the key of `issuer`; None when it does. Never raises.
+
+    `algorithm` is an AlgorithmIdentifier in DER. `signed` may be any buffer.
+    """
     wrong = Failure("rfc5280-6.1.3-signature", "the signature does not verify")
     try:
-        return _verify(child, issuer.key, wrong)
+        return _verify(algorithm, signed, signature, issuer, wrong)
     except Exception:  # not only InvalidSignature: malformed values raise many classes, none of them good
         return wrong
 
 
-def _verify(child: Facts, key: PublicKey | None, wrong: Failure) -> Failure | None:
-    if child.inner_algorithm != child.outer_algorithm:
-        return Failure("rfc5280-4.1.1.2-signature-algorithm", "its signature algorithm is another inside than outside")
-    oid = _algorithm(child.outer_algorithm)
-    if oid in _RSA_PKCS1:
-        if not isinstance(key, rsa.RSAPublicKey) or len(child.signature) != (key.key_size + 7) // 8:
+def _verify(algorithm: bytes, signed: bytes, signature: bytes, issuer: Facts, wrong: Failure) -> Failure | None:
+    oid, parameters = _algorithm(algorithm)
+    if parameters and parameters != _NULL and oid != _PSS:
+        return _weak(f"{oid} with parameters")
+    key = issuer.key
+    if oid in _RSA_PKCS1 or oid == _PSS:
+        if not isinstance(key, rsa.RSAPublicKey) or len(signature) != (key.key_size + 7) // 8:
             return wrong
-        key.verify(child.signature, child.signed, _PKCS1V15, _RSA_PKCS1[oid])
+        if oid != _PSS:
+            if issuer.pss_only:
+                return _weak("PKCS #1 v1.5 under a key for RSASSA-PSS only")
+            key.verify(signature, signed, _PKCS1V15, _RSA_PKCS1[oid])
+            return None
+        scheme = _pss(algorithm)
+        if scheme is None or not _permits(issuer, scheme):
+            return _weak("RSASSA-PSS with these parameters")
+        key.verify(signature, signed, padding.PSS(padding.MGF1(scheme.hash), scheme.salt), scheme.hash)
     elif oid in _ECDSA:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return wrong
-        key.verify(child.signature, child.signed, _ECDSA[oid])
-    elif oid == _PSS:
-        if not isinstance(key, rsa.RSAPublicKey) or len(child.signature) != (key.key_size + 7) // 8:
-            return wrong
-        scheme = child.certificate.signature_algorithm_parameters
-        digest = child.certificate.signature_hash_algorithm
-        # the mask generation function must use the same hash (RFC 4055 §3.1)
-        if (
-            not isinstance(scheme, padding.PSS)
-            or not isinstance(digest, _Hash)
-            or not isinstance(scheme.mgf, padding.MGF1)
-            or scheme.mgf._algorithm.name != digest.name
-        ):
-            return _weak("RSASSA-PSS with these parameters")
-        key.verify(child.signature, child.signed, scheme, digest)
+        key.verify(signature, signed, _ECDSA[oid])
     elif oid == _ED25519:
         if not isinstance(key, ed25519.Ed25519PublicKey):
             return wrong
-        key.verify(child.signature, child.signed)
+        key.verify(signature, signed)
     elif oid == _ED448:
         if not isinstance(key, ed448.Ed448PublicKey):
             return wrong
-        key.verify(child.signature, child.signed)
+        key.verify(signature, signed)
     else:
         return _weak(_WEAK.get(oid, oid))
     return None
+
+
+def _permits(issuer: Facts, scheme: _Pss) -> bool:
+    """What a key for RSASSA-PSS only, if it is one, demands (RFC 4055 §3.3): its own hash, no shorter salt."""
+    if not issuer.pss_only or not _algorithm(issuer.key_algorithm)[1]:
+        return True
+    own = _pss(issuer.key_algorithm)
+    return own is not None and own.hash is scheme.hash and own.salt <= scheme.salt
 
 
 def _weak(what: str) -> Failure:
     return Failure("relais-algorithm-too-weak", f"{what} is not accepted")
 
 
-@lru_cache(maxsize=256)
-def _algorithm(encoded: bytes) -> str:
-    return der.read(encoded).sequence(2)[0].oid()
+@remembered(256)
+def _algorithm(encoded: bytes) -> tuple[str, bytes]:
+    """Dotted OID and parameters in DER of an AlgorithmIdentifier; raises DerError."""
+    kind, *parameters = der.read(encoded).sequence(2)
+    return kind.oid(), b"".join(bytes(each.encoded) for each in parameters)
+
+
+@remembered(64)
+def _pss(encoded: bytes) -> _Pss | None:
+    """RSASSA-PSS-params (RFC 4055 §3.1) of an AlgorithmIdentifier: SHA-2, the same hash for the mask, trailer 1.
+
+    The defaults are SHA-1, so that what is absent is refused; None when anything is not accepted.
+    """
+    try:
+        _, parameters = der.read(encoded).exactly(2)
+        fields = {field.tag: field.explicit() for field in parameters.sequence(4)}
+        digest = _DIGESTS[fields[der.context(0)].sequence(2)[0].oid()]
+        mask, of = fields[der.context(1)].exactly(2)
+        salt, trailer = (
+            fields[tag].integer() if tag in fields else default
+            for tag, default in ((der.context(2), _DEFAULT_SALT), (der.context(3), 1))
+        )
+        good = mask.oid() == _MGF1 and _DIGESTS[of.sequence(2)[0].oid()] is digest
+    except (der.DerError, KeyError):
+        return None
+    return _Pss(digest, salt) if good and 0 <= salt <= _MAX_SALT and trailer == 1 else None

@@ -36,6 +36,9 @@ from trust.vault import KeyVault, VaultError
 ED25519, ECDSA, RSA = "ed25519", "ecdsa-sha256", "rsa-sha256"
 _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 _HEX = re.compile("[0-9a-f]{64}")
+_TIME = re.compile(r"[0-9]{4,5}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+_LARGEST = 2**63
+"""No database counts so far."""
 _BEGIN = '{"head":'
 _KEY_CONTEXT = b"journal signing key"
 MAX_LINE = 4 * 1024 * 1024
@@ -183,8 +186,16 @@ def parse_head(text: str) -> Head | None:
         head = msgspec.json.decode(text, type=Head)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return None
-    fit = head.version == 1 and head.number > 0 and _HEX.fullmatch(head.previous)
-    return head if fit and all(_HEX.fullmatch(each.root) and _HEX.fullmatch(each.hash) for each in head.heads) else None
+    fit = (
+        head.version == 1
+        and 0 < head.number < _LARGEST
+        and _HEX.fullmatch(head.previous)
+        and _TIME.fullmatch(head.at)
+        and all(
+            0 <= each.size < _LARGEST and _HEX.fullmatch(each.root) and _HEX.fullmatch(each.hash) for each in head.heads
+        )
+    )
+    return head if fit else None
 
 
 def format_time(moment: datetime) -> str:
@@ -219,7 +230,7 @@ class SignedHead:
     def problem(self, keys: Collection[bytes]) -> str:
         """Why it is not to be believed, empty when one of `keys` signed it."""
         if self.key not in keys:
-            return "is signed by a key this journal does not know"
+            return "is signed by a key this journal does not know (if it was its own once: --key)"
         if not signature_holds(self.algorithm, self.key, self.signature, self.text.encode()):
             return "does not bear a valid signature"
         return ""

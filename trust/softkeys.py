@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
 from cryptography.hazmat.primitives.hashes import HashAlgorithm
@@ -23,6 +24,12 @@ PrivateKey: TypeAlias = (
 PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | x25519.X25519PublicKey
 KINDS = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, x25519.X25519PrivateKey)
 PUBLIC_KINDS = (rsa.RSAPublicKey, ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey, x25519.X25519PublicKey)
+LEAST_RSA_BITS = 2048
+"""RFC 8551 §4, SOG-IS."""
+_MOST_RSA_BITS = 8192
+_CURVE_NAMES = frozenset(
+    ("secp256r1", "secp384r1", "secp521r1", "brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1")
+)
 REJECTED_OCTETS = 32
 """Of the random key that takes the place of one whose padding was wrong."""
 
@@ -67,6 +74,45 @@ class KeyOperations(Protocol):
     def decrypt_pkcs1v15(self, encrypted: bytes) -> bytes: ...
 
     def agree(self, peer_public_key: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CertifiedKey:
+    """A key with its certificate: a `trust.keys.Signer` and a `trust.keys.Decryptor`."""
+
+    operations: KeyOperations
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    """Intermediates, leaf and root excluded."""
+
+    def sign(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
+        return self.operations.sign(data, algorithm)
+
+    def sign_pss(self, data: bytes, algorithm: HashAlgorithm) -> bytes:
+        return self.operations.sign_pss(data, algorithm)
+
+    def decrypt_oaep(self, encrypted: bytes, algorithm: HashAlgorithm, mgf: HashAlgorithm, label: bytes) -> bytes:
+        return self.operations.decrypt_oaep(encrypted, algorithm, mgf, label)
+
+    def decrypt_pkcs1v15(self, encrypted: bytes) -> bytes:
+        return self.operations.decrypt_pkcs1v15(encrypted)
+
+    def agree(self, peer_public_key: bytes) -> bytes:
+        return self.operations.agree(peer_public_key)
+
+
+def weakness(public_key: object) -> str:
+    """Why a key of a kind kept here is not believed by anybody careful; empty when it is."""
+    if isinstance(public_key, rsa.RSAPublicKey):
+        if public_key.key_size < LEAST_RSA_BITS:
+            return f"its RSA key has only {public_key.key_size} bits"
+        if public_key.key_size > _MOST_RSA_BITS:
+            return f"its RSA key has {public_key.key_size} bits, more than mail is signed with"
+        if not 3 <= public_key.public_numbers().e < 1 << 32:
+            return "its RSA key has an unusual exponent"
+    elif isinstance(public_key, ec.EllipticCurvePublicKey) and public_key.curve.name not in _CURVE_NAMES:
+        return f"its key is on the curve {public_key.curve.name}, which mail does not use"
+    return ""
 
 
 def make_key(kind: KeyKind) -> PrivateKey:

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,6 +74,7 @@ class SyslogAddress:
         if self._scheme not in _PORTS or not self._host or self._path.strip("/"):
             raise ValueError(f"{url}: write tls://host:port, tcp://host:port, udp://host:port or unix:///path")
         self._port = parts.port or _PORTS[self._scheme]
+        self._host.encode("idna")  # what is no name at all is said now, not at every attempt
         if self._scheme == "tls" and context is None:
             raise ValueError(f"{url}: TLS needs to know whom to believe")
 
@@ -137,10 +139,11 @@ class SyslogAddress:
         """Say goodbye and wait a little for the answer: a connection that was reset under way shows here."""
         if connection.type == socket.SOCK_DGRAM:
             return
+        deadline = time.monotonic() + _GOODBYE_SECONDS
         connection.settimeout(_GOODBYE_SECONDS)
         with contextlib.suppress(TimeoutError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             if isinstance(connection, ssl.SSLSocket):
                 connection = connection.unwrap()
             connection.shutdown(socket.SHUT_WR)
-            while connection.recv(4096):
+            while connection.recv(4096) and time.monotonic() < deadline:
                 pass

@@ -1,8 +1,8 @@
 """TLS contexts: the one place where they are built, and where the name of the peer is read.
 
-TLS 1.2 and 1.3 only. Under TLS 1.2 the four suites the French rules name for MSSanté (ECO.1.1.3: C030, C02F, C028,
-C027, all ECDHE-RSA), and their ECDHE-ECDSA twins, which can only be negotiated where our own certificate is on an
-elliptic curve. TLS 1.3 keeps the suites of the library; all of them are AEAD with forward secrecy.
+TLS 1.2 and 1.3 only. Under TLS 1.2 the four suites the French rules name for MSSanté and no other (ECO.1.1.3: C030,
+C02F, C028, C027). All are ECDHE-RSA, as all certificates of IGC-Santé have RSA keys: who has a key on an elliptic curve
+speaks TLS 1.3. That keeps the suites of the library; all of them are AEAD with forward secrecy.
 
 Contexts follow their files: `FollowedContext` builds a new one when certificate, key or anchors were renewed.
 Connections keep what they began with; new ones get the new context. Files that cannot be used change nothing but what
@@ -28,6 +28,7 @@ from typing import Any
 
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from trust.certificates import CertificateValidator, PathVerdict, Purpose
 from trust.listed_names import subject_of
@@ -38,18 +39,17 @@ log = structlog.get_logger(__name__)
 _REASONS = {
     "PEM lib": "no certificate or unencrypted key in PEM",
     "NO_START_LINE": "nothing in PEM",
+    "BAD_END_LINE": "a certificate or key is cut off",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "no certificate in PEM",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
     "BAD_DECRYPT": "the key is encrypted",
 }
 _DER = 2
 """`_ssl.ENCODING_DER`"""
-_TLS12_SUITES = ":".join(
-    f"ECDHE-{kind}-{suite}"
-    for suite in ("AES256-GCM-SHA384", "AES128-GCM-SHA256", "AES256-SHA384", "AES128-SHA256")
-    for kind in ("RSA", "ECDSA")
+TLS12_SUITES = ":".join(
+    f"ECDHE-RSA-{suite}" for suite in ("AES256-GCM-SHA384", "AES128-GCM-SHA256", "AES256-SHA384", "AES128-SHA256")
 )
-
-
+"""In OpenSSL's spelling, the best first."""
 _MAX_PRESENTED = 16
 """Certificates looked at of what a peer presents; OpenSSL itself takes at most 100 KB."""
 
@@ -66,21 +66,31 @@ class TlsMaterialError(Exception):
     """A certificate, key or anchor file cannot be used; the text names the file and says why, never its content."""
 
 
-def operator_server_context(certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path) -> ssl.SSLContext:
+def operator_server_context(
+    certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path, intermediates_pem: Path | None = None
+) -> ssl.SSLContext:
     """For our door towards other operators: a client certificate under `anchors_pem` is required.
 
-    Files are PEM; the key is not encrypted. Raises `TlsMaterialError`.
+    Files are PEM; the key is not encrypted. `intermediates_pem` completes the chains of peers who send their own
+    certificate only; it makes nobody trusted. Raises `TlsMaterialError`.
+
+    No tickets are given, so TLS 1.3 resumes nothing. A TLS 1.2 client may still resume by session identifier, which
+    Python's `ssl` cannot switch off: the session lives in this context only (other anchors, other context) and holds
+    the certificate it began with, so that `peer_name` and `judge_peer`, asked at each message, judge it as it is today.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, certificate_chain_pem, key_pem)
-    _require_peer(context, anchors_pem)
-    # a resumed session would not show the client's certificate again: every connection proves itself afresh
+    _require_peer(context, anchors_pem, intermediates_pem)
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
     return context
 
 
-def operator_client_context(certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path) -> ssl.SSLContext:
+def operator_client_context(
+    certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path, intermediates_pem: Path | None = None
+) -> ssl.SSLContext:
     """For connections to other operators: shows our certificate, accepts only servers under `anchors_pem`.
+
+    `intermediates_pem` as in `operator_server_context`.
 
     The host name is not checked, on purpose: hosts come from MX records or configuration that prove nothing, and the
     trust list binds a domain to distinguished names, not to hosts. The caller must compare `peer_name` with
@@ -88,7 +98,7 @@ def operator_client_context(certificate_chain_pem: Path, key_pem: Path, anchors_
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, certificate_chain_pem, key_pem)
     context.check_hostname = False
-    _require_peer(context, anchors_pem)
+    _require_peer(context, anchors_pem, intermediates_pem)
     return context
 
 
@@ -252,15 +262,19 @@ class FollowedContext:
         return tuple(_Stamp.of(path) for path in self._files)
 
 
-def followed_operator_server(certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path) -> FollowedContext:
+def followed_operator_server(
+    certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path, intermediates_pem: Path | None = None
+) -> FollowedContext:
     """`operator_server_context` that follows its files. Raises `TlsMaterialError`."""
-    files = (certificate_chain_pem, key_pem, anchors_pem)
+    files = (certificate_chain_pem, key_pem, anchors_pem, *([intermediates_pem] if intermediates_pem else ()))
     return FollowedContext("operators", lambda: operator_server_context(*files), files, certificate_chain_pem)
 
 
-def followed_operator_client(certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path) -> FollowedContext:
+def followed_operator_client(
+    certificate_chain_pem: Path, key_pem: Path, anchors_pem: Path, intermediates_pem: Path | None = None
+) -> FollowedContext:
     """`operator_client_context` that follows its files. Raises `TlsMaterialError`."""
-    files = (certificate_chain_pem, key_pem, anchors_pem)
+    files = (certificate_chain_pem, key_pem, anchors_pem, *([intermediates_pem] if intermediates_pem else ()))
     return FollowedContext("partners", lambda: operator_client_context(*files), files, certificate_chain_pem)
 
 
@@ -276,17 +290,17 @@ def _refuse_out_of_time(certificate_pem: Path) -> None:
     """OpenSSL serves an expired certificate without a word; a renewal must be one."""
     try:
         certificate = x509.load_pem_x509_certificates(certificate_pem.read_bytes())[0]
-    except (OSError, ValueError, IndexError) as error:
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except Exception as error:  # the parser reads lazily and has no common error class
         raise TlsMaterialError(f"{certificate_pem.name}: {type(error).__name__}") from error
-    now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+    if not begins <= datetime.now(UTC) <= ends:
         raise TlsMaterialError(f"{certificate_pem.name}: the certificate is expired or not yet valid")
 
 
 def _context(protocol: int, certificate_chain_pem: Path, key_pem: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_TLS12_SUITES)
+    context.set_ciphers(TLS12_SUITES)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
         # an empty password, so that an encrypted key is an error and not a question on the terminal
@@ -296,12 +310,23 @@ def _context(protocol: int, certificate_chain_pem: Path, key_pem: Path) -> ssl.S
     return context
 
 
-def _require_peer(context: ssl.SSLContext, anchors_pem: Path) -> None:
+def _require_peer(context: ssl.SSLContext, anchors_pem: Path, intermediates_pem: Path | None) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     try:
         context.load_verify_locations(anchors_pem)
     except (ssl.SSLError, OSError) as error:
         raise TlsMaterialError(f"{anchors_pem.name}: {_why(error)}") from error
+    if intermediates_pem is None:
+        return
+    # a path ends at a self-signed certificate of the store: none comes in here, and the others only help to get there
+    context.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        read = x509.load_pem_x509_certificates(intermediates_pem.read_bytes())
+        helping = [each.public_bytes(Encoding.DER) for each in read if each.subject != each.issuer]
+        if helping:
+            context.load_verify_locations(cadata=b"".join(helping))
+    except (ssl.SSLError, OSError, ValueError, x509.InvalidVersion) as error:
+        raise TlsMaterialError(f"{intermediates_pem.name}: {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:

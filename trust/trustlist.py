@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,17 +43,20 @@ NAMESPACE = "https://listeblanche.mssante.fr/schema"
 MAX_BYTES = 32 * 1024 * 1024
 """The real list has 4 to 5 MB for 6,500 to 8,700 rows."""
 MAX_ROWS = 100_000
+MAX_MARKUP = 1_000_000
+"""`<` and `=` in the document: the real list has 17 a row. An element or attribute of four octets takes two hundred in
+memory, and the document is parsed before anybody's signature is known."""
 MAX_CERTIFICATES = 8
 """Certificates read from KeyInfo."""
+REVOCATION_UNKNOWN = "relais-revocation-unknown"
+"""The validator's rule where nobody says whether a certificate on an otherwise good path was revoked."""
 FUTURE_TOLERANCE = timedelta(days=1)
 """How far ahead of our clock a list may be dated: one accepted from far ahead would lock out all its successors."""
 
 _DS = "{http://www.w3.org/2000/09/xmldsig#}"
 _LB = f"{{{NAMESPACE}}}"
-_TRANSFORMS = [
-    SignatureConstructionMethod.enveloped.value,
-    CanonicalizationMethod.EXCLUSIVE_XML_CANONICALIZATION_1_0.value,
-]
+_EXCLUSIVE_C14N = CanonicalizationMethod.EXCLUSIVE_XML_CANONICALIZATION_1_0.value
+_TRANSFORMS = [SignatureConstructionMethod.enveloped.value, _EXCLUSIVE_C14N]
 _OFFICIAL = frozenset(
     (f"{_DS}{parent}", f"{_DS}{child}")
     for parent, children in (
@@ -77,7 +81,7 @@ class TrustList:
     """One verified trust list. Build it with `load`; immutable, so it may be shared between threads."""
 
     generated_at: datetime
-    """DateDeGeneration, aware."""
+    """DateDeGeneration, in UTC."""
     signer: x509.Certificate
     chain: tuple[x509.Certificate, ...]
     """What came with the signer's certificate."""
@@ -98,12 +102,15 @@ class TrustList:
         at: datetime,
         not_before: datetime | None = None,
         signer: DistinguishedName | None = None,
+        kept: bool = False,
     ) -> TrustList | Refused:
         """Verify and read a list at the moment `at` (aware).
 
         `not_before` is `generated_at` of the list in use: an older one is refused, the same one is not.
         `signer` is the subject the signing certificate must have. Give it whenever `validator` knows the anchors of a
         whole PKI: without it any organisation with a mail signing certificate under them could sign a list.
+        `kept` says that this very document was believed before: that nobody can be asked about revocation today, after
+        a restart without a network, is then no reason against it. That the signer was revoked is.
         """
         root = _parse(xml)
         if isinstance(root, Refused):
@@ -111,7 +118,7 @@ class TrustList:
         signature = _only_signature(root)
         if isinstance(signature, Refused):
             return signature
-        chain = _signer(signature, validator, at, signer)
+        chain = _signer(signature, validator, at, signer, kept)
         if isinstance(chain, Refused):
             return chain
         signed = _signed_part(xml, chain[0], at)
@@ -132,11 +139,12 @@ class TrustList:
         if signed.tag != f"{_LB}ListeBlancheMSSante":
             return Refused(LIST_UNREADABLE, "root element")
         try:
-            generated_at = datetime.fromisoformat(_text(signed, "DateDeGeneration"))
-        except ValueError:
+            written = datetime.fromisoformat(_text(signed, "DateDeGeneration"))
+            if written.tzinfo is None:
+                return Refused(LIST_UNREADABLE, "DateDeGeneration without time zone")
+            generated_at = written.astimezone(UTC)
+        except (ValueError, OverflowError):
             return Refused(LIST_UNREADABLE, "DateDeGeneration")
-        if generated_at.tzinfo is None:
-            return Refused(LIST_UNREADABLE, "DateDeGeneration without time zone")
         if generated_at > at + FUTURE_TOLERANCE:
             return Refused(LIST_FROM_FUTURE, generated_at.isoformat())
         if not_before is not None and generated_at < not_before:
@@ -149,16 +157,16 @@ class TrustList:
         for count, row in enumerate(signed.iterfind(f"{_LB}ListeDomaines/{_LB}Domaine"), start=1):
             if count > MAX_ROWS:
                 return Refused(LIST_UNREADABLE, f"more than {MAX_ROWS} rows")
-            listed, written = _text(row, "Nom"), _text(row, "DNCertificatOperateur")
+            listed, operator = _text(row, "Nom"), _text(row, "DNCertificatOperateur")
             domain = _ascii_domain(listed)
             try:
-                name = names.get(written) or parse_listed(written)
+                name = names.get(operator) or parse_listed(operator)
             except ValueError:
                 name = None
             if not domain or name is None:
                 unreadable[domain or listed[:253]] = None
                 continue
-            names[written] = name
+            names[operator] = name
             operators.setdefault(domain, set()).add(name)
             domains.setdefault(name, set()).add(domain)
         return cls(
@@ -264,6 +272,8 @@ def _parse(xml: bytes) -> etree._Element | Refused:
     """The document, before anything in it is believed. No DOCTYPE: a list has no use for entities."""
     if len(xml) > MAX_BYTES:
         return Refused(LIST_UNREADABLE, f"larger than {MAX_BYTES} bytes")
+    if xml.count(b"<") + xml.count(b"=") > MAX_MARKUP:
+        return Refused(LIST_UNREADABLE, f"more than {MAX_MARKUP} elements and attributes")
     if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
         return Refused(LIST_UNREADABLE, "DOCTYPE")
     try:
@@ -287,6 +297,9 @@ def _only_signature(root: etree._Element) -> etree._Element | Refused:
         return Refused(LIST_UNSIGNED, "the signature does not cover the whole document")
     if [transform.get("Algorithm") for transform in references[0].iter(f"{_DS}Transform")] != _TRANSFORMS:
         return Refused(LIST_UNSIGNED, "transforms")
+    methods = [method.get("Algorithm") for method in signatures[0].iter(f"{_DS}CanonicalizationMethod")]
+    if methods != [_EXCLUSIVE_C14N]:
+        return Refused(LIST_ALTERED, "canonicalization of the signature")
     unexpected = next((element for element in signatures[0].iter() if not _is_official(element)), None)
     if unexpected is not None:
         # inside the signature nothing is signed but SignedInfo: what we do not read must not be there to mislead others
@@ -305,9 +318,16 @@ def _is_official(element: etree._Element) -> bool:
 
 
 def _signer(
-    signature: etree._Element, validator: CertificateValidator, at: datetime, expected: DistinguishedName | None
+    signature: etree._Element,
+    validator: CertificateValidator,
+    at: datetime,
+    expected: DistinguishedName | None,
+    kept: bool,
 ) -> tuple[x509.Certificate, ...] | Refused:
-    """The certificates in KeyInfo, the signer's first, once a path is found for it."""
+    """The certificates in KeyInfo, the signer's first, once a path is found for it.
+
+    XML-DSig gives them no order (§4.5.4): where a signer is expected, it is whichever has its name.
+    """
     elements = signature.findall(f"{_DS}KeyInfo/{_DS}X509Data/{_DS}X509Certificate")
     try:
         certificates = [
@@ -317,17 +337,22 @@ def _signer(
         return Refused(LIST_SIGNER, "unreadable certificate")
     if not certificates:
         return Refused(LIST_SIGNER, "no certificate")
+    if expected is not None:
+        certificates.sort(key=lambda each: _subject(each) != expected)
     certificate, *intermediates = certificates
     verdict = validator.validate(certificate, intermediates, Purpose.LIST_SIGNATURE, at)
-    if not verdict.ok:
+    if not verdict.ok and not (kept and verdict.rule == REVOCATION_UNKNOWN):
         return Refused(LIST_SIGNER, f"{verdict.rule}: {verdict.detail}")
-    try:
-        name = subject_of(certificate)
-    except ValueError:
-        return Refused(LIST_SIGNER, "unreadable subject")
-    if expected is not None and name != expected:
+    if expected is not None and _subject(certificate) != expected:
         return Refused(LIST_SIGNER, "trusted, but not the expected signer")
     return (certificate, *intermediates)
+
+
+def _subject(certificate: x509.Certificate) -> DistinguishedName | None:
+    try:
+        return subject_of(certificate)
+    except ValueError:
+        return None
 
 
 def _signed_part(xml: bytes, certificate: x509.Certificate, at: datetime) -> etree._Element | Refused:
@@ -358,11 +383,20 @@ def _text(parent: etree._Element, tag: str) -> str:
 
 
 def _ascii_domain(domain: str) -> str:
-    """The domain as it is compared: A-labels in lower case without a final dot; empty when it is not a domain."""
-    text = domain.strip().removesuffix(".")
+    """The domain as it is compared: A-labels in lower case without a final dot; empty when it is not a domain.
+
+    Letters in another case or composed otherwise are the same domain; what IDNA 2003 would change beyond that (`ß`,
+    characters of no width, other dots and letter widths) is not, for IDNA 2008 reads it differently (RFC 5894 §7.2).
+    """
+    if len(domain) > 1000:
+        return ""
+    text = domain.removesuffix(".")
     if not text.isascii():
         try:
-            text = text.encode("idna").decode("ascii")
+            encoded = text.encode("idna")
+            if encoded.decode("idna") != unicodedata.normalize("NFC", text.lower()):
+                return ""
+            text = encoded.decode("ascii")
         except UnicodeError:
             return ""
     text = text.lower()

@@ -3,19 +3,15 @@
 A mailbox's private keys are PKCS#8 in sealed files of their own with their certificates, or references to keys inside a
 token; names and contents of these files say nothing about the mailbox, whose address may be a patient's matricule.
 
-On disk, below the root: `kek`, unless systemd hands the key-encryption key over as the credential `relais-kek`;
-`check`, which tells whether that key is the one the rest was made with; `keys/<pseudonym of the address>/<pseudonym of
-use and certificate>`; `requests/<pseudonym of the key>`, keys that wait for their certificates; and `lock`, held by
-whoever writes (`trust.sealed_keys`).
+Where it all is on disk say `trust.unlocking` and `trust.sealed_keys`.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
-import secrets
-import stat
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,94 +28,63 @@ from trust.generations import (
     RequestFile,
     check_address,
     check_fitness,
+    check_strength,
     encoded,
     encoded_key,
     generation_id,
+    mailbox_name,
     newest_first,
     public_key_of,
     request_id,
 )
+from trust.key_ring import CREDENTIAL
 from trust.keyfiles import chain_of
-from trust.keys import Decryptor, Signer
-from trust.pkcs11 import Token
+from trust.keys import Decryptor, KeyUnavailableError, Signer
 from trust.requests import write_request
-from trust.sealed_keys import Damaged, SealedKeys, exclusively
-from trust.sealing import KEK_BYTES, VaultError
-from trust.secret_files import SecretFileError, credential, read_secret
-from trust.softkeys import KINDS, KeyKind, KeyOperations, PrivateKey, PublicKey, SoftwareKey, make_key
-from trust.store.durable import make_private_directory, sync_directory, write_durably
+from trust.sealed_keys import Damaged, exclusively
+from trust.sealing import VaultError
+from trust.softkeys import (
+    KINDS,
+    CertifiedKey,
+    KeyKind,
+    KeyOperations,
+    PrivateKey,
+    PublicKey,
+    SoftwareKey,
+    make_key,
+)
+from trust.store.durable import sync_directory
+from trust.unlocking import UnlockedKeys
 
-__all__ = ["CREDENTIAL", "Damaged", "KeyUse", "KeyVault", "PrivateKey", "VaultError"]
+__all__ = ["CREDENTIAL", "Damaged", "KeyUse", "KeyVault", "NoKeyError", "PrivateKey", "VaultError"]
 
-CREDENTIAL = "relais-kek"
-"""Name of the systemd credential that holds the key-encryption key, for a vault without the file `kek`."""
 _ADDRESS = re.compile(r"[^@\s\0]{1,64}@[^@\s\0]{1,253}")
 
 
-class KeyVault(SealedKeys):
+class NoKeyError(VaultError):
+    """None of the certificates belongs to a key of this vault."""
+
+
+class KeyVault(UnlockedKeys):
     """Keys under one key-encryption key. Thread-safe; another process may install and retire keys meanwhile.
 
     Use `create` once, `open` ever after.
     """
 
-    @classmethod
-    def exists(cls, root: Path) -> bool:
-        """Whether a vault was made in `root`."""
-        return (root / "kek").exists() or ((root / "check").exists() and credential(CREDENTIAL) is not None)
-
-    @classmethod
-    def create(cls, root: Path, token: Token | None = None) -> KeyVault:
-        """A new vault, under the credential `relais-kek` when systemd gives it, else a fresh key in the file `kek`.
-
-        Raises `VaultError` when there is one, or the disk refuses.
-        """
-        try:
-            make_private_directory(root / "keys")
-            with exclusively(root):
-                if cls.exists(root):
-                    raise FileExistsError
-                given = credential(CREDENTIAL)
-                kek = _read_kek(given) if given is not None else secrets.token_bytes(KEK_BYTES)
-                vault = cls(root, kek, token)
-                write_durably(root / "check", vault._check())
-                if given is None:  # last: a vault with this file is complete
-                    write_durably(root / "kek", kek, replace=False)
-        except FileExistsError:
-            raise VaultError(f"there is already a vault in {root}: open it instead") from None
-        except OSError as error:
-            raise VaultError(f"the vault in {root} cannot be created: {error.strerror}") from error
-        return vault
-
-    @classmethod
-    def open(cls, root: Path, token: Token | None = None) -> KeyVault:
-        """An existing vault. Raises `VaultError` when its key file is missing, readable by others, or not its own."""
-        file = root / "kek"
-        if not file.exists():
-            file = credential(CREDENTIAL) or file
-        try:
-            mode = root.stat().st_mode
-            kek = _read_kek(file)
-            check = (root / "check").read_bytes()
-        except OSError as error:
-            raise VaultError(f"the vault in {root} cannot be read: {error.strerror}") from error
-        if stat.S_IMODE(mode) & (stat.S_IWGRP | stat.S_IWOTH):
-            raise VaultError(f"others can change the vault: run chmod 700 {root}, then check its keys")
-        vault = cls(root, kek, token)
-        if not hmac.compare_digest(check, vault._check()):
-            raise VaultError(f"{file} is not the key this vault was made with: restore the right one from your backup")
-        return vault
-
     # --- What the road asks -------------------------------------------------------------------------------------------
 
-    def signer(self, address: str, at: datetime | None = None) -> Signer | None:
+    def signer(
+        self, address: str, at: datetime | None = None, revoked: Callable[[CertifiedKey], bool] | None = None
+    ) -> Signer | None:
         """The newest signing key whose certificate is valid `at` (aware; now by default), None when there is none.
 
-        A retired key never signs. Raises `VaultError` when there is none and a damaged file might have been it.
+        A retired key never signs, nor one of whose certificate `revoked` says so. Raises `VaultError` when there is
+        none and a damaged file might have been it.
         """
         moment = at or datetime.now(UTC)
         held, damaged = self.held(address, KeyUse.SIGNING)
         for each in held:
-            if each.retired_at is None and each.valid(moment):
+            if each.retired_at is None and each.valid(moment) and not (revoked is not None and revoked(each)):
                 return each
         if damaged:
             raise _damage()
@@ -151,16 +116,21 @@ class KeyVault(SealedKeys):
     ) -> None:
         """Keep one more generation of a mailbox's key, durably; the same certificate again changes nothing.
 
-        Raises `VaultError` when the key does not belong to the certificate or cannot serve that use, OSError when the
-        disk refuses. `chain` is what a signer sends along: intermediates, leaf and root excluded.
+        Raises `VaultError` when the key does not belong to the certificate, is weak, or cannot serve that use or that
+        mailbox, OSError when the disk refuses. `chain` is what a signer sends along: intermediates, leaf and root
+        excluded.
         """
+        if not _ADDRESS.fullmatch(address) or not address.isprintable():
+            raise VaultError("the mailbox's address must be local@domain")
         if not isinstance(key, KINDS):
             raise VaultError("only RSA, elliptic curve, Ed25519 and X25519 keys can be kept")
         if encoded(key.public_key()) != encoded_key(certificate):
             raise VaultError("the private key does not belong to the certificate")
         check_fitness(use, certificate)
+        check_strength(certificate)
+        check_address(address, certificate)
         self.keep(
-            KeyFile(address.lower(), use, _pkcs8(key), tuple(map(_der, (certificate, *chain)))),
+            KeyFile(mailbox_name(address), use, _pkcs8(key), tuple(map(_der, (certificate, *chain)))),
             certificate,
         )
 
@@ -196,11 +166,17 @@ class KeyVault(SealedKeys):
         else:
             key = make_key(kind)
             private_key, public_key, operations = _pkcs8(key), key.public_key(), SoftwareKey(key)
-        request = write_request(
-            subject, list(dict.fromkeys((own, *names))), use is KeyUse.SIGNING, public_key, operations
-        )
-        record = RequestFile(address.lower(), use, private_key, token_key, request, datetime.now(UTC))
-        self.keep_request(record, public_key)
+        try:
+            request = write_request(
+                subject, list(dict.fromkeys((own, *names))), use is KeyUse.SIGNING, public_key, operations
+            )
+            record = RequestFile(mailbox_name(address), use, private_key, token_key, request, datetime.now(UTC))
+            self.keep_request(record, public_key)
+        except BaseException:
+            if token_key:
+                with suppress(KeyUnavailableError):  # then `trust.keycheck` tells of it
+                    self.required_token().destroy(token_key)
+            raise
         return _key_request(record, public_key)
 
     def rotate(
@@ -216,7 +192,11 @@ class KeyVault(SealedKeys):
             raise VaultError(f"the mailbox has no {use.value} key to follow: request its first one")
         newest = held[0]
         try:
-            names = list(newest.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+            found = newest.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            mine = mailbox_name(address)
+            names = [
+                each for each in found if not (isinstance(each, x509.RFC822Name) and mailbox_name(each.value) == mine)
+            ]
         except x509.ExtensionNotFound:
             names = []
         return self.request(
@@ -229,36 +209,62 @@ class KeyVault(SealedKeys):
         )
 
     def install_certificates(self, certificates: Sequence[x509.Certificate]) -> list[Generation]:
-        """Give pending requests their certificates; those that belong to none are the chain of the others.
+        """Give keys their certificates; those that belong to none are the chain of the others.
 
-        The same certificates again change nothing. Raises `VaultError` when none belongs to a key that waits for it or
-        has it, or one cannot serve its request (KeyUsage, another mailbox's address); nothing is installed then.
+        A key that waits gets its first one, a key that has one the next: authorities renew certificates with the same
+        key, or correct them. The same certificates again change nothing but the chain they came without before. Raises
+        `VaultError` when none belongs to a key that is here (`NoKeyError`), or one cannot serve what its key is for
+        (KeyUsage, another mailbox's address, a key that was retired); nothing is installed then.
         """
+        for record, certificate, request in self._matched(certificates):
+            self.keep(record, certificate, request)
+        ids = {generation_id(each) for each in certificates}
+        return [each for each in self.generations() if each.id in ids]
+
+    def concerned(self, certificates: Sequence[x509.Certificate]) -> list[tuple[str, KeyUse, x509.Certificate]]:
+        """Whose and which keys `install_certificates` would give which certificate. Raises as it would."""
+        return [(record.address, record.use, certificate) for record, certificate, _ in self._matched(certificates)]
+
+    def _matched(self, certificates: Sequence[x509.Certificate]) -> list[tuple[KeyFile, x509.Certificate, Path | None]]:
+        """What is to be kept of these, and the request that is answered thereby."""
         waiting = {encoded(key): (file, record) for file, record, key in self.request_records()}
-        found = [(each, waiting[key]) for each in certificates if (key := encoded_key(each)) in waiting]
-        known = {each.id: each for each in self.generations()}
-        again = [known[generation_id(each)] for each in certificates if generation_id(each) in known]
-        if not found and not again:
-            raise VaultError(
+        known: dict[bytes, list[KeyFile]] = defaultdict(list)
+        for _, each in self.records():
+            known[encoded_key(x509.load_der_x509_certificate(each.certificates[0]))].append(each)
+        mine = [each for each in dict.fromkeys(certificates) if (key := encoded_key(each)) in waiting or key in known]
+        if not mine:
+            raise NoKeyError(
                 "no key here waits for this certificate: look at the requests with relais keys list, or import the "
                 "certificate together with its key"
             )
-        for certificate, (_, record) in found:
-            check_fitness(record.use, certificate)
-            check_address(record.address, certificate)
-        mine = {generation_id(each) for each, _ in found} | {each.id for each in again}
-        others = [each for each in certificates if generation_id(each) not in mine]
-        for certificate, (file, record) in found:
+        others = [each for each in certificates if each not in mine]
+        matched: list[tuple[KeyFile, x509.Certificate, Path | None]] = []
+        for certificate in mine:
             kept = tuple(map(_der, (certificate, *chain_of(certificate, others))))
-            generation = KeyFile(record.address, record.use, record.private_key, kept, record.token_key)
-            self.keep(generation, certificate, file)
-        return [each for each in self.generations() if each.id in mine]
+            key = encoded_key(certificate)
+            if key in waiting:
+                file, request = waiting[key]
+                check_fitness(request.use, certificate)
+                check_address(request.address, certificate)
+                record = KeyFile(request.address, request.use, request.private_key, kept, request.token_key)
+                matched.append((record, certificate, file))
+            else:
+                follow = _followed(known[key], certificate)
+                matched += ((msgspec.structs.replace(each, certificates=kept), certificate, None) for each in follow)
+        return matched
 
-    def retire(self, identifier: str) -> Generation:
-        """Take a generation out of use for ever: it never signs again, and still decrypts. Raises `VaultError`."""
-        for file, record in self.records():
-            generation = _generation(record)
-            if generation.id != identifier:
+    def retire(self, identifier: str) -> list[Generation]:
+        """Take a key out of use for ever: it never signs again, and still decrypts.
+
+        That is every generation of the same key, for both uses and with whatever certificates. Raises `VaultError`.
+        """
+        records = [(file, record, _generation(record)) for file, record in self.records()]
+        keys = {encoded_key(each.certificate) for _, _, each in records if each.id == identifier}
+        if not keys:
+            raise VaultError("no generation has this identifier: relais keys list shows them")
+        retired = []
+        for file, _, generation in records:
+            if encoded_key(generation.certificate) not in keys:
                 continue
             with exclusively(self.root):
                 # read again: another process may have retired it meanwhile
@@ -266,25 +272,23 @@ class KeyVault(SealedKeys):
                 if current.retired_at is None:
                     current = msgspec.structs.replace(current, retired_at=datetime.now(UTC))
                     self.write(file, current)
-            return _generation(current)
-        raise VaultError("no generation has this identifier: relais keys list shows them")
+            retired.append(_generation(current))
+        return retired
 
     def discard(self, identifier: str) -> KeyRequest:
         """Forget a request and destroy its key, which has never had a certificate here.
 
         Raises `VaultError`, `KeyUnavailableError` when the key is in a token that does not answer.
         """
-        waiting = {each.id for each in self.requests()}
-        for file, record, public_key in self.request_records():
-            if request_id(public_key) == identifier and identifier in waiting:
-                with exclusively(self.root):
-                    if not file.exists():
-                        break
+        with exclusively(self.root):  # nobody installs its certificate meanwhile
+            waiting = {each.id for each in self.requests()}
+            for file, record, public_key in self.request_records():
+                if request_id(public_key) == identifier and identifier in waiting:
                     if record.token_key:
                         self.required_token().destroy(record.token_key)
                     file.unlink()
                     sync_directory(file.parent)
-                return _key_request(record, public_key)
+                    return _key_request(record, public_key)
         raise VaultError("no request has this identifier: relais keys list shows them")
 
     # --- What can be looked at ----------------------------------------------------------------------------------------
@@ -336,19 +340,29 @@ class KeyVault(SealedKeys):
         """CKA_LABEL of this vault's keys, so that several vaults can share a token."""
         return f"relais {self.pseudonym('token label')[:16]}"
 
-    def _check(self) -> bytes:
-        return self.pseudonym("vault check").encode()
 
+def _followed(known: Sequence[KeyFile], certificate: x509.Certificate) -> list[KeyFile]:
+    """What one more certificate of a key that has some is for: the same mailboxes and uses, as far as it serves them.
 
-def _read_kek(file: Path) -> bytes:
-    """Raises `VaultError`."""
-    try:
-        kek = read_secret(file, "the key-encryption key")
-    except SecretFileError as error:
-        raise VaultError(str(error)) from None
-    if len(kek) != KEK_BYTES:
-        raise VaultError(f"{file} is not a key-encryption key: it must hold exactly {KEK_BYTES} bytes")
-    return kek
+    Raises `VaultError` when it serves none, or the key was retired and this is not the certificate it had.
+    """
+    same = [each for each in known if each.certificates[0] == _der(certificate)]
+    if same:
+        return same
+    if any(each.retired_at is not None for each in known):
+        raise VaultError("the key of this certificate was retired for ever: request another one")
+    follow: dict[tuple[str, KeyUse], KeyFile] = {}
+    problem: VaultError | None = None
+    for each in known:
+        try:
+            check_fitness(each.use, certificate)
+            check_address(each.address, certificate)
+            follow[each.address, each.use] = each
+        except VaultError as error:
+            problem = error
+    if not follow and problem is not None:
+        raise problem
+    return list(follow.values())
 
 
 def _damage() -> VaultError:

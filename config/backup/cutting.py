@@ -33,9 +33,11 @@ from config.backup.sealed_files import chunks, seal, sealed_size
 from config.backup.snapshot import copy, fixed
 from config.backup.sources import BLOBS, OVERLAY, RECORD, Source
 from config.backup.store import BackupError, BackupStore, hashes, parts, write_listing, write_synced
+from config.vaults import vault_of
 from trust.escrow import fingerprint
+from trust.key_ring import read_kek
+from trust.sealing import Sealing
 from trust.store.durable import write_durably
-from trust.vault import KeyVault
 
 _THREADS = 4
 """Copying waits for the disk; it must not starve the gateway beside it."""
@@ -76,7 +78,9 @@ class _Part:
     """One gateway on its way into a cut."""
 
     source: Source
-    vault: KeyVault
+    kek: bytes
+    vault: Sealing
+    """What seals the backup: the key-encryption key itself, whatever master keys it opens besides."""
     rows: list[Row] = field(default_factory=list)
     objects: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
     """By name: SHA-256, and size."""
@@ -87,12 +91,19 @@ class _Part:
     notes: list[str] = field(default_factory=list)
 
 
+def _part(source: Source) -> _Part:
+    """Raises what opening the vault raises."""
+    source.place.open()  # a key that is not the vault's would seal what nobody opens
+    kek, _ = read_kek(vault_of(source.state))
+    return _Part(source, kek, Sealing((kek,)))
+
+
 class Cutter:
     """Makes one backup."""
 
     def __init__(self, sources: Sequence[Source], store: BackupStore, say: Callable[[str], None]) -> None:
         """Raises what opening the vaults raises."""
-        self._parts = [_Part(source, source.place.open()) for source in sources]
+        self._parts = [_part(source) for source in sources]
         self._store = store
         self._say = say
         self._known: dict[bytes, bytes] = {}
@@ -333,7 +344,7 @@ class Cutter:
             place=part.source.name,
             host=loaded.settings.operator.host if loaded else "",
             schema=str(_one(reader, "SELECT version_num FROM alembic_version")),
-            key=fingerprint(part.vault),
+            key=fingerprint(part.kek),
             objects=len(used),
             size=sum(size for name, (_, size) in part.objects.items() if name in used),
             blobs=len(part.cut),

@@ -89,7 +89,7 @@ class Restore:
         staging = self._base / RESTORING
         if not (staging / _COMPLETE).exists():
             self._say("checking the backup")
-            for each in verify(self._store, self._cut, {key: Sealing(kek) for key, kek in self._keks.items()}):
+            for each in verify(self._store, self._cut, {key: Sealing((kek,)) for key, kek in self._keks.items()}):
                 if each.problems:
                     raise BackupError("; ".join(each.problems[:3]))
             for part, manifest in self._parts.items():
@@ -150,7 +150,7 @@ class Restore:
     def _stage(self, part: Path, manifest: Manifest, staging: Path) -> Restored:
         self._say(f"restoring {manifest.host or manifest.place or self._cut.name}")
         top = staging / "files" / manifest.place
-        vault = Sealing(self._keks[manifest.key])
+        vault = Sealing((self._keks[manifest.key],))
 
         def bring(row: Row) -> None:
             path = self._staged(staging, manifest, row)
@@ -303,7 +303,7 @@ class Restore:
     # --- Where --------------------------------------------------------------------------------------------------------
 
     def _rows(self, part: Path, manifest: Manifest) -> Iterator[Row]:
-        for row in read_listing(part, Sealing(self._keks[manifest.key])):
+        for row in read_listing(part, Sealing((self._keks[manifest.key],))):
             path = Path(row.path)
             if path.is_absolute() or ".." in path.parts or not path.parts:
                 raise BackupError(f"{part / MANIFEST}: the listing leads out of the state")

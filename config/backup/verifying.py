@@ -29,8 +29,8 @@ class Verified:
 
 
 def keys_by_fingerprint(keks: list[bytes]) -> dict[str, Sealing]:
-    sealings = map(Sealing, keks)
-    return {fingerprint(each): each for each in sealings}
+    """What each key-encryption key seals backups with: itself, whatever master keys it opens besides."""
+    return {fingerprint(kek): Sealing((kek,)) for kek in keks}
 
 
 def verify(store: BackupStore, cut: Path, keys: Mapping[str, Sealing]) -> list[Verified]:

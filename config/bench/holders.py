@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from config.bench.authority import Extension, Issuer, PrivateKey, authority_extensions, certificate, usage
 from trust.certificates import CertificateValidator
 from trust.keys import Decryptor, Signer
 from trust.vault import KeyUse, KeyVault
-
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-_DAYS = timedelta(days=30)
-_USAGES = (
-    "digital_signature",
-    "content_commitment",
-    "key_encipherment",
-    "data_encipherment",
-    "key_agreement",
-    "key_cert_sign",
-    "crl_sign",
-    "encipher_only",
-    "decipher_only",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +43,18 @@ class Holders:
 
     def __init__(self, place: Path) -> None:
         self.vault = KeyVault.create(place / "vault")
-        self._root_key = ec.generate_private_key(ec.SECP256R1())
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.root = _certificate("Bench root", self._root_key, "Bench root", self._root_key)
-        self.intermediate = _certificate("Bench CA", self._key, "Bench root", self._root_key)
+        root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        self.root = certificate("Bench root", root_key, None, authority_extensions(None))
+        root = Issuer(self.root, root_key)
+        self.intermediate = certificate("Bench CA", key, root, authority_extensions(None))
+        self._ca = Issuer(self.intermediate, key)
         self.validator = CertificateValidator([self.root])
 
     def holder(self, address: str, key: PrivateKey) -> Holder:
         """A mailbox of that address (ASCII) with that key."""
         certificate = self.certificate(address, key)
         for use in KeyUse:
-            self.vault.install(address, use, key, certificate, (self.intermediate,))
+            self.vault.install(address, use, key, certificate, (self._ca.certificate,))
         signer = self.vault.signer(address)
         if signer is None:
             raise RuntimeError("the vault does not give back what it was given")
@@ -76,7 +62,12 @@ class Holders:
 
     def certificate(self, address: str, key: PrivateKey) -> x509.Certificate:
         """One more certificate for a key: as many recipients as wanted, without the time to make their keys."""
-        return _certificate(address, key, "Bench CA", self._key, address=address)
+        extensions: list[Extension] = [
+            (usage("digital_signature", "key_encipherment"), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False),
+            (x509.SubjectAlternativeName([x509.RFC822Name(address)]), False),
+        ]
+        return certificate(address, key, self._ca, extensions)
 
 
 def key_files(place: Path) -> tuple[str, str, str]:
@@ -89,28 +80,3 @@ def key_files(place: Path) -> tuple[str, str, str]:
     for file in place.iterdir():
         file.chmod(0o644)
     return (*signer, recipient[0])
-
-
-def _certificate(
-    subject: str, key: PrivateKey, issuer: str, issuer_key: PrivateKey, address: str = ""
-) -> x509.Certificate:
-    now = datetime.now(UTC)
-    wanted = ("digital_signature", "key_encipherment") if address else ("key_cert_sign",)
-    usage = x509.KeyUsage(**{name: name in wanted for name in _USAGES})
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAYS)
-        .not_valid_after(now + _DAYS)
-        .add_extension(x509.BasicConstraints(ca=not address, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-    )
-    if address:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.RFC822Name(address)]), critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())

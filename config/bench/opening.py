@@ -56,21 +56,21 @@ def main(vault: str, address: str, anchor: str, file: str) -> None:
     now = datetime.now(UTC)
     open_message(b"From: a@b.example\r\n\r\n", decryptors, validator, now)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here (proc(5))
-    before = _status("VmRSS:")
+    before = resident("VmRSS:")
     message = Path(file).read_bytes()
     began = time.perf_counter()
     opened = open_message(message, decryptors, validator, now)
     seconds = time.perf_counter() - began
     said = {
         "seconds": seconds,
-        "peak_octets": _status("VmHWM:") - before,
+        "peak_octets": resident("VmHWM:") - before,
         "decryption": opened.verdict.decryption.value,
         "signature": opened.verdict.signature.value,
     }
     print(json.dumps(said))
 
 
-def _status(name: str) -> int:
+def resident(name: str) -> int:
     """A size of this process, in octets."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024

@@ -1,10 +1,10 @@
 """Dovecot asks, `trust.accounts` answers: the server side of Dovecot's dict protocol on a private Unix socket.
 
 Dovecot keeps no copy of a password. Its `dict` passdb and userdb send two kinds of lookup here (Dovecot 2.3,
-`lib-dict/dict-client.h`): `login/<address>/<sealed password>/<service>/<client address>` to sign in, `home/<address>`
-when LMTP or IMAP needs to know where an address lives. The password is sealed by Dovecot (AES-256-CBC, key of this
-socket) only because Dovecot writes the whole key of a lookup that failed or was slow to its log; the socket itself is
-open to one user.
+`lib-dict/dict-client.h`): `login/<address>/<sealed password>/<service>/<client address>/<mechanism>` to sign in (with
+XOAUTH2 and OAUTHBEARER the password is an access token), `home/<address>` when LMTP or IMAP needs to know where an
+address lives. The password is sealed by Dovecot (AES-256-CBC, key of this socket) only because Dovecot writes the whole
+key of a lookup that failed or was slow to its log; the socket itself is open to one user.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,12 +30,15 @@ from trust.refusals import Refused
 from trust.store.durable import make_private_directory, write_durably
 
 KEY_BYTES = 32
-MAX_LINE_BYTES = 8192
-"""A lookup is an address (RFC 5321: 254 octets) and a password of at most 1,000 octets, sealed in hexadecimal."""
+MAX_LINE_BYTES = 40 * 1024
+"""A lookup is an address (RFC 5321: 254 octets) and a password, or a token of at most `trust.oidc.MAX_TOKEN`, sealed in
+hexadecimal."""
 MAX_CONNECTIONS = 256
 MAX_CONCURRENT = 4
-"""Lookups under way at once: argon2id is meant to be costly, in memory too."""
+"""Lookups under way at once, of one connection and of all: argon2id is meant to be costly, in memory too. Dovecot asks
+all it has to ask over one connection, and hears the answers in the order of its questions."""
 
+_TOKEN_MECHANISMS = frozenset({"XOAUTH2", "OAUTHBEARER"})
 _DICT_MAJOR_VERSIONS = frozenset({2, 3})
 _UNESCAPED = {"0": "\0", "1": "\x01", "t": "\t", "r": "\r", "n": "\n"}
 _ESCAPED = str.maketrans({value: "\x01" + name for name, value in _UNESCAPED.items()})
@@ -69,12 +73,15 @@ class AuthenticationSocket:
         accounts: Accounts,
         home_of: Callable[[str], Path | None],
         sign_in: SignIn | None = None,
+        tokens: Callable[[str, str], Identity | Refused] | None = None,
     ) -> None:
         """`sign_in` (`trust.accounts.Accounts.open_mailbox`) also lets in those who were granted a mailbox, and weighs
-        where they come from; without it only an address's own identity gets in."""
+        where they come from; without it only an address's own identity gets in. `tokens` says whose an access token is,
+        given the address, and refuses who may not use that; None: no token is taken."""
         self.path = path
         self._accounts = accounts
         self._sign_in = sign_in or self._owner
+        self._tokens = tokens
         self._home_of = home_of
         self._server: asyncio.Server | None = None
         self._executor: ThreadPoolExecutor | None = None
@@ -118,18 +125,31 @@ class AuthenticationSocket:
                 await writer.wait_closed()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One reply per lookup, in order. Any other command closes the connection."""
+        """One reply per lookup, in order; lookups of one address run one after the other. Any other command closes the
+        connection."""
         if not _acceptable_hello(await reader.readline()):
             return
-        while line := await reader.readline():
-            if not line.startswith(b"L") or not line.endswith(b"\n"):
-                return
-            key = _unescape(line[1:-1].decode("utf-8", "replace").split("\t")[0])
-            writer.write((await self._answer(key) + "\n").encode())
-            await writer.drain()
+        # Besides those in the queue one is being answered, and one waits to be let in.
+        answers: asyncio.Queue[asyncio.Task[str] | None] = asyncio.Queue(MAX_CONCURRENT - 2)
+        replying = asyncio.create_task(_reply(answers, writer))
+        latest: deque[tuple[str, asyncio.Task[str]]] = deque(maxlen=MAX_CONCURRENT)
+        try:
+            while (line := await reader.readline()).startswith(b"L") and line.endswith(b"\n"):
+                key = _unescape(line[1:-1].decode("utf-8", "replace").split("\t")[0])
+                address = "".join(key.split("/")[2:3])
+                before = next((task for known, task in reversed(latest) if known == address), None)
+                answer = asyncio.create_task(self._answer(key, before))
+                latest.append((address, answer))
+                await answers.put(answer)
+        finally:
+            if not replying.done():
+                await answers.put(None)
+            await replying
 
-    async def _answer(self, key: str) -> str:
-        """The reply line of one lookup: `O<json>`, `N` (not found) or `F` (failed, try later)."""
+    async def _answer(self, key: str, before: asyncio.Task[str] | None) -> str:
+        """The reply of one lookup, once `before` is done: `O<json>`, `N` (not found) or `F` (failed, try later)."""
+        if before is not None:
+            await before
         try:
             fields = await asyncio.get_running_loop().run_in_executor(self._executor, self.look_up, key)
         except Exception as error:  # whatever it is, Dovecot must hear "later", never "unknown" (550)
@@ -139,24 +159,29 @@ class AuthenticationSocket:
         return "N" if fields is None else "O" + json.dumps(fields).translate(_ESCAPED)
 
     def look_up(self, key: str) -> dict[str, str] | None:
-        """Dovecot's fields for `shared/login/<address>/<sealed>[/<service>/<client address>]` or
+        """Dovecot's fields for `shared/login/<address>/<sealed>[/<service>/<client address>[/<mechanism>]]` or
         `shared/home/<address>`, None when refused."""
-        match key.split("/", 5):
+        match key.split("/"):
             case ["shared", "login", address, sealed]:
-                return self._log_in(address.lower(), sealed, "")
+                return self._log_in(address.lower(), sealed, "", "")
             case ["shared", "login", address, sealed, _, client]:
-                return self._log_in(address.lower(), sealed, client)
+                return self._log_in(address.lower(), sealed, client, "")
+            case ["shared", "login", address, sealed, _, client, mechanism]:
+                return self._log_in(address.lower(), sealed, client, mechanism)
             case ["shared", "home", address]:
                 return self._home(address.lower())
             case _:
                 return None
 
-    def _log_in(self, address: str, sealed: str, client: str) -> dict[str, str] | None:
+    def _log_in(self, address: str, sealed: str, client: str, mechanism: str) -> dict[str, str] | None:
         password = unseal_password(self._key, sealed)
         if not password or self._home_of(address) is None:
             return None
-        # IMAP and ManageSieve alike: whoever may read a mailbox may say how it is sorted.
-        refused = isinstance(self._sign_in(address, password, client, Service.IMAP), Refused)
+        if mechanism.upper() in _TOKEN_MECHANISMS:
+            refused = self._tokens is None or isinstance(self._tokens(address, password), Refused)
+        else:
+            # IMAP and ManageSieve alike: whoever may read a mailbox may say how it is sorted.
+            refused = isinstance(self._sign_in(address, password, client, Service.IMAP), Refused)
         return None if refused else {"nopassword": "y"}
 
     def _owner(self, address: str, password: str, _client: str, _service: Service) -> Identity | Refused:
@@ -172,6 +197,19 @@ class AuthenticationSocket:
         # Dovecot would make it, but only after Sieve has looked there for the deliveries it has already seen.
         make_private_directory(home)
         return {"home": str(home)}
+
+
+async def _reply(answers: asyncio.Queue[asyncio.Task[str] | None], writer: asyncio.StreamWriter) -> None:
+    """Write what comes through the queue, until None; when nobody listens any more, only take it out."""
+    listening = True
+    while (answer := await answers.get()) is not None:
+        reply = await answer
+        if listening:
+            try:
+                writer.write((reply + "\n").encode())
+                await writer.drain()
+            except ConnectionError:
+                listening = False
 
 
 def credential_key(socket_path: Path) -> bytes:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mta.mailboxes.authentication import credential_key
+from trust.tls import TLS12_SUITES
 
 DELIVERY_HEADER = "X-Relais-Delivery"
 """Header that carries our delivery's identity: LMTP files a message with an identity it has seen only once."""
@@ -72,6 +73,8 @@ class DovecotOptions:
     managesieve_port: int | None = None
     """Port for ManageSieve with STARTTLS (RFC 5804), None for none. From loopback Dovecot also takes a password without
     TLS."""
+    tokens: bool = False
+    """Offer XOAUTH2 and OAUTHBEARER (RFC 7628): for gateways that know an identity provider."""
     failure_delay: int = 2
     """Seconds before a wrong password is answered."""
     connections_per_user: int = 100
@@ -128,7 +131,7 @@ class PrivateDovecot:
         (options.state / "run").mkdir(mode=0o755, exist_ok=True)
         for number, realm in enumerate(options.realms):
             key = credential_key(realm.authentication_socket).hex()
-            login = f"login/%u/%{{encrypt;key={key}:password}}/%s/%r"
+            login = f"login/%u/%{{encrypt;key={key}:password}}/%s/%r/%m"
             for purpose, pattern in (("login", login), ("home", "home/%u")):
                 self._write(self._dict_file(number, purpose), _dict_configuration(realm, purpose, pattern))
         self._write(options.state / "nobody", "")
@@ -217,7 +220,9 @@ class PrivateDovecot:
             log_path="/dev/stderr" if options.log_to_stderr else self.log,
             chain=options.certificate_chain,
             key=options.key,
+            suites=TLS12_SUITES,
             imaps_port=options.imaps_port,
+            mechanisms="plain login" + (" xoauth2 oauthbearer" if options.tokens else ""),
             failure_delay=options.failure_delay,
             connections_per_user=options.connections_per_user,
             connections=options.connections,
@@ -293,9 +298,13 @@ ssl = required
 ssl_cert = <{chain}
 ssl_key = <{key}
 ssl_min_protocol = TLSv1.2
+ssl_cipher_list = {suites}
+ssl_prefer_server_ciphers = yes
 disable_plaintext_auth = yes
-auth_mechanisms = plain login
+auth_mechanisms = {mechanisms}
 auth_username_format = %Lu
+# What an address may have (`trust.identities.checked_address`): without "/", which separates the parts of a lookup.
+auth_username_chars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@!&'+=~"
 auth_failure_delay = {failure_delay} secs
 recipient_delimiter =
 {realms}

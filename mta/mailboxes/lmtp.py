@@ -49,7 +49,9 @@ class LmtpTarget:
     def __init__(self, options: LmtpOptions) -> None:
         self._options = options
         self._held = HeldMail(options.search_socket) if options.search_socket is not None else None
-        gate = GateOptions(options.connections, min(2, options.connections), first_rest_seconds=1.0, longest_rest_seconds=30.0)
+        gate = GateOptions(
+            options.connections, min(2, options.connections), first_rest_seconds=1.0, longest_rest_seconds=30.0
+        )
         self._pool = Pool(PoolOptions(gate, idle_per_destination=options.idle_connections))
 
     async def deliver(self, message: Message) -> Outcome:

@@ -242,6 +242,122 @@ def test_mistakes_are_sentences(place) -> None:
     assert "no linked subject" in place.refusal("oidc", "unlink", DOCTOR, "x")
 
 
+def test_awkward_words_are_sentences(place) -> None:
+    place.document("create", DOCTOR, "--no-password")
+    bad = "x\udcff"
+    for arguments in (
+        ("create", bad, "--no-password"),
+        ("show", bad),
+        ("lock", DOCTOR, "--reason", bad),
+        ("app-password", "add", DOCTOR, bad),
+        ("app-password", "revoke", DOCTOR, bad),
+        ("certificate", "withdraw", DOCTOR, bad),
+        ("oidc", "link", DOCTOR, bad),
+        ("oidc", "link", DOCTOR, "1", "--claim", bad),
+        ("oidc", "link", DOCTOR, "1", "--issuer", bad),
+        ("oidc", "unlink", DOCTOR, bad),
+        ("grant", DOCTOR, bad),
+        ("grant", DOCTOR, "--member-of", bad),
+    ):
+        assert "UTF-8" in place.refusal(*arguments)
+    assert "500 characters" in place.refusal("lock", DOCTOR, "--reason", "x" * 501)
+    assert "control" in place.refusal("lock", DOCTOR, "--reason", "a\x1b[2Jb")
+    assert "spaces" in place.refusal("oidc", "link", DOCTOR, " 899700075064")
+    assert "255" in place.refusal("oidc", "link", DOCTOR, "1", "--claim", "x" * 256)
+    assert "255" in place.refusal("oidc", "link", DOCTOR, "1", "--issuer", "a\nb")
+    assert "accents" in place.refusal("create", "h\u00e9l\u00e8ne", "--no-password")
+    assert place.document("show", DOCTOR)["closed"] == ""
+
+
+def test_anchors_that_cannot_be_read_keep_nobody_from_closing_an_account(stopped) -> None:
+    stopped.document("create", DOCTOR, "--no-password")
+    (stopped.root / "anchors.pem").write_text("broken")
+    assert stopped.document("lock", DOCTOR)["closed"]
+    file = stopped.root / "labo.pem"
+    file.write_bytes(certificate("labo", CA_KEY).public_bytes(Encoding.PEM))
+    assert "anchors.pem" in stopped.refusal("certificate", "bind", DOCTOR, str(file))
+
+
+def test_the_operator_that_knows_a_login(monkeypatch) -> None:
+    """Below the state of `relais up` there are several."""
+    monkeypatch.delenv("RELAIS_STATE", raising=False)
+    with service_directory() as root:
+        for domain in ("cabinet.example", "autre.example"):
+            state = root / domain
+            state.mkdir(mode=0o700)
+            text = CONFIGURATION.format(keys="").replace("cabinet.example", domain)
+            (state / "relais.toml").write_text(text.replace('state = "state"', 'state = "."'))
+            KeyVault.create(state / "vault")
+
+        def run(*arguments: str) -> Result:
+            return CliRunner().invoke(relais, ["account", *arguments, "--state", str(root)])
+
+        assert run("create", "labo", "--address", "x@autre.example", "--no-password").exit_code == 0
+        assert "x@autre.example" in run("show", " LABO ").stdout
+        assert "x@autre.example" in run("show", "x@autre.example").stdout
+        assert "exactly one" in run("show", "nobody").stderr
+        assert run("show", "nobody").exit_code == 1
+
+
+def test_a_password_file_of_windows(place) -> None:
+    file = place.root / "password"
+    file.write_bytes(b"\xef\xbb\xbfmot de passe\r\n")
+    place.document("create", DOCTOR, "--password-file", str(file))
+    assert isinstance(place.authenticate(DOCTOR, "mot de passe"), Identity)
+
+
+def test_a_claim_that_is_read_from_no_token_is_told(stopped) -> None:
+    stopped.document("create", DOCTOR, "--no-password")
+    told = stopped.run("oidc", "link", DOCTOR, "x@example.org", "--claim", "email")
+    assert told.exit_code == 0 and "reads email" in told.stderr
+
+
+def test_what_is_open_ends_when_something_is_taken_away(place) -> None:
+    """Nobody answers at this Dovecot's socket: it is done, and said that sessions go on."""
+    place.document("create", DOCTOR, "--address", DOCTOR, "--address", PRACTICE, "--no-password")
+    place.document("create", SECRETARY, "--no-password")
+    place.document("grant", SECRETARY, PRACTICE)
+    told = place.run("lock", DOCTOR)
+    assert told.exit_code == 0 and "could not be ended" in told.stderr
+    assert "sessions_ended" not in place.document("unlock", DOCTOR), "it takes nothing away"
+    assert not place.document("revoke", SECRETARY, PRACTICE)["sessions_ended"]
+    assert place.document("addresses", DOCTOR, DOCTOR, PRACTICE)["sessions_ended"], "no address went"
+    assert not place.document("addresses", DOCTOR, DOCTOR)["sessions_ended"]
+
+
+def test_whose_sessions_end(stopped) -> None:
+    ended: list[list[str]] = []
+    database = Database(f"sqlite:///{stopped.state}/relais.db")
+    upgrade(database)
+    vault = KeyVault.open(stopped.state / "vault")
+    administration = Administration(Accounts(database, vault), Journal(vault, "relais.cabinet.example"))
+    answers = AccountAnswers(administration, None, frozenset({ISSUER}), lambda asked: bool(ended.append(asked)) or True)
+    calls = answers.calls()
+
+    def do(call: str, **request) -> list[str]:
+        ended.clear()
+        answer = calls[f"account.{call}"]({"by": "root", **request})
+        assert "problem" not in answer, answer
+        return [address for asked in ended for address in asked]
+
+    team = "equipe@cabinet.example"
+    for login, addresses in ((DOCTOR, [DOCTOR, PRACTICE]), (SECRETARY, [SECRETARY]), (team, [team])):
+        assert do("create", name=login, addresses=addresses, password=None) == []
+    assert do("grant", name=SECRETARY, address=PRACTICE, right="use") == []
+    assert do("grant", name=team, address=DOCTOR, right="use") == []
+    assert do("join", name=SECRETARY, team=team) == []
+    assert do("lock", name=SECRETARY, reason="") == sorted([SECRETARY, PRACTICE, team, DOCTOR])
+    assert do("unlock", name=SECRETARY) == []
+    assert do("password", name=DOCTOR, password=None) == sorted([DOCTOR, PRACTICE])
+    made = calls["account.app-password.add"]({"by": "root", "name": SECRETARY, "title": "x", "services": []})
+    assert len(do("app-password.revoke", name=SECRETARY, which=made["id"])) == 4
+    assert do("revoke", name=SECRETARY, address=PRACTICE.upper()) == [PRACTICE]
+    assert do("leave", name=SECRETARY, team=team) == sorted([team, DOCTOR])
+    assert do("addresses", name=PRACTICE, addresses=[DOCTOR]) == [PRACTICE]
+    assert do("delete", name=DOCTOR) == [DOCTOR]
+    database.close()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

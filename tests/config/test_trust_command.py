@@ -54,6 +54,9 @@ list = "list.xml"
 list_signer = {json.dumps(name)}
 operator_chain = "operator.pem"
 operator_key = "operator.key"
+[revocation]
+operators = "soft"
+list = "soft"
 [directory]
 uri = "ldap://127.0.0.1:1"
 [mailboxes]
@@ -152,6 +155,16 @@ def test_the_life_of_a_list_at_the_terminal(gateway: Gateway, running: TrustServ
     assert gateway.entries[-1].actor.startswith("operator:")
 
 
+def test_show_says_when_our_own_name_is_not_listed(gateway: Gateway, running: TrustService) -> None:
+    assert "WARNING" not in run(gateway, "list", "show").output
+    gateway.renew(gateway.authority.issue_operator("mss.op.example", "OP RENAMED", "1750000001", ["127.0.0.1"]))
+    shown = run(gateway, "list", "show").output
+    assert "our own certificate is not listed for d0.example" in shown
+    assert "O=OP RENAMED" in shown
+    (gateway.home / "operator.pem").write_bytes(b"garbage")
+    assert run(gateway, "list", "show").exit_code == 0
+
+
 def test_doctor_and_metrics_say_what_is_held_and_broken(gateway: Gateway) -> None:
     service = gateway.service()
     registry = CollectorRegistry()
@@ -186,6 +199,39 @@ def test_doctor_and_metrics_say_what_is_held_and_broken(gateway: Gateway) -> Non
     service.keeper.refresh()
     assert gauges()["relais_trust_list_refresh_failed"] == 1
     assert any("the last refresh brought none" in line for line in findings())
+
+
+@pytest.mark.parametrize("address", ["http://list.example:99999/", "https://[::1/list.xml", "HTTPS://list.example:x/"])
+def test_an_address_that_is_none_is_a_mistake_in_the_settings(gateway: Gateway, address: str) -> None:
+    toml = gateway.home / "relais.toml"
+    toml.write_text(toml.read_text().replace('list = "list.xml"', f'list = "{address}"'))
+    with pytest.raises(SettingsError, match=r"trust\.list"):
+        gateway.service()
+    result = run(gateway, "probe", "127.0.0.1:25", "--config", str(toml))
+    assert result.exit_code == 1
+    assert "trust.list is not an address" in result.output
+
+
+async def test_whatever_happens_to_a_file_the_list_goes_on_being_refreshed(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust_service, "_LOOK_AT_FILES_SECONDS", 0.02)
+    service = await asyncio.to_thread(gateway.service)
+    service._interval = 0.05
+
+    def breaks() -> bool:
+        raise MemoryError("what nobody foresaw")
+
+    service.operators.look = breaks  # type: ignore[method-assign]
+    task = asyncio.create_task(service.run())
+    gateway.renew(gateway.authority.issue_operator("mss.op.example", "OP", "1750000001", ["127.0.0.1"]))
+    gateway.publish(12, hours=1)
+    async with asyncio.timeout(10):
+        while not (service.keeper.is_trusted("d11.example") and service.partners.renewals):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not task.done()
+    await service.stop()
+    await asyncio.wait_for(task, 5)
 
 
 async def test_schedule_and_files_are_followed_while_it_runs(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +311,12 @@ def test_probe_of_a_running_door(gateway: Gateway, running: TrustService) -> Non
         assert json.loads(other.output)["protocol"] == "TLSv1.3"
         without = run(gateway, "probe", target, "--starttls", "smtp", "--config", str(gateway.home / "relais.toml"))
         assert without.exit_code == 0, without.output
+        toml = gateway.home / "relais.toml"
+        toml.write_text(toml.read_text().replace('operators = "soft"', 'operators = "hard"'))
+        strict = run(gateway, "probe", target, "--starttls", "smtp", "--config", str(toml))
+        assert strict.exit_code == 1
+        assert "relais-revocation-unknown" in strict.output.splitlines()[0], "as the gateway itself would say"
+        assert not (gateway.home / "var").exists(), "nothing is written where a gateway may run"
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

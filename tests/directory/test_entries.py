@@ -38,7 +38,10 @@ def test_a_certificate_nobody_can_read_is_skipped() -> None:
         flipped = good[:position] + bytes([good[position] ^ 0x5A]) + good[position + 1 :]
         encryption, _ = sort_certificates([flipped, der(ENCRYPTING), good[:position]])
         assert ENCRYPTING in encryption
-    values = {"TypeBAL": [b"PER"], "mail": [b"a@b"], "userCertificate;binary": [b"junk", b"", der(SIGNING)]}
+    of_version_4 = good.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)
+    assert of_version_4 != good
+    certificates = [b"junk", of_version_4, b"", der(SIGNING)]
+    values = {"TypeBAL": [b"PER"], "mail": [b"a@b"], "userCertificate;binary": certificates}
     recipient = to_recipient(values)
     assert recipient is not None and recipient.signing_certificates == (SIGNING,)
 

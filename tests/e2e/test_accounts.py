@@ -8,6 +8,8 @@ import smtplib
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,19 @@ def reads(up: Running, user: str, password: str) -> bool:
         return client.select("INBOX")[0] == "OK"
 
 
+@contextmanager
+def opened(up: Running, user: str, password: str) -> Iterator[imaplib.IMAP4_SSL]:
+    imaps = up.endpoints["imaps"]
+    context = ssl.create_default_context(cafile=up.endpoints["ca_file"])
+    client = imaplib.IMAP4_SSL(imaps["host"], imaps["port"], ssl_context=context, timeout=20)
+    try:
+        client.login(user, password)
+        client.select("INBOX")
+        yield client
+    finally:
+        client.shutdown()
+
+
 def sends(up: Running, user: str, password: str) -> bool:
     with connected(up) as client:
         try:
@@ -75,6 +90,10 @@ def test_a_secretary_at_the_doctors_practice(up: Running) -> None:
     assert reads(up, secretary, phone["password"]), "no guess locks an application password"
     account(up, "unlock", secretary)
     assert sends(up, secretary, "mot de passe")
-    account(up, "lock", secretary, "--reason", "congé")
+    with opened(up, secretary, phone["password"]) as client, opened(up, doctor["address"], doctor["password"]) as other:
+        assert account(up, "lock", secretary, "--reason", "congé")["sessions_ended"]
+        with pytest.raises((imaplib.IMAP4.abort, OSError)):
+            client.noop()
+        assert other.noop()[0] == "OK", "nobody else's"
     assert not sends(up, secretary, "mot de passe")
     assert not reads(up, secretary, phone["password"])

@@ -28,6 +28,7 @@ from mta.mailboxes.dovecot import MailboxRealm
 from tests.support.private import service_directory
 from trust import tables as _tables  # noqa: F401
 from trust.accounts import Accounts, Identity
+from trust.catalogue import AUTHENTICATION_FAILED
 from trust.refusals import Refused
 from trust.store import metadata
 from trust.store.database import Database
@@ -162,6 +163,49 @@ async def test_an_exception_is_a_temporary_failure_and_says_no_password(realm: M
     assert "secret" not in str(logs)
 
 
+async def test_lookups_of_one_connection_run_together_and_are_answered_in_order(realm: MailboxRealm) -> None:
+    """Dovecot asks everything over one connection: one slow answer must not have the next wait to be worked on."""
+    together = threading.Barrier(4, timeout=20)
+
+    class Meeting:
+        def authenticate(self, login: str, password: str) -> Identity | Refused:
+            raise AssertionError
+
+        def by_address(self, address: str) -> Identity | None:
+            together.wait()
+            return Identity("opaque", address, (address,)) if address < "c" else None
+
+    async with listening(realm, Meeting()):
+        asked = [f"Lshared/home/{letter}@ville.test\n".encode() for letter in "abcdaxbd"]
+        replies = await ask(realm, HELLO, *asked)
+    assert [reply[:1] for reply in replies] == [b"O", b"O", b"N", b"N", b"O", b"N", b"O", b"N"]
+
+
+async def test_tokens(realm: MailboxRealm, accounts: Accounts) -> None:
+    """With these mechanisms what Dovecot calls the password is a token, and never tried as a password."""
+    seen = []
+
+    def tokens(login: str, token: str) -> Identity | Refused:
+        seen.append((login, token))
+        return Identity("opaque", login, (login,)) if token == "e30.e30.x" else Refused(AUTHENTICATION_FAILED)
+
+    def by(mechanism: str, words: str) -> bytes:
+        return login(realm, ADDRESS, words)[:-2] + f"/imap/192.0.2.1/{mechanism}\t\n".encode()
+
+    asked = [by("XOAUTH2", "e30.e30.x"), by("oauthbearer", "e30.e30.x"), by("XOAUTH2", PASSWORD), by("PLAIN", PASSWORD)]
+    asked.append(by("XOAUTH2", "x" * 16 * 1024))
+    for given, expected in ((tokens, [b"O", b"O", b"N", b"O", b"N"]), (None, [b"N", b"N", b"N", b"O", b"N"])):
+        server = AuthenticationSocket(
+            realm.authentication_socket, accounts, realm.home_of, accounts.open_mailbox, given
+        )
+        await server.start()
+        try:
+            assert [reply[:1] for reply in await ask(realm, HELLO, *asked)] == expected
+        finally:
+            await server.stop()
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -174,6 +218,12 @@ async def test_an_exception_is_a_temporary_failure_and_says_no_password(realm: M
         b"L\n",
         b"Lshared/home/\xff@ville.test\n",
         b"Lshared/home/a\x01\n",
+        b"Lshared/home/labo@ville.test\x01n\n",
+        b"Lshared/home/labo@ville.test\x010\n",
+        b"Lshared/home/labo@ville.test/x\n",
+        b"Lshared/home/labo@ville.test\xc2\xa0\n",
+        b"Lshared/login/a/b@ville.test/00$00$/imap/192.0.2.1/PLAIN\n",
+        b"Lshared/login/labo@ville.test/00$00$/imap/192.0.2.1/PLAIN/x\n",
     ],
 )
 async def test_strange_lookups_find_nothing(realm: MailboxRealm, accounts: Accounts, line: bytes) -> None:

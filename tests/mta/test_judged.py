@@ -6,7 +6,10 @@ renewed certificate) shows with the next one, on the connection that is open.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -66,7 +69,7 @@ class Road:
         return self.judge_of_two(connection)
 
     async def start(self) -> None:
-        port = await self.door.start("127.0.0.1", 0)
+        port = self.port = await self.door.start("127.0.0.1", 0)
         self.target = SmtpTarget(
             PartnerBook([Partner("op1.example", "127.0.0.1", port)]),
             lambda: self.list_of_two,
@@ -133,6 +136,52 @@ async def test_the_list_in_force_counts_at_each_message(road: Road, listed: List
     assert not isinstance(outcome, Delivered)
     road.list_of_one = listed
     assert isinstance(await road.deliver(), Delivered)
+
+
+async def test_a_resumed_tls_session_is_judged_as_it_is_today(road: Road, space: TrustSpace, listed: Listed) -> None:
+    """TLS 1.2 resumes without showing the certificate again: list and revocation are asked all the same."""
+    space.rsa = True
+    space.operator("one-rsa")
+    road.context = space.server("one-rsa")
+    context = space.client("two")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    session: ssl.SSLSession | None = None
+
+    def mail(sender: str = "labo@op2.example") -> tuple[bool, bytes]:
+        nonlocal session
+        with socket.create_connection(("127.0.0.1", road.port), timeout=10) as plain:
+            for command in (b"", b"EHLO gate.op2.example\r\n", b"STARTTLS\r\n"):
+                plain.sendall(command)
+                plain.recv(4096)
+            with context.wrap_socket(plain, session=session) as tls:
+                tls.sendall(b"EHLO gate.op2.example\r\n")
+                tls.recv(4096)
+                tls.sendall(f"MAIL FROM:<{sender}>\r\n".encode())
+                answer = tls.recv(4096)
+                session, resumed = tls.session, bool(tls.session_reused)
+                with suppress(OSError):
+                    tls.unwrap()
+                return resumed, answer
+
+    validator = CertificateValidator([space.authority.root])
+    road.judge_of_one = peer_judge(validator, Purpose.OPERATOR_TLS_CLIENT)
+    assert await asyncio.to_thread(mail) == (False, b"250 2.1.0 Sender accepted\r\n")
+    resumed, answer = await asyncio.to_thread(mail)
+    assert resumed, "or this test shows nothing"
+    assert answer.startswith(b"250")
+    road.judge_of_one = lambda _: "rfc5280-6.1.3-revoked: end-entity certificate, serial 1"
+    resumed, answer = await asyncio.to_thread(mail)
+    assert resumed
+    assert b"4.7.1" in answer
+    road.judge_of_one = peer_judge(validator, Purpose.OPERATOR_TLS_CLIENT)
+    road.list_of_one = Listed({})
+    resumed, answer = await asyncio.to_thread(mail)
+    assert resumed
+    assert answer.startswith(b"5")
+    road.list_of_one = listed
+    road.context = space.server("one-rsa")
+    resumed, answer = await asyncio.to_thread(mail)
+    assert not resumed, "other files, other context: nothing is left to resume"
 
 
 async def test_a_renewed_certificate_serves_the_next_connection(road: Road, space: TrustSpace) -> None:

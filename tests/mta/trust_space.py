@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from trust.issuing import DemonstrationAuthority
+from trust.issuing import DemonstrationAuthority, KeyKind
 from trust.names import DistinguishedName
 from trust.tls import operator_client_context, operator_server_context, service_server_context
 
@@ -31,6 +31,8 @@ class TrustSpace:
     directory: Path
     authority: DemonstrationAuthority
     names: dict[str, DistinguishedName] = field(default_factory=dict)
+    rsa: bool = False
+    """Whether keys made from now on speak TLS 1.2, whose suites all ask for RSA."""
 
     def __post_init__(self) -> None:
         self.anchors = self.directory / "anchors.pem"
@@ -38,7 +40,8 @@ class TrustSpace:
 
     def operator(self, name: str) -> DistinguishedName:
         """Issue an operator's certificate."""
-        issued = self.authority.issue_operator(name, f"Operateur {name}", "10B0000001", ["127.0.0.1"])
+        kind: KeyKind = "rsa3072" if self.rsa else "p256"
+        issued = self.authority.issue_operator(name, f"Operateur {name}", "10B0000001", ["127.0.0.1"], kind)
         self._write(name, issued.pem_chain(), issued.pem_key())
         self.names[name] = DistinguishedName.from_x509(issued.certificate.subject)
         return self.names[name]

@@ -284,7 +284,7 @@ class Vault:
     def decryptors(self, address: str) -> list[object]:
         return [PAUL]
 
-    def signer(self, address: str, at: object) -> object:
+    def signer(self, address: str, at: object, revoked: object = None) -> object:
         return ANNE
 
 

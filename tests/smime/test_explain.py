@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from smime import (
 from smime.explain import Explanation, as_dict, explain
 from smime.forms import Form, FormError, blocks_of, encoding_of
 from smime.header_protection import HeaderPolicy, protect_header
+from smime.identity import identity
 from smime.mime import join_message, parse_entity, split_message
 from smime.policy import GcmVariant, ReadPolicy
 from smime.sentences import SENTENCES
@@ -543,3 +545,23 @@ def test_the_manuals_examples_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(examples) == 3
     for example in examples:
         exec(compile(example, "docs/smime.md", "exec"), {})
+
+
+@pytest.mark.parametrize("wrong", ["serial", "sha1 in version 2", "two values"])
+def test_a_reference_the_gateway_refuses_does_not_match(wrong: str) -> None:
+    own = identity(anne().certificate)
+    hashed = der.octet_string(own.sha256)
+    name = der.sequence(der.tlv(context(4), own.issuer))
+    values = [der.sequence(der.sequence(der.sequence(hashed)))]
+    if wrong == "serial":
+        values = [der.sequence(der.sequence(der.sequence(hashed, der.sequence(name, der.integer(own.serial + 1)))))]
+    elif wrong == "sha1 in version 2":
+        weak = der.octet_string(hashlib.sha1(own.encoded, usedforsecurity=False).digest())
+        values = [der.sequence(der.sequence(der.sequence(der.sequence(der.oid(oids.SHA1)), weak)))]
+    else:
+        values *= 2
+    attribute = der.sequence(der.oid(oids.SIGNING_CERTIFICATE_V2), der.tlv(der.SET, *values))
+    explanation = told(craft.signed_data(ENTITY, anne(), extra=[attribute], attached=ENTITY))
+    assert explanation.layers[0].signed is not None
+    assert explanation.layers[0].signed.signers[0].signing_certificate == "differs"
+    assert codes(explanation)[0] in ("signing-certificate-attribute", "malformed-signature", "repeated-attribute")

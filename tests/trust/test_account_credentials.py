@@ -393,3 +393,82 @@ def test_creating_an_account_that_exists_changes_nothing(accounts, administratio
         administration.create(DOCTOR.upper(), [], "volé", "root")
     assert isinstance(accounts.authenticate(DOCTOR, "bon", "192.0.2.1"), Identity)
     assert network_of("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    "login",
+    ["\u212aelly", "dr.gr\u0456s", "h\u00e9l\u00e8ne", "a\tb", "a\u200bb", "a\u00a0b", "\u202ea", "a\x01t", "\udcff"],
+)
+def test_logins_that_look_like_others_are_none(administration, login) -> None:
+    with pytest.raises(AccountError):
+        administration.create(login, [], None, "root")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "\u212aelly@cabinet.example",
+        "dr.gr\u0456s@cabinet.example",
+        "a@caf\u00e9.example",
+        "a\t@cabinet.example",
+        "a/b@cabinet.example",
+        "%u@cabinet.example",
+        "*@cabinet.example",
+        "../x@cabinet.example",
+        "a..b@cabinet.example",
+        ".a@cabinet.example",
+        '"a b"@cabinet.example',
+        "a@[192.0.2.1]",
+        "a@-x.example",
+        "a@x..example",
+        "a@x.example.",
+        "x" * 65 + "@cabinet.example",
+        "a@" + "x." * 130 + "example",
+        "a@cabinet.example\n",
+    ],
+)
+def test_addresses_that_some_door_would_read_otherwise_are_none(accounts, administration, address) -> None:
+    with pytest.raises(AccountError):
+        administration.create("new", [address], None, "root")
+    with pytest.raises(AccountError):
+        administration.set_addresses(DOCTOR, [address], "root")
+    with pytest.raises(AccountError):
+        accounts.create("new", [address], None)
+
+
+@pytest.mark.parametrize(
+    "address", ["o'neil@cabinet.example", "a+b@cabinet.example", "279035121518989@patient.example"]
+)
+def test_addresses_of_the_real_world(accounts, administration, address) -> None:
+    administration.create("new", [address.upper()], None, "root")
+    assert accounts.by_address(address) is not None
+
+
+def test_no_character_outside_ascii_finds_a_name_it_is_not_in(accounts, administration) -> None:
+    """To Unicode the Kelvin sign is a capital k."""
+    administration.create("kelly", ["kelly@cabinet.example"], "mot", "root")
+    kelly = accounts.authenticate("KELLY", "mot")
+    assert isinstance(kelly, Identity)
+    for said in ("\u212aelly@cabinet.example", "kelly@cabinet.example\n", "\u00a0kelly@cabinet.example"):
+        assert accounts.authenticate(said, "mot") == FAILED
+        assert accounts.by_address(said) is None
+        assert not accounts.may_sign_as(kelly, said)
+    for said in ("kelly+urgent@cabinet.example", "kelly", "kelly@CABINET.example.", "<kelly@cabinet.example>", "", "@"):
+        assert not accounts.may_use(kelly, said)
+
+
+def test_nobody_signs_for_whoever_is_kept_out_and_a_closed_team_gives_nothing(accounts, administration) -> None:
+    secretary = accounts.authenticate(SECRETARY, "sien")
+    administration.grant(SECRETARY, PRACTICE, Right.SIGN, "root")
+    administration.join(SECRETARY, TEAM, "root")
+    administration.lock(DOCTOR, "parti", "root")
+    assert accounts.may_use(secretary, PRACTICE), "what patients wrote must still be read"
+    assert not accounts.may_sign_as(secretary, PRACTICE)
+    administration.unlock(DOCTOR, "root")
+    assert accounts.may_sign_as(secretary, PRACTICE)
+    administration.grant(TEAM, MAIL, Right.SIGN, "root")
+    assert accounts.may_sign_as(secretary, MAIL)
+    administration.lock(TEAM, "", "root")
+    for address in (TEAM, MAIL):
+        assert not accounts.may_use(secretary, address)
+        assert not accounts.may_sign_as(secretary, address)

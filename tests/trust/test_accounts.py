@@ -222,6 +222,40 @@ def test_bad_new_passwords(accounts, password) -> None:
         accounts.create("new", [], password)
 
 
+@pytest.mark.parametrize("password", ["a\0b", "ligne\n", "\x7f", "\udc80", "a\u0085"])
+def test_passwords_no_client_could_send(accounts, password) -> None:
+    with pytest.raises(ValueError, match="control characters"):
+        accounts.create("new", [], password)
+
+
+def test_a_huge_password_costs_no_more(accounts) -> None:
+    start = perf_counter()
+    assert accounts.authenticate("dr.fictif", "e\u0301" * 20_000_000) == FAILED
+    assert perf_counter() - start < 1
+
+
+def test_a_password_as_long_as_it_may_be(accounts) -> None:
+    accounts.create("new", [], "e\u0301" * 512)
+    assert isinstance(accounts.authenticate("new", "é" * 512), Identity)
+    assert accounts.authenticate("new", "é" * 513) == FAILED
+
+
+def test_a_right_password_is_kept_by_the_parameters_of_today(accounts, database, vault, doctor) -> None:
+    def stored() -> str:
+        return database.read(lambda c: c.scalar(select(credentials.c.password_hash)))
+
+    before = stored()
+    stronger = PasswordHasher(time_cost=2, memory_cost=128, parallelism=1)
+    today = Accounts(database, vault, hasher=stronger)
+    assert today.authenticate("dr.fictif", "mauvais") == FAILED
+    assert stored() == before
+    assert today.authenticate("dr.fictif", "bon café") == doctor
+    renewed = stored()
+    assert "m=128,t=2" in renewed
+    assert today.authenticate("dr.fictif", "bon cafe\u0301") == doctor
+    assert stored() == renewed
+
+
 def test_catalogue() -> None:
     assert join_catalogues([CATALOGUE])
     for refusal in CATALOGUE:

@@ -220,7 +220,7 @@ def test_a_read_is_one_snapshot_and_cannot_write(database) -> None:
 
     assert database.read(look_twice) == (1, 1)
     assert count(database) == 2
-    with pytest.raises(DBAPIError, match="read-?only"):
+    with pytest.raises(DBAPIError, match=r"read-?only"):
         database.read(add(3))
 
 

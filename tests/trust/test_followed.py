@@ -212,6 +212,21 @@ async def test_expired_renewal_is_no_renewal(files: Files, monkeypatch: pytest.M
     assert "expired" in followed.problem
 
 
+async def test_a_certificate_our_parser_refuses_is_a_problem_told(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL takes some that `cryptography` raises about, each time with another class."""
+    followed = followed_operator_server(*files.triple)
+
+    def raises(_: bytes) -> list[x509.Certificate]:
+        raise x509.InvalidVersion("version 5", 4)
+
+    files.renew()
+    monkeypatch.setattr(tls.x509, "load_pem_x509_certificates", raises)
+    assert not followed.look()
+    assert "InvalidVersion" in followed.problem
+
+
 def test_start_with_unusable_files_fails(files: Files) -> None:
     files.key.write_bytes(b"")
     for build in (followed_operator_server, followed_operator_client):

@@ -235,3 +235,13 @@ def test_outside_of_a_group_commit(journal, database) -> None:
         journal.append(connection, entry(2))
         assert journal.verify(connection).ok
     assert database.read(journal.verify).entries == 15
+
+
+def test_not_inside_a_nested_transaction(journal, database) -> None:
+    def nested(connection) -> None:
+        with connection.begin_nested():
+            journal.append(connection, entry(1))
+
+    with pytest.raises(RuntimeError, match="nested"):
+        database.transact(nested)
+    assert database.read(journal.verify).entries == 13

@@ -13,7 +13,7 @@ from trust.certificates import CertificateValidator
 from trust.generations import KeyFile, KeyUse
 from trust.keycheck import Level, check_file, check_vault
 from trust.softkeys import KeyKind
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 ADDRESS = "medecin@cabinet.example"
 AUTHORITY = Authority()
@@ -31,6 +31,12 @@ def install(vault, address=ADDRESS, use=KeyUse.SIGNING, key=None, **validity):
     certificate = AUTHORITY.issue(key, address, signing=use is KeyUse.SIGNING, **validity)
     vault.install(address, use, key, certificate, [AUTHORITY.intermediate])
     return certificate
+
+
+def put(vault, address, key, certificate) -> None:
+    """What an earlier version kept and this one refuses."""
+    pkcs8 = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    vault.keep(KeyFile(address, KeyUse.SIGNING, pkcs8, (certificate.public_bytes(Encoding.DER),)), certificate)
 
 
 def codes(vault, at=NOW, validator=VALIDATOR) -> set[str]:
@@ -72,7 +78,9 @@ def test_chains_and_addresses(vault) -> None:
     assert codes(vault) == {"not-believed"}
     assert codes(vault, validator=None) == set()
     other = ec.generate_private_key(ec.SECP256R1())
-    vault.install("b@cabinet.example", KeyUse.SIGNING, other, AUTHORITY.issue(other, ADDRESS), [])
+    with pytest.raises(VaultError, match="another address"):
+        vault.install("b@cabinet.example", KeyUse.SIGNING, other, AUTHORITY.issue(other, ADDRESS), [])
+    put(vault, "b@cabinet.example", other, AUTHORITY.issue(other, ADDRESS))
     assert "other-address" in codes(vault)
     nobody = ec.generate_private_key(ec.SECP256R1())
     vault.install("c@cabinet.example", KeyUse.SIGNING, nobody, AUTHORITY.issue(nobody), [])
@@ -95,9 +103,7 @@ def test_what_does_not_fit(vault) -> None:
     """Put there by an earlier version, or by hand."""
     weak = rsa.generate_private_key(65537, 1024)
     certificate = AUTHORITY.issue(weak, ADDRESS, signing=False)
-    pkcs8 = weak.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    record = KeyFile(ADDRESS, KeyUse.SIGNING, pkcs8, (certificate.public_bytes(Encoding.DER),))
-    vault.keep(record, certificate)
+    put(vault, ADDRESS, weak, certificate)
     assert codes(vault) >= {"unfit", "weak-key", "not-believed"}
 
 

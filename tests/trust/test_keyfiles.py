@@ -1,6 +1,8 @@
 """Files people bring: what is in them, told in one sentence whatever they are called."""
 
+import base64
 import subprocess
+import time
 
 import pytest
 from cryptography import x509
@@ -19,8 +21,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trust.certificate_authority import Authority
+from trust import der
 from trust.generations import KeyUse
-from trust.keyfiles import KeyFileError, PassphraseError, kind_of_file, read_certificates, read_key_pair, unreadable
+from trust.keyfiles import (
+    KeyFileError,
+    PassphraseError,
+    kind_of_file,
+    read_certificates,
+    read_key_pair,
+    read_key_pairs,
+    read_keys,
+    unreadable,
+)
 from trust.vault import KeyVault
 
 ADDRESS = "medecin@cabinet.example"
@@ -215,3 +227,139 @@ def test_an_imported_p12_signs_and_decrypts(tmp_path) -> None:
     pair = read_key_pair(p12(), PASSPHRASE.encode())
     vault.install(ADDRESS, KeyUse.SIGNING, pair.key, pair.certificate, pair.chain)
     assert vault.signer(ADDRESS).chain == (AUTHORITY.intermediate,)
+
+
+# --- what a passphrase costs, several keys, old and odd forms ---------------------------------------------------------
+
+
+def openssl_p12(tmp_path, *options, passphrase="secret") -> bytes:
+    (tmp_path / "key").write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "cert").write_bytes(PEM)
+    command = ["openssl", "pkcs12", "-export", "-inkey", "key", "-in", "cert", "-passout", f"pass:{passphrase}"]
+    command += options
+    return subprocess.run(command, check=True, capture_output=True, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-legacy", "-certpbe", "PBE-SHA1-RC2-40", "-keypbe", "PBE-SHA1-RC2-40"),
+        ("-legacy", "-certpbe", "PBE-SHA1-RC2-128"),
+        ("-certpbe", "PBE-SHA1-3DES", "-keypbe", "PBE-SHA1-3DES"),
+        ("-keypbe", "NONE", "-certpbe", "NONE"),
+        ("-nomac",),
+        ("-macalg", "sha512", "-iter", "100000"),
+    ],
+    ids=" ".join,
+)
+def test_a_p12_of_every_age(tmp_path, options) -> None:
+    made = openssl_p12(tmp_path, *options)
+    assert read_key_pair(made, b"secret").certificate == CERTIFICATE
+    with pytest.raises(PassphraseError):
+        read_key_pair(made, b"wrong")
+
+
+def test_a_p12_with_an_empty_passphrase(tmp_path) -> None:
+    for options in ((), ("-legacy",)):
+        made = openssl_p12(tmp_path, *options, passphrase="")
+        for given_ in (None, b""):
+            assert read_key_pair(made, given_).certificate == CERTIFICATE
+
+
+def test_a_p12_in_ber() -> None:
+    plain = p12("")
+    assert plain[1] == 0x82
+    assert read_key_pair(b"\x30\x80" + plain[4:] + b"\0\0", None).certificate == CERTIFICATE
+
+
+def der_of(load, content: bytes, change) -> bytes:
+    parsed = load(content)
+    change(parsed)
+    return parsed.dump(force=True)
+
+
+def test_a_file_whose_passphrase_takes_an_hour_is_refused_at_once() -> None:
+    from asn1crypto import keys as asn1_keys
+    from asn1crypto import pkcs12 as asn1_p12
+
+    def mac(pfx) -> None:
+        pfx["mac_data"]["iterations"] = 2**31 - 1
+
+    def pbkdf2(info) -> None:
+        info["encryption_algorithm"]["parameters"]["key_derivation_func"]["parameters"]["iteration_count"] = 2**31 - 1
+
+    pkcs8 = KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    costly = der_of(asn1_keys.EncryptedPrivateKeyInfo.load, pkcs8, pbkdf2)
+    label = b"ENCRYPTED PRIVATE KEY"
+    body = base64.encodebytes(costly)
+    for content in (
+        der_of(asn1_p12.Pfx.load, p12("secret"), mac),
+        costly,
+        b"-----BEGIN %b-----\n%b-----END %b-----\n%b" % (label, body, label, PEM),
+        b"-----BEGIN %b-----\r\nX-Comment: a-b-c\r\n\r\n%b-----END %b-----\n%b" % (label, body, label, PEM),
+    ):
+        for passphrase in (None, b"secret"):
+            begun = time.process_time()
+            with pytest.raises(KeyFileError, match="demands too much work"):
+                read_key_pair(content, passphrase)
+            assert time.process_time() - begun < 1.0
+
+
+def test_scrypt_that_wants_all_memory_is_refused() -> None:
+    def scrypt(cost: int, block: int, parallel: int) -> bytes:
+        parameters = der.sequence(der.octet_string(b"salt"), *map(der.integer, (cost, block, parallel)))
+        function = der.sequence(der.oid("1.3.6.1.4.1.11591.4.11"), parameters)
+        cipher = der.sequence(der.oid("2.16.840.1.101.3.4.1.42"), der.octet_string(bytes(16)))
+        scheme = der.sequence(der.oid("1.2.840.113549.1.5.13"), der.sequence(function, cipher))
+        return der.sequence(scheme, der.octet_string(bytes(48)))
+
+    with pytest.raises(PassphraseError, match="does not open"):
+        read_keys(scrypt(16384, 8, 1), b"secret")
+    for cost in ((1 << 30, 8, 1), (2, 1 << 30, 1), (16384, 8, 1 << 20), (0, 8, 1)):
+        with pytest.raises(KeyFileError, match="demands too much work"):
+            read_keys(scrypt(*cost), b"secret")
+
+
+def joined(*parts: bytes) -> bytes:
+    """One P12, without a MAC, with the safes of several."""
+    from asn1crypto import core
+    from asn1crypto import pkcs12 as asn1_p12
+
+    safes = [safe for part in parts for safe in asn1_p12.Pfx.load(part).authenticated_safe]
+    content = core.OctetString(asn1_p12.AuthenticatedSafe(safes).dump())
+    return asn1_p12.Pfx({"version": "v3", "auth_safe": {"content_type": "data", "content": content}}).dump()
+
+
+def test_a_p12_with_several_keys_gives_them_all() -> None:
+    other_key = ec.generate_private_key(ec.SECP256R1())
+    other = AUTHORITY.issue(other_key, ADDRESS, signing=False)
+    both = joined(p12("secret"), p12("secret", other_key, other, []))
+    pairs = read_key_pairs(both, b"secret")
+    assert {each.certificate for each in pairs} == {CERTIFICATE, other}
+    assert all(each.key.public_key() == each.certificate.public_key() for each in pairs)
+    assert all(each.chain == (AUTHORITY.intermediate,) for each in pairs)
+    with pytest.raises(KeyFileError, match="several private keys"):
+        read_key_pair(both, b"secret")
+    for wrong in (None, b"wrong"):
+        with pytest.raises(PassphraseError):
+            read_key_pairs(both, wrong)
+    form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    pem = b"".join(each.private_bytes(*form) for each in (KEY, other_key, KEY))
+    assert {each.certificate for each in read_key_pairs(pem + PEM + other.public_bytes(Encoding.PEM), None)} == {
+        CERTIFICATE,
+        other,
+    }
+    with pytest.raises(KeyFileError, match="without its certificate"):
+        read_key_pairs(pem + PEM, None)
+
+
+def test_a_key_with_two_certificates_comes_with_the_newer() -> None:
+    newer = AUTHORITY.issue(KEY, ADDRESS, since=0)
+    for others in ([newer, *CHAIN], [*CHAIN, newer]):
+        pair = read_key_pair(p12("", others=others), None)
+        assert pair.certificate == newer
+        assert pair.chain == (AUTHORITY.intermediate,)
+
+
+def test_many_certificates_where_many_are_wanted() -> None:
+    assert len(read_certificates(PEM * 200, 1000)) == 200

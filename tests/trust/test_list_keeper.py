@@ -15,11 +15,12 @@ from trust import pki_catalogue
 from trust.certificates import CertificateValidator
 from trust.issuing import DemonstrationAuthority, Issued
 from trust.journal import JournalEntry
-from trust.list_changes import MAX_NAMED
+from trust.list_changes import MAX_NAMED, MAX_NAMED_ROWS
 from trust.list_keeper import ListKeeper, RefreshOutcome, read_record
 from trust.list_source import ListUnavailableError, file_source, url_source
 from trust.names import DistinguishedName
 from trust.refusals import Refused
+from trust.revocation import RevocationState, RevocationStatus
 from trust.trustlist import ListedDomain, write_trust_list
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -245,6 +246,200 @@ def test_accepting_an_older_list_makes_it_the_measure(space: Space) -> None:
     assert keeper.refresh().outcome is RefreshOutcome.ACCEPTED
 
 
+def test_the_date_of_the_list_in_use_and_something_else_to_say(space: Space) -> None:
+    """Which of two lists of one second is the newer one nobody can tell: neither brings an operator back by itself."""
+    space.publish("a.example", "b.example")
+    keeper = space.keeper()
+    space.publish("a.example", "b.example", "c.example")
+    assert keeper.refresh().outcome is RefreshOutcome.HELD
+    assert keeper.record.held is not None
+    assert "has the date of the list in use" in keeper.record.held.reasons[0]
+    assert not keeper.is_trusted("c.example")
+    assert not isinstance(keeper.accept(keeper.record.held.digest, "operator:anna"), Refused)
+    assert keeper.is_trusted("c.example")
+
+
+def test_the_same_rows_signed_again_are_another_document_and_the_same_list(space: Space) -> None:
+    space.publish("a.example", "b.example")
+    keeper = space.keeper()
+    space.source.write_bytes(space.source.read_bytes() + b"\n")
+    assert keeper.refresh().outcome is RefreshOutcome.ACCEPTED
+    assert keeper.is_trusted("b.example")
+
+
+def drain(space: Space, keeper: ListKeeper, step: timedelta) -> list[int]:
+    """Rows left of a hundred after each list that needed nobody, each with five rows less."""
+    left, accepted = 100, []
+    while left > 50:
+        space.now += step
+        left -= 5
+        space.publish(*many(left), at=space.now - NOW)
+        if keeper.refresh().outcome is not RefreshOutcome.ACCEPTED:
+            break
+        accepted.append(left)
+    return accepted
+
+
+def test_a_tenth_in_small_steps_is_held_too(space: Space) -> None:
+    space.publish(*many(100))
+    keeper = space.keeper()
+    assert drain(space, keeper, timedelta(hours=1)) == [95]
+    held = keeper.record.held
+    assert held is not None
+    assert "10 of the 100 rows" in held.reasons[0]
+    again = space.keeper()
+    assert again.record.losses is not None, "a restart forgets nothing"
+    space.now += timedelta(hours=1)
+    space.publish(*many(94), at=space.now - NOW)
+    assert again.refresh().outcome is RefreshOutcome.ACCEPTED
+    space.publish(*many(90), at=space.now - NOW + timedelta(minutes=1))
+    assert again.refresh().outcome is RefreshOutcome.HELD
+    assert again.record.held is not None
+    assert not isinstance(again.accept(again.record.held.digest, "operator:anna"), Refused)
+    assert again.record.losses is None, "a human decided"
+    space.publish(*many(85), at=space.now - NOW + timedelta(minutes=2))
+    assert again.refresh().outcome is RefreshOutcome.ACCEPTED
+
+
+def test_what_goes_over_months_needs_nobody(space: Space) -> None:
+    space.publish(*many(100))
+    keeper = space.keeper()
+    assert drain(space, keeper, timedelta(days=8)) == [95, 90, 85, 80, 75, 70, 65, 60, 55, 50]
+
+
+def test_the_journal_names_who_lost_and_who_won_a_domain(space: Space) -> None:
+    """A domain passed from one listed operator to another changes no list of names."""
+    space.publish(*many(30))
+    keeper = space.keeper()
+    space.publish(*many(30), *many(30), operator=2, at=timedelta(hours=1))
+    keeper.refresh()
+    rows = [ListedDomain(domain, OPERATOR.format(1), "") for domain in many(29)]
+    rows.append(ListedDomain("d29.mssante.example", OPERATOR.format(3), ""))
+    by = space.signer
+    space.source.write_bytes(write_trust_list(rows, NOW + timedelta(hours=2), by.key, by.certificate, by.chain))
+    assert keeper.refresh().outcome is RefreshOutcome.ACCEPTED
+    details = space.entries[-1].details
+    assert details["first_rows_removed"] == f"d29.mssante.example: {DistinguishedName.parse(OPERATOR.format(1))}"
+    assert details["first_rows_added"] == f"d29.mssante.example: {DistinguishedName.parse(OPERATOR.format(3))}"
+    assert len(details["rows_sha256"]) == 64
+
+
+def test_a_record_that_cannot_be_read_is_no_first_start(space: Space) -> None:
+    space.publish("a.example", at=timedelta(hours=-2))
+    older = space.source.read_bytes()
+    space.publish("a.example", "b.example")
+    space.keeper()
+    space.source.write_bytes(older)
+    record = space.kept / "record.json"
+    good = record.read_bytes()
+    for damaged in (b"", good[:-10], b"[]", b'{"kept": {"digest": 1}}'):
+        record.write_bytes(damaged)
+        refused = space.open()
+        assert isinstance(refused, Refused)
+        assert refused.refusal is pki_catalogue.LIST_UNAVAILABLE
+        assert "begin anew" in refused.detail
+        assert record.read_bytes() == damaged, "and nothing is overwritten"
+    record.write_bytes(good)
+    assert space.keeper().is_trusted("b.example")
+
+
+def test_a_record_of_the_version_before_is_read(space: Space) -> None:
+    space.publish("a.example")
+    space.keeper()
+    record = space.kept / "record.json"
+    record.write_bytes(record.read_bytes().replace(b',"losses":null', b""))
+    assert b"losses" not in record.read_bytes()
+    assert space.keeper().is_trusted("a.example")
+
+
+def test_what_a_killed_process_left_is_cleared_away(space: Space) -> None:
+    space.publish("a.example")
+    space.keeper()
+    (space.kept / ".0123456789abcdef.tmp").write_bytes(b"<Liste")
+    space.keeper()
+    assert not list(space.kept.glob(".*"))
+
+
+class Revocations:
+    """A checker that says the same of everybody."""
+
+    def __init__(self) -> None:
+        self.status = RevocationStatus(RevocationState.GOOD)
+
+    def check(self, *_: object) -> RevocationStatus:
+        return self.status
+
+
+def test_restart_when_nobody_can_be_asked_about_revocation(
+    space: Space, authority: tuple[DemonstrationAuthority, Issued]
+) -> None:
+    """The network and what was known are gone: the copy stays, nothing new is taken; a revoked signer's copy goes."""
+    revocations = Revocations()
+    space.validator = CertificateValidator([authority[0].root], (), revocations)
+    space.publish("a.example")
+    space.keeper()
+    revocations.status = RevocationStatus(RevocationState.UNKNOWN)
+    keeper = space.keeper()
+    assert keeper.is_trusted("a.example")
+    assert keeper.record.last is not None
+    assert "revocation-unknown" in keeper.record.last.detail
+    space.publish("a.example", "b.example", at=timedelta(hours=1))
+    assert keeper.refresh().outcome is RefreshOutcome.REFUSED
+    revocations.status = RevocationStatus(RevocationState.GOOD)
+    assert keeper.refresh().outcome is RefreshOutcome.ACCEPTED
+    revocations.status = RevocationStatus(
+        RevocationState.REVOKED, reason="keyCompromise", revoked_at=NOW - timedelta(days=1)
+    )
+    refused = space.open()
+    assert isinstance(refused, Refused)
+    assert "revoked" in refused.detail
+
+
+def test_no_decision_waits_for_a_slow_source(space: Space) -> None:
+    space.publish(*many(10))
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        asked.set()
+        assert go_on.wait(20)
+        return space.source.read_bytes()
+
+    go_on.set()
+    keeper = space.open(source=slow)
+    assert isinstance(keeper, ListKeeper)
+    space.publish(*many(3), at=timedelta(hours=1))
+    keeper.refresh()
+    assert keeper.record.held is not None
+    go_on.clear()
+    asked.clear()
+    looking = threading.Thread(target=keeper.refresh)
+    looking.start()
+    assert asked.wait(10)
+    assert not isinstance(keeper.held_changes(), Refused)
+    assert not isinstance(keeper.accept(keeper.record.held.digest, "operator:anna"), Refused)
+    assert keeper.is_trusted("d2.mssante.example")
+    assert not keeper.is_trusted("d3.mssante.example")
+    space.publish(*many(4), at=timedelta(hours=2))
+    go_on.set()
+    looking.join(20)
+    assert keeper.is_trusted("d3.mssante.example"), "judged against what was accepted meanwhile"
+
+
+def test_accepting_what_a_good_list_has_overtaken(space: Space) -> None:
+    space.publish(*many(10))
+    keeper = space.keeper()
+    space.publish(*many(3), at=timedelta(hours=1))
+    keeper.refresh()
+    assert keeper.record.held is not None
+    seen = keeper.record.held.digest
+    space.publish(*many(11), at=timedelta(hours=2))
+    assert keeper.refresh().outcome is RefreshOutcome.ACCEPTED
+    refused = keeper.accept(seen, "operator:anna")
+    assert isinstance(refused, Refused)
+    assert refused.refusal is pki_catalogue.LIST_NOT_HELD
+    assert keeper.is_trusted("d10.mssante.example")
+
+
 def test_what_does_not_verify_is_refused_and_cannot_be_accepted(
     space: Space, authority: tuple[DemonstrationAuthority, Issued]
 ) -> None:
@@ -269,6 +464,8 @@ def test_what_does_not_verify_is_refused_and_cannot_be_accepted(
         assert keeper.is_trusted("a.example")
         assert keeper.record.held is None
     assert space.actions() == ["trust.list.accepted", *["trust.list.refused"] * 5], "each told once"
+    space.keeper()
+    assert len(space.entries) == 6, "also by the next process"
 
 
 def test_nothing_is_accepted_that_the_journal_does_not_take(space: Space) -> None:
@@ -331,6 +528,7 @@ def test_journal_details_are_bounded(space: Space) -> None:
     details = space.entries[0].details
     assert details["domains_added"] == "500"
     assert len(details["first_domains_added"].split("\n")) == MAX_NAMED
+    assert len(details["first_rows_added"].split("\n")) == MAX_NAMED_ROWS
     assert sum(map(len, details.values())) < 20_000
 
 

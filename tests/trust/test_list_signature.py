@@ -45,7 +45,10 @@ class Space:
         """Sign what stands there with the signer's own key and with algorithms as written: the tricks are elsewhere."""
         signature = root.find(f"{DS}Signature")
         info = signature.find(f"{DS}SignedInfo")
-        canonical = etree.tostring(info, method="c14n", exclusive=True)
+        form = info.find(f"{DS}CanonicalizationMethod").get("Algorithm")
+        canonical = etree.tostring(
+            info, method="c14n", exclusive="exc-c14n" in form, with_comments=form.endswith("WithComments")
+        )
         key = self.signer.key
         assert isinstance(key, rsa.RSAPrivateKey)
         method = info.find(f"{DS}SignatureMethod").get("Algorithm")
@@ -177,6 +180,35 @@ def inclusive_c14n(root: etree._Element) -> None:
     list(root.iter(f"{DS}Transform"))[1].set("Algorithm", "http://www.w3.org/TR/2001/REC-xml-c14n-20010315")
 
 
+def inclusive_signed_info(root: etree._Element) -> None:
+    next(root.iter(f"{DS}CanonicalizationMethod")).set("Algorithm", "http://www.w3.org/TR/2001/REC-xml-c14n-20010315")
+
+
+def signed_info_with_comments(root: etree._Element) -> None:
+    method = next(root.iter(f"{DS}CanonicalizationMethod"))
+    method.set("Algorithm", "http://www.w3.org/2001/10/xml-exc-c14n#WithComments")
+
+
+def prefixes_made_inclusive(root: etree._Element) -> None:
+    name = "{http://www.w3.org/2001/10/xml-exc-c14n#}InclusiveNamespaces"
+    etree.SubElement(list(root.iter(f"{DS}Transform"))[1], name, PrefixList="#default xml")
+
+
+def second_signed_info(root: etree._Element) -> None:
+    info = next(root.iter(f"{DS}SignedInfo"))
+    forged = copy.deepcopy(info)
+    forged.remove(forged.find(f"{DS}Reference"))
+    info.addnext(forged)
+
+
+def transforms_apart(root: etree._Element) -> None:
+    transforms = next(root.iter(f"{DS}Transforms"))
+    apart = copy.deepcopy(transforms)
+    apart.remove(apart[0])
+    transforms.remove(transforms[1])
+    transforms.addnext(apart)
+
+
 def c14n_with_comments(root: etree._Element) -> None:
     list(root.iter(f"{DS}Transform"))[1].set("Algorithm", "http://www.w3.org/2001/10/xml-exc-c14n#WithComments")
 
@@ -247,6 +279,7 @@ TRICKS: list[Callable[[etree._Element], None]] = [
     *(second_signature, nested_signature, signature_deeper, xpath_transform, xpath_inside_an_official_transform),
     *(transforms_turned_round, no_enveloped_transform, third_transform, inclusive_c14n, c14n_with_comments),
     *(weak_digest, weak_signature, hmac_with_the_public_key, hmac_of_no_length, key_value, retrieval_method),
+    *(inclusive_signed_info, signed_info_with_comments, prefixes_made_inclusive, second_signed_info, transforms_apart),
     *(second_key_info, two_hundred_certificates, comment_in_the_digest, comment_in_the_signature_value),
     other_root_around,
 ]
@@ -264,7 +297,15 @@ def test_tricks_without_the_key(space: Space, trick: Callable[[etree._Element], 
     [
         *(external_reference, reference_without_uri, second_reference, xpath_transform, no_enveloped_transform),
         *(inclusive_c14n, c14n_with_comments, weak_digest, weak_signature, hmac_with_the_public_key),
-        *(hmac_of_no_length, key_value, retrieval_method, reference_by_xpointer, transforms_turned_round),
+        *(inclusive_signed_info, signed_info_with_comments, prefixes_made_inclusive, second_signed_info),
+        *(
+            transforms_apart,
+            hmac_of_no_length,
+            key_value,
+            retrieval_method,
+            reference_by_xpointer,
+            transforms_turned_round,
+        ),
     ],
     ids=lambda trick: trick.__name__,
 )
@@ -288,6 +329,20 @@ def test_comments_and_instructions_split_no_value(space: Space) -> None:
         assert isinstance(loaded, Refused) or "d0.example" in loaded.domains
         loaded = space.load(space.good.replace(b"OU=1750000001", b"OU=1750000001" + inserted, 1))
         assert isinstance(loaded, Refused) or len(loaded.operators) == 1
+
+
+@pytest.mark.parametrize("attribute", ['xml:base="http://127.0.0.1:1/"', 'xml:space="preserve"', 'xmlns:x="urn:x"'])
+@pytest.mark.parametrize("where", [b"<ListeBlancheMSSante ", b"<ListeDomaines", b"<Domaine", b"<ds:Signature "])
+def test_attributes_and_namespaces_that_were_not_signed(space: Space, where: bytes, attribute: str) -> None:
+    assert where in space.good
+    harmless(space, space.good.replace(where, where.rstrip() + b" " + attribute.encode() + b" ", 1))
+
+
+def test_the_same_id_everywhere(space: Space) -> None:
+    root = etree.fromstring(space.good)
+    for element in root.iter():
+        element.set("Id", "same")
+    harmless(space, etree.tostring(root))
 
 
 @pytest.mark.parametrize(
@@ -318,3 +373,12 @@ def test_huge(space: Space, xml: bytes) -> None:
     begun = time.perf_counter()
     assert isinstance(space.load(xml), Refused)
     assert time.perf_counter() - begun < 10
+
+
+@pytest.mark.parametrize("piece", [b"<b/>", b"<b/>x", b'<b c=""/>', b"<?b?>", b"<!---->", b"<b ", b'c=""'])
+def test_markup_is_counted_before_it_is_parsed(space: Space, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty megabytes of the smallest elements are a gigabyte once parsed, and nobody has signed them yet."""
+    parsed: list[bytes] = []
+    monkeypatch.setattr(etree, "fromstring", lambda xml, _: parsed.append(xml))
+    assert isinstance(space.load(b"<a>" + piece * 1_000_001 + b"</a>"), Refused)
+    assert not parsed

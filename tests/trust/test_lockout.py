@@ -16,7 +16,7 @@ from trust.accounts_administration import Administration
 from trust.catalogue import ACCOUNT_DISABLED, ACCOUNT_LOCKED, AUTHENTICATION_FAILED
 from trust.identities import Identity
 from trust.journal import Journal
-from trust.lockout import network_of
+from trust.lockout import neighbourhood_of, network_of
 from trust.refusals import Refused
 from trust.store import metadata
 from trust.store.database import Database
@@ -272,3 +272,86 @@ def test_two_processes_count_together(log_in, tmp_path, database_url) -> None:
     answers = [answer.refusal.code for answer in guess(log_in, ATTACKER, 20)] + here.recv()
     process.join()
     assert answers.count(AUTHENTICATION_FAILED.code) == 5
+
+
+def test_a_telephone_that_changes_its_network_is_locked_out_by_nobody_far_away(log_in, clock, accounts) -> None:
+    """A botnet fills the account's measure every day; the doctor's telephone stays with its provider."""
+    telephone = "92.184.{}.9"
+    assert passes(log_in(GOOD, telephone.format(1)))
+    for day in range(3):
+        answers = [answer for net in range(20) for answer in guess(log_in, f"203.0.{net}.1", 5, 100 * day + 5 * net)]
+        assert answers.count(LOCKED) > 0
+        assert passes(log_in(GOOD, telephone.format(10 + day)))
+        assert log_in(GOOD, "203.0.200.1") == LOCKED, "a hotel far away waits"
+        clock.now += DAY / 4
+
+
+def test_guesses_from_the_neighbourhood_are_bounded_too(log_in, clock, accounts, journal) -> None:
+    assert passes(log_in(GOOD, "92.184.1.9"))
+    judged = 0
+    for step in range(2 * 24 * 6):
+        clock.now += 600
+        judged += guess(log_in, f"92.184.{2 + step % 250}.{step % 7}", 3, 3 * step).count(FAILED)
+        judged += guess(log_in, f"203.0.{step % 250}.{step % 7}", 3, 3 * step).count(FAILED)
+    assert judged <= 2 * (50 + 2 * 50 + 1)
+    assert log_in(GOOD, "92.184.254.1") == LOCKED
+    assert passes(log_in(GOOD, "92.184.1.200")), "the familiar network itself"
+    scopes = {each.entry.details["for"] for each in accounts.database.read(journal.entries)}
+    assert scopes >= {"neighbourhood", "unfamiliar networks"}
+    administration = Administration(accounts, journal)
+    assert administration.show(DOCTOR).networks_familiar == 1, "a neighbourhood is no network"
+    assert administration.show(DOCTOR).networks_locked >= 1
+    administration.unlock(DOCTOR, "root")
+    assert passes(log_in(GOOD, "92.184.254.1"))
+
+
+def test_one_password_for_everybody(accounts, log_in, clock) -> None:
+    assert passes(log_in())
+    for number in range(60):
+        accounts.create(f"n{number}", [f"n{number}@cabinet.example"], GOOD + "!")
+    answers = [accounts.authenticate(f"n{turn % 60}", f"Printemps {turn // 60}", ATTACKER) for turn in range(240)]
+    answers += [accounts.authenticate(f"nobody{turn}", GOOD, ATTACKER) for turn in range(100)]
+    assert answers.count(FAILED) == 300
+    assert accounts.authenticate("n1", GOOD + "!", ATTACKER) == LOCKED
+    assert accounts.authenticate("nobody", GOOD, ATTACKER) == LOCKED, "who is nobody is told the same"
+    assert passes(log_in()) and passes(accounts.authenticate("n1", GOOD + "!", "192.0.2.77"))
+    for turn in range(400):
+        accounts.authenticate(DOCTOR, f"guess {turn}", PRACTICE)
+    assert passes(accounts.authenticate("n2", GOOD + "!", PRACTICE)), "where somebody is known it does not count"
+    clock.now += 3600
+    assert passes(accounts.authenticate("n3", GOOD + "!", ATTACKER))
+
+
+def test_who_is_sent_away_for_spraying_costs_no_work(database, vault) -> None:
+    accounts = Accounts(database, vault, hasher=PasswordHasher(time_cost=8, memory_cost=65536, parallelism=1))
+    for _ in range(300):
+        accounts._spraying.count(network_of(ATTACKER), accounts.clock())
+    start = perf_counter()
+    for turn in range(20):
+        assert accounts.authenticate(f"nobody{turn}", GOOD, ATTACKER) == LOCKED
+    assert perf_counter() - start < 0.5
+
+
+def test_a_clock_that_was_wrong_locks_nobody_for_years(log_in, clock) -> None:
+    right_time = clock.now
+    clock.now += 10 * 365 * DAY
+    for net in range(20):
+        guess(log_in, f"203.0.{net}.1", 5, 5 * net)
+    assert log_in(GOOD, "203.0.1.1") == LOCKED
+    clock.now = right_time
+    assert passes(log_in(GOOD, "203.0.1.1"))
+    assert passes(log_in(GOOD, "198.51.100.1"))
+
+
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [
+        ("192.0.2.77", "192.0.0.0/16"),
+        ("::ffff:192.0.2.77", "192.0.0.0/16"),
+        ("2001:db8:9:1ff::9", "2001:db8::/32"),
+        ("", ""),
+        ("x", ""),
+    ],
+)
+def test_neighbourhoods(address, near) -> None:
+    assert neighbourhood_of(address) == near

@@ -192,7 +192,7 @@ def test_time(issuer, provider, clock) -> None:
     assert rule(provider.check(token)) == "expired"
 
 
-@pytest.mark.parametrize("value", ["2000000000", True, -1, 1e300, [], {}])
+@pytest.mark.parametrize("value", ["2000000000", True, -1, 1e300, 10**400, [], {}])
 @pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
 def test_times_that_are_none(issuer, provider, name, value) -> None:
     claims = issuer.claims() | {name: value}
@@ -224,6 +224,19 @@ def test_audiences_that_are_none(issuer, provider, changes) -> None:
     claims = issuer.claims() | changes
     token = jwt.PyJWS().encode(json.dumps(claims).encode(), RSA, "RS256", headers={"kid": "k1", "typ": "JWT"})
     assert rule(provider.check(token)) == "malformed"
+
+
+def test_an_id_token_of_a_provider_that_does_not_say_the_kind(issuer, provider) -> None:
+    assert rule(provider.check(issuer.token(typ=None, aud=CLIENT, azp=None, at_hash="x"))) == "kind"
+    assert rule(provider.check(issuer.token(typ=None, aud=CLIENT, azp=None, c_hash="x"))) == "kind"
+
+
+def test_level(issuer, keys, clock) -> None:
+    options = ProviderOptions(issuer.url, frozenset({CLIENT}), levels=frozenset({"eidas2", "eidas3"}))
+    strict = OidcProvider(options, keys, clock=clock)
+    assert isinstance(strict.check(issuer.token(acr="eidas2")), Subject)
+    for level in ("eidas1", "EIDAS2", "", None, 2, ["eidas2"], {"eidas2": 1}):
+        assert rule(strict.check(issuer.token(acr=level))) == "level"
 
 
 def test_audience_in_either_place(issuer, provider) -> None:
@@ -417,7 +430,14 @@ def test_the_last_keys_survive_a_restart(issuer, clock, tmp_path) -> None:
     assert not restarted.refresh()
     fetcher = Fetcher(FetchOptions())
     assert ProviderKeys("https://other.example", fetcher.get, store=store).fetched_at == 0
-    for damage in (b"", b"{", b"[]", b'{"issuer": 1}', store.read_bytes()[:-20]):
+    for damage in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"issuer": 1}',
+        store.read_bytes().replace(b'"fetched_at": ', b'"fetched_at": NaN, "x": '),
+        store.read_bytes()[:-20],
+    ):
         store.write_bytes(damage)
         assert keys_of(issuer, clock, store=store).fetched_at == 0
 
@@ -440,6 +460,7 @@ def test_the_last_keys_survive_a_restart(issuer, clock, tmp_path) -> None:
         json.dumps({"keys": [jwk(RSA, "k", key_ops=["sign"])]}).encode(),
         json.dumps({"keys": [jwk(rsa.generate_private_key(65537, 1024), "weak")]}).encode(),
         json.dumps({"keys": [jwk(P256, "k", x="AAAA")]}).encode(),
+        json.dumps({"keys": [jwk(RSA, "k", n=b64(b"\xff" * 2000))]}).encode(),
         json.dumps({"keys": [jwk(RSA, "k")] * 65}).encode(),
         b"x" * 300_000,
     ],

@@ -2,9 +2,14 @@
 
 import ctypes
 import logging
+import os
 import secrets
+import subprocess
+import sys
+import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +22,7 @@ from smime.signing import SignerFailedError, sign_content
 from tests.trust.certificate_authority import Authority
 from tests.trust.softhsm import LABEL, MODULE, PIN, make_token, needs_softhsm
 from trust import pkcs11 as under_test
+from trust import pkcs11_library
 from trust.generations import KeyUse
 from trust.keycheck import check_vault
 from trust.keys import KeyUnavailableError
@@ -27,12 +33,15 @@ from trust.vault import KeyVault, VaultError
 pytestmark = [needs_softhsm, pytest.mark.xdist_group("softhsm")]
 
 ADDRESS = "medecin@cabinet.example"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
     monkeypatch.setenv("SOFTHSM2_CONF", "")
-    monkeypatch.setattr(under_test, "_LIBRARIES", {})  # started anew, with this test's configuration
+    monkeypatch.setattr(pkcs11_library, "LIBRARIES", {})  # started anew, with this test's configuration
+    for pins in ("_REFUSED_PINS", "_ACCEPTED_PINS"):
+        monkeypatch.setattr(under_test, pins, {})
     pin_file = make_token(tmp_path / "hsm")
     return TokenOptions(MODULE, LABEL, pin_file, sessions=4)
 
@@ -292,3 +301,168 @@ def test_without_its_token_a_key_is_unavailable_and_others_work(token, tmp_path)
     assert found.count("no-token") == 2
     with pytest.raises(VaultError):
         bare.discard("0" * 16)
+
+
+def test_what_a_token_refuses_disturbs_nobody(token) -> None:
+    """SoftHSM does not know OAEP with SHA-256: an answer, no loss."""
+    identifier, public = token.generate(KeyKind.RSA_2048, "t")
+    key = token.key(identifier, public)
+    token._bare = False
+    generation = token._library.generation
+    encrypted = public.encrypt(b"k" * 32, OAEP(MGF1(SHA256()), SHA256(), None))
+    for _ in range(3):
+        with pytest.raises(KeyUnavailableError, match=r"failed: (ArgumentsBad|MechanismParamInvalid|MechanismInvalid)"):
+            key.decrypt_oaep(encrypted, SHA256(), SHA256(), b"")
+    assert token._library.generation == generation
+    public.verify(key.sign(b"x", SHA256()), b"x", PKCS1v15(), SHA256())
+
+
+def test_a_wrong_pin_is_tried_once_by_all_tokens_of_a_process(options, monkeypatch) -> None:
+    options.pin_file.write_text("wrong-pin")
+    logins = []
+    real = Token._wrong_pin
+    monkeypatch.setattr(Token, "_wrong_pin", lambda self: logins.append(self._token is not None) or real(self))
+    for _ in range(5):
+        token = Token(options)
+        with pytest.raises(KeyUnavailableError, match="refuses the PIN"):
+            token.identifiers("t")
+    assert logins == [True, False, False, False, False]  # whoever does not look for the token asks it nothing
+    assert b"wrong-pin" not in b"".join(under_test._REFUSED_PINS.values())
+
+
+class _LastTry:
+    """A token that says it locks itself at the next wrong PIN."""
+
+    def __init__(self, token, flag) -> None:
+        self._token = token
+        self.flags = token.flags | flag
+        self.slot = token.slot
+        self.logins = 0
+
+    def open(self, **options):
+        self.logins += "user_pin" in options
+        return self._token.open(**options)
+
+
+def test_the_last_try_is_left_to_people(options, monkeypatch, patient) -> None:
+    flag = pkcs11_library.package().TokenFlag.USER_PIN_FINAL_TRY
+    token = Token(options)
+    library = pkcs11_library.load(token._library)
+    on_edge = _LastTry(library.get_token(token_label=LABEL), flag)
+
+    class Library:
+        @staticmethod
+        def get_token(**_):
+            return on_edge
+
+    monkeypatch.setattr(under_test, "load", lambda _: Library)
+    for _ in range(3):
+        with pytest.raises(KeyUnavailableError, match="locks itself after one more wrong PIN"):
+            token.identifiers("t")
+    assert on_edge.logins == 0
+    under_test._ACCEPTED_PINS[options.module, options.label] = under_test._print_of(PIN.encode())
+    assert token.identifiers("t") == frozenset()  # a PIN that was right before
+    token.close()
+
+
+def test_a_token_all_of_whose_sessions_hang(options, monkeypatch) -> None:
+    monkeypatch.setattr(under_test, "_WAIT_SECONDS", 0.05)
+    token = Token(TokenOptions(options.module, options.label, options.pin_file, sessions=1))
+    token.identifiers("t")
+    begun, end = threading.Event(), threading.Event()
+
+    def hang(_):
+        begun.set()
+        end.wait(20)
+
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(token._perform, hang)
+        begun.wait(20)
+        with pytest.raises(KeyUnavailableError, match="busy"):
+            token.identifiers("t")
+        end.set()
+        hanging.result(20)
+    assert token.identifiers("t") == frozenset()
+    token.close()
+
+
+_FORK = """
+    import os, sys, threading
+    from pathlib import Path
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from trust.keys import KeyUnavailableError
+    from trust.pkcs11 import Token, TokenOptions
+    from trust.softkeys import KeyKind
+    options = TokenOptions(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    token = Token(options)
+    identifier, public = token.generate(KeyKind.P256, "t")
+    key = token.key(identifier, public)
+
+    def works(key):
+        public.verify(key.sign(b"x", SHA256()), b"x", ec.ECDSA(SHA256()))
+
+    stop = threading.Event()
+
+    def keep_signing():
+        while not stop.is_set():
+            works(key)
+
+    threads = [threading.Thread(target=keep_signing) for _ in range(3)]
+    for each in threads:
+        each.start()
+    def child(own_token):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                key.sign(b"x", SHA256())
+            except KeyUnavailableError as error:
+                assert "parent process" in str(error), error
+            else:
+                os._exit(2)
+            token.close()
+            if own_token:  # not while other threads are inside the library: its locks would be theirs for ever
+                own = Token(options)
+                works(own.key(identifier, public))
+                own.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    for _ in range(10):
+        child(own_token=False)
+    stop.set()
+    for each in threads:
+        each.join(20)
+    child(own_token=True)
+    works(key)
+"""
+
+
+def test_a_child_makes_its_own_token_and_the_parent_goes_on(options) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(_FORK), str(MODULE), LABEL, str(options.pin_file)],
+        check=False,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+def test_a_request_that_cannot_be_kept_leaves_nothing_in_the_token(token, tmp_path, monkeypatch) -> None:
+    vault = KeyVault.create(tmp_path / "vault", token)
+    monkeypatch.setattr(vault, "keep_request", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space"):
+        vault.request(ADDRESS, KeyUse.SIGNING, KeyKind.P256, in_token=True)
+    assert token.identifiers(vault.token_label) == frozenset()
+
+
+def test_a_certificate_renewed_for_a_key_in_the_token(token, tmp_path) -> None:
+    authority = Authority()
+    vault = KeyVault.create(tmp_path / "vault", token)
+    request = vault.request(ADDRESS, KeyUse.SIGNING, KeyKind.P256, in_token=True)
+    vault.install_certificates([authority.answer(request.request, since=-100)])
+    vault.install_certificates([authority.answer(request.request, since=-1)])
+    assert len(vault.generations()) == 2
+    vault.renew_key()
+    assert len(sign_content(b"content", KeyVault.open(tmp_path / "vault", token).signer(ADDRESS))) > 1000

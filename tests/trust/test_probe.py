@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 import ssl
@@ -9,17 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509.oid import NameOID
 
 import trust.probe
 from trust.certificates import CertificateValidator
 from trust.issuing import DemonstrationAuthority, Issued
 from trust.names import DistinguishedName
 from trust.probe import ProbeReport, probe
+from trust.revocation import RevocationState, RevocationStatus
 from trust.starttls import StartTls
 from trust.tls import operator_client_context, operator_server_context, service_server_context
 from trust.trustlist import ListedDomain, TrustList, write_trust_list
@@ -225,6 +231,140 @@ def test_suites_we_do_not_speak_are_named(space: Space) -> None:
     assert "TLSv1.2 with AES128-SHA" in report.sentence
 
 
+def test_who_forgot_starttls_is_told(space: Space) -> None:
+    with serving(smtp) as port:
+        report = space.probe(port, seconds=5)
+    assert not report.believed
+    assert "try --starttls smtp" in report.sentence
+
+
+def test_what_was_said_in_the_clear_after_the_go_ahead_is_not_read(space: Space) -> None:
+    def injecting(connection: socket.socket) -> None:
+        smtp(connection)
+        connection.sendall(b"250-injected\r\n250 AUTH PLAIN\r\n")
+
+    with serving(over(space.server(space.there), injecting)) as port:
+        report = space.probe(port, StartTls.SMTP, seconds=5)
+    assert not report.believed
+    assert report.chain == ()
+    assert "handshake failed" in report.sentence
+
+
+def served(space: Space, issued: Issued, stem: str) -> ProbeReport:
+    with serving(over(service_server_context(*space.files(stem, issued)))) as port:
+        return space.probe(port)
+
+
+def test_self_signed_expired_and_leaf_only(space: Space) -> None:
+    own = space.authority
+    alone = Issued(space.there.key, space.there.certificate, ())
+    files = (*space.files("here", space.here), space.anchors)
+    with serving(over(service_server_context(*space.files("alone", alone)))) as port:
+        for intermediates, believed in (((), False), (space.there.chain, True)):
+            validator = CertificateValidator([own.root], intermediates)
+            look = functools.partial(probe, "127.0.0.1", port, None, lambda: operator_client_context(*files))
+            report = look(validator, space.list, seconds=20.0)
+            assert report.believed is believed, report.sentence
+            assert believed or "no-path" in report.sentence
+
+    def certificate(ends: timedelta, subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> Issued:
+        now = datetime.now(UTC)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(7)
+            .not_valid_before(now - timedelta(days=30))
+            .not_valid_after(now + ends)
+            .sign(key, SHA256())
+        )
+        return Issued(key, made, ())
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = space.there.certificate.subject
+    selfish = served(space, certificate(timedelta(days=1), name, name, key), "selfish")
+    assert not selfish.believed
+    assert "no-path" in selfish.sentence
+    assert selfish.trust_list is not None
+    assert selfish.trust_list.listed, "a listed name helps nobody who cannot prove it"
+    expired = served(space, certificate(timedelta(days=-1), name, name, key), "expired")
+    assert "is expired" in expired.sentence
+
+
+def test_nothing_a_terminal_would_obey_is_told(space: Space) -> None:
+    """Subject, issuer and alternative names are a stranger's words."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a\x1b[2J\u202egnp.\u2066")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("a\x1b[2J"), x509.RFC822Name("b\r\n@c")]), False)
+        .sign(key, SHA256())
+    )
+    report = served(space, Issued(key, made, ()), "hostile")
+    assert report.chain
+
+    def walk(value: object) -> None:
+        if isinstance(value, str):
+            assert value.isprintable(), value
+        elif isinstance(value, dict):
+            walk([*value, *value.values()])
+        elif isinstance(value, list | tuple):
+            for each in value:
+                walk(each)
+
+    walk(report.as_dict())
+
+
+def test_a_service_without_client_certificates_in_mind(space: Space) -> None:
+    """It asks for none: that is its affair, what it shows is judged."""
+    assert served(space, space.there, "careless").believed
+
+
+class Fetching:
+    """A checker that knows nothing of a certificate until it was waited for, one certificate after the other."""
+
+    def __init__(self) -> None:
+        self.known: set[x509.Certificate] = set()
+        self.wanted: set[x509.Certificate] = set()
+        self.waited: list[float] = []
+
+    def check(self, certificate: x509.Certificate, *_: object) -> RevocationStatus:
+        self.wanted.add(certificate)
+        return RevocationStatus(RevocationState.GOOD if certificate in self.known else RevocationState.UNKNOWN)
+
+    def settled(self, seconds: float) -> bool:
+        self.waited.append(seconds)
+        self.known |= self.wanted
+        return True
+
+
+def test_what_is_not_known_of_a_stranger_yet_is_waited_for(space: Space) -> None:
+    fetching = Fetching()
+    space_validator, space.validator = space.validator, CertificateValidator([space.authority.root], (), fetching)
+    try:
+        with serving(over(space.server(space.there))) as port:
+            assert "revocation-unknown" in space.probe(port).sentence
+            fetching.wanted.clear()
+            report = space.probe(port, settled=fetching.settled)
+            assert report.believed, report.sentence
+            assert len(fetching.waited) == 2
+            assert all(0 < seconds <= 20 for seconds in fetching.waited)
+            fetching.known.clear()
+            fetching.settled = lambda seconds: fetching.waited.append(seconds) or False
+            assert "revocation-unknown" in space.probe(port, settled=fetching.settled).sentence
+            assert len(fetching.waited) < 20, "not for ever"
+    finally:
+        space.validator = space_validator
+
+
 def says(*replies: bytes) -> Talk:
     def talk(connection: socket.socket) -> None:
         for reply in replies:
@@ -301,7 +441,35 @@ def test_nobody_there(space: Space) -> None:
         port = closed.getsockname()[1]
     assert "cannot be reached" in space.probe(port).sentence
     assert "cannot be reached" in space.probe(25, host="does-not-exist.invalid").sentence
-    assert "cannot be reached" in space.probe(25, host="x" * 300).sentence
+    for host in ("x" * 300, "a\x00b", "é" * 70, "a..b", " ", ".", "::1%none"):
+        report = space.probe(25, host=host)
+        assert "cannot be reached" in report.sentence, report
+
+
+def test_a_host_with_many_addresses_of_which_few_answer(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as full, socket.create_server(("127.0.0.1", 0)) as closed:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        gone = closed.getsockname()
+        closed.close()
+        addresses = [full.getsockname()] * 20
+        monkeypatch.setattr(
+            trust.probe.socket, "getaddrinfo", lambda *_, **__: [(2, 1, 6, "", address) for address in addresses]
+        )
+        monkeypatch.setattr(trust.probe, "_CONNECT_SECONDS", 0.2)
+        begun = time.monotonic()
+        report = space.probe(25, host="many.example", seconds=1.0)
+        assert time.monotonic() - begun < 3
+        assert report.sentence == "many.example:25 does not answer."
+        with serving(over(space.server(space.there))) as port:
+            addresses[:] = [full.getsockname(), gone, ("127.0.0.1", port)]
+            assert space.probe(port, host="many.example").believed
+        for each in waiting:
+            each.close()
 
 
 def test_our_own_files_unusable(space: Space, tmp_path: Path) -> None:

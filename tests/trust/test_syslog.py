@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from lxml import etree
+from sqlalchemy import text
 
 from trust import atna, balp
 from trust.audit import records, veiled
@@ -23,7 +24,7 @@ from trust.signed_heads import SealedHeadSigner, parse_line
 from trust.store import metadata
 from trust.store.database import Database
 from trust.syslog import SyslogAddress, SyslogHeader, SyslogUnavailableError
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 NOW = datetime(2026, 11, 21, 8, 0, 0, 42, tzinfo=UTC)
 MATRICULE = "279035121518989"
@@ -152,6 +153,29 @@ def test_a_server_that_cannot_be_believed_is_given_nothing(contexts) -> None:
     server.close()
 
 
+def test_a_server_that_never_stops_answering_does_not_hold_us(monkeypatch) -> None:
+    monkeypatch.setattr("trust.syslog._GOODBYE_SECONDS", 0.3)
+    listening, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            while not over.wait(0.05):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    try:
+        assert SyslogAddress(f"tcp://127.0.0.1:{listening.getsockname()[1]}").send([b"one"]) == 1
+    finally:
+        over.set()
+        dripping.join(10)
+        listening.close()
+
+
 def test_over_udp_and_unix(tmp_path) -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -168,7 +192,8 @@ def test_over_udp_and_unix(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "http://a", "tls://", "udp://h/p", "unix://h/p", "unix:", "tls://a:6514", "tls://a:x"]
+    "url",
+    ["", "http://a", "tls://", "udp://h/p", "unix://h/p", "unix:", "tls://a:6514", "tls://a:x", f"tcp://{'a' * 64}.b"],
 )
 def test_addresses_that_are_none(url) -> None:
     with pytest.raises(ValueError):
@@ -245,6 +270,25 @@ def test_audit_events(vault, database, journal) -> None:
     for event in events:
         assert {"type", "recorded", "agent", "source"} <= event.keys()
         assert all("requestor" in agent for agent in event["agent"])
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("done", "0"), ("granted", "0"), ("refused", "4"), ("held", "4")])
+def test_what_took_place_is_exported_as_a_success(vault, database, outcome, code) -> None:
+    """The dossier journals a reading that was allowed as `granted`."""
+    entry = JournalEntry("899700000001", "dossier.read", outcome, "ab" * 32, "1.2.3", purpose="care")
+    database.transact(lambda c: Journal(vault, "node-1").append(c, entry, NOW))
+    (record,) = exported(vault, database)
+    event = balp.audit_event(record, "house")
+    assert (event["outcome"], "meta" in event, "outcomeDesc" in event) == (code, code == "0", code != "0")
+    message = etree.fromstring(atna.audit_message(record, "house"))
+    assert message.find("EventIdentification").get("EventOutcomeIndicator") == code
+
+
+def test_a_row_that_is_no_entry_is_a_named_failure(vault, database, journal) -> None:
+    with database.engine.connect() as connection, connection.begin():
+        connection.execute(text("UPDATE journal_entries SET at = 9223372036854775807 WHERE sequence = 2"))
+    with pytest.raises(VaultError, match="node-1#2"):
+        exported(vault, database)
 
 
 def test_no_patient_and_no_words_leave(vault, database, journal) -> None:

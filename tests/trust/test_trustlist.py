@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import copy
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from lxml import etree
 
 from trust import pki_catalogue, trustlist
@@ -90,6 +93,101 @@ def test_idna(authority: Authority) -> None:
     assert isinstance(loaded, TrustList)
     assert loaded.is_trusted("hôpital.example")
     assert loaded.is_trusted("xn--hpital-ixa.EXAMPLE")
+    assert loaded.is_trusted("HO\u0302PITAL.example")
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        *(" labo.mssante.example", "labo.mssante.example ", "labo.mssante.example\n", "labo.mssante.example\u00a0"),
+        *("labo..mssante.example", "labo.mssante.example..", ".labo.mssante.example", "labo@mssante.example"),
+        *("labo.mssante.example\u200b", "l\u00adabo.mssante.example", "labo\u3002mssante\uff0eexample"),
+        *("\uff4cabo.mssante.example", "é" * 1_000_000, "a." * 500_000 + "b"),
+    ],
+)
+def test_what_is_asked_about_is_not_tidied_up(authority: Authority, good: bytes, domain: str) -> None:
+    loaded = authority.load(good)
+    assert isinstance(loaded, TrustList)
+    assert loaded.is_trusted("labo.mssante.example")
+    assert loaded.operators_of(domain) == frozenset()
+
+
+@pytest.mark.parametrize("domain", ["straße.example", "ές.example", "a\u200cb.example", "a\u200db.example"])
+def test_domains_that_two_versions_of_idna_read_differently(authority: Authority, domain: str) -> None:
+    """`straße` is `strasse` to the old one: nobody is let speak for somebody else's domain."""
+    loaded = authority.load(authority.sign(ListedDomain(domain, FIRST, "")))
+    assert isinstance(loaded, TrustList)
+    assert loaded.domains == frozenset()
+    assert loaded.unreadable == (domain,)
+    loaded = authority.load(authority.sign(ListedDomain("strasse.example", FIRST, "")))
+    assert isinstance(loaded, TrustList)
+    assert loaded.is_trusted("strasse.example")
+    assert not loaded.is_trusted("straße.example")
+
+
+_CN, _OU, _O = NameOID.COMMON_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.ORGANIZATION_NAME
+_ST, _L, _C = NameOID.STATE_OR_PROVINCE_NAME, NameOID.LOCALITY_NAME, NameOID.COUNTRY_NAME
+
+
+@pytest.mark.parametrize(
+    ("written", "certificate"),
+    [
+        # what is in the national list: departments, letters with accents, both kinds of structure
+        (
+            "CN=smtp-1.mssante.fr,OU=1340000001,O=CHU DÉMO,ST=Hérault (34),C=FR",
+            ((_CN, "smtp-1.mssante.fr"), (_OU, "1340000001"), (_O, "CHU DÉMO"), (_ST, "Hérault (34)"), (_C, "FR")),
+        ),
+        (
+            "CN=mss.demo.fr,OU=312345678900011,O=ÉDITEUR ÇÀ ET LÀ,ST=Côte-d'Or (21),C=FR",
+            (
+                (_CN, "mss.demo.fr"),
+                (_OU, "312345678900011"),
+                (_O, "ÉDITEUR ÇÀ ET LÀ"),
+                (_ST, "Côte-d'Or (21)"),
+                (_C, "FR"),
+            ),
+        ),
+        # Corsican and test structures have letters
+        ("CN=a,OU=12A0000001,O=X,C=FR", ((_CN, "a"), (_OU, "12a0000001"), (_O, "X"), (_C, "FR"))),
+        ("CN=a,OU=10B0221636,O=X,C=FR", ((_CN, "a"), (_OU, "10B0221636"), (_O, "X"), (_C, "FR"))),
+        # double spaces and no-break spaces, quoted
+        ('CN=a,O="C H U  DE  DÉMO",C=FR', ((_CN, "a"), (_O, "C H U  DE  DÉMO"), (_C, "FR"))),
+        ('CN=a,O="CHU\u00a0DE DÉMO",C=FR', ((_CN, "a"), (_O, "CHU\u00a0DE DÉMO"), (_C, "FR"))),
+        # quotes inside, not escaped
+        (
+            'CN=a,OU=1,O=CRLCC "PAUL DÉMO",ST=X (67),C=FR',
+            ((_CN, "a"), (_OU, "1"), (_O, 'CRLCC "PAUL DÉMO"'), (_ST, "X (67)"), (_C, "FR")),
+        ),
+        ('CN=a,O=""DÉMO" SANTÉ",C=FR', ((_CN, "a"), (_O, '"DÉMO" SANTÉ'), (_C, "FR"))),
+        # spaces after separators, L for ST, an ampersand, an apostrophe, a slash, a plus, an equals sign
+        ("CN=a, OU=1, O=X, ST=Nord (59), C=FR", ((_CN, "a"), (_OU, "1"), (_O, "X"), (_ST, "Nord (59)"), (_C, "FR"))),
+        ("CN=cert.example,O=X,L=Paris (75),C=FR", ((_CN, "cert.example"), (_O, "X"), (_L, "Paris (75)"), (_C, "FR"))),
+        ("CN=a,O=DUPONT & FILS <SA>,C=FR", ((_CN, "a"), (_O, "DUPONT & FILS <SA>"), (_C, "FR"))),
+        ("CN=a,O=S+ SANTÉ/NORD,C=FR", ((_CN, "a"), (_O, "S+ SANTÉ/NORD"), (_C, "FR"))),
+        ("CN=a,O=A\\+B\\=C,C=FR", ((_CN, "a"), (_O, "A+B=C"), (_C, "FR"))),
+        # order and long names
+        ("C=FR,ST=Nord (59),O=X,OU=1,CN=a", ((_CN, "a"), (_OU, "1"), (_O, "X"), (_ST, "Nord (59)"), (_C, "FR"))),
+        ("commonName=a,2.5.4.10=X,countryName=FR", ((_CN, "a"), (_O, "X"), (_C, "FR"))),
+    ],
+)
+def test_dirty_names_of_the_national_list_are_those_of_the_certificates(
+    authority: Authority, written: str, certificate: tuple[tuple[x509.ObjectIdentifier, str], ...]
+) -> None:
+    """Through the signed XML and back, as `&amp;`, `&lt;` and UTF-8."""
+    presented = DistinguishedName.from_x509(
+        x509.Name([x509.NameAttribute(oid, value) for oid, value in reversed(certificate)])
+    )
+    loaded = authority.load(authority.sign(ListedDomain(" Démo.mssante.fr\n", f"\n  {written} \u00a0", "")))
+    assert isinstance(loaded, TrustList)
+    assert loaded.operators_of("xn--dmo-bma.mssante.fr") == {presented}
+    assert loaded.unreadable == ()
+    for index, (oid, value) in enumerate(certificate):
+        other = [*certificate]
+        other[index] = (oid, value + "x") if oid != _C else (oid, "BE")
+        stranger = x509.Name([x509.NameAttribute(oid, value) for oid, value in reversed(other)])
+        assert DistinguishedName.from_x509(stranger) not in loaded.operators_of("xn--dmo-bma.mssante.fr")
+    shorter = x509.Name([x509.NameAttribute(oid, value) for oid, value in reversed(certificate[1:])])
+    assert not loaded.is_operator(DistinguishedName.from_x509(shorter))
 
 
 def test_operator_certificate_is_the_listed_name(authority: Authority) -> None:
@@ -291,6 +389,22 @@ def test_size_limits(authority: Authority, good: bytes, monkeypatch: pytest.Monk
     assert "larger" in refused(authority.load(good), pki_catalogue.LIST_UNREADABLE)
 
 
+def test_ten_thousand_rows(authority: Authority) -> None:
+    rows = [
+        ListedDomain(f"d{number}.mssante.example", f"CN=smtp-{number % 391},OU=1,O=É {number % 391},C=FR", "x" * 200)
+        for number in range(10_000)
+    ]
+    xml = authority.sign(*rows)
+    begun = time.process_time()
+    loaded = authority.load(xml)
+    assert time.process_time() - begun < 5, "a third of a second where nothing else runs"
+    assert isinstance(loaded, TrustList)
+    assert (loaded.rows, len(loaded.domains), len(loaded.operators)) == (10_000, 10_000, 391)
+    begun = time.process_time()
+    assert all(loaded.is_trusted("d9999.mssante.example") for _ in range(1000))
+    assert time.process_time() - begun < 0.1
+
+
 def test_rollback(authority: Authority) -> None:
     row = ListedDomain("d.example", FIRST, "")
     older = authority.sign(row, at=NOW - timedelta(days=1))
@@ -301,6 +415,53 @@ def test_rollback(authority: Authority) -> None:
 
 def test_list_from_the_future(authority: Authority) -> None:
     refused(authority.load(authority.sign(at=NOW + timedelta(days=400))), pki_catalogue.LIST_FROM_FUTURE)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2025-02-28T15:42:07Z", "2025-02-28T15:42:07+00:00"),
+        ("2025-02-28T15:42:07+01:00", "2025-02-28T14:42:07+00:00"),
+        ("2025-02-28T15:42:07.123456789Z", "2025-02-28T15:42:07.123456+00:00"),
+        ("  2025-02-28T23:59:59-02:00 ", "2025-03-01T01:59:59+00:00"),
+        *((text, "") for text in ("", "2025-02-28", "2025-02-28T15:42:07", "28/02/2025", "2025-02-30T00:00:00Z")),
+        *(
+            (text, "")
+            for text in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2025-02-28T15:42:07+99:00")
+        ),
+    ],
+)
+def test_dates(authority: Authority, monkeypatch: pytest.MonkeyPatch, written: str, read: str) -> None:
+    class Moment(datetime):
+        def astimezone(self, tz: object = None) -> Moment:
+            return self
+
+        def strftime(self, format: str) -> str:
+            return written
+
+    loaded = authority.load(authority.sign(ListedDomain("d.example", FIRST, ""), at=Moment(2025, 1, 1, tzinfo=UTC)))
+    if read:
+        assert isinstance(loaded, TrustList), loaded
+        assert loaded.generated_at.isoformat() == read
+    else:
+        assert isinstance(loaded, Refused)
+
+
+def test_the_signers_certificate_is_found_wherever_it_stands(authority: Authority, good: bytes) -> None:
+    """XML-DSig gives X509Data no order."""
+    root = etree.fromstring(good)
+    data = next(root.iter(f"{DS}X509Data"))
+    assert len(data) > 1
+    data[:] = list(reversed(data))
+    signer = DistinguishedName.from_x509(authority.signer.certificate.subject)
+    loaded = authority.load(etree.tostring(root), signer=signer)
+    assert isinstance(loaded, TrustList), loaded
+    assert loaded.signer == authority.signer.certificate
+
+
+def test_byte_order_mark(authority: Authority, good: bytes) -> None:
+    assert isinstance(authority.load(b"\xef\xbb\xbf" + good), TrustList)
+    refused(authority.load(good.decode().replace("UTF-8", "UTF-16").encode("utf-16")), pki_catalogue.LIST_UNREADABLE)
 
 
 def test_another_document_by_the_same_signer(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,10 +171,10 @@ def test_installing_a_retired_one_again_leaves_it_retired(vault) -> None:
     certificate = AUTHORITY.issue(key, ADDRESS)
     vault.install(ADDRESS, KeyUse.SIGNING, key, certificate, [])
     (generation,) = vault.generations()
-    first = vault.retire(generation.id)
+    (first,) = vault.retire(generation.id)
     vault.install(ADDRESS, KeyUse.SIGNING, key, certificate, [])
     assert vault.signer(ADDRESS) is None
-    assert vault.retire(generation.id).retired_at == first.retired_at
+    assert vault.retire(generation.id)[0].retired_at == first.retired_at
 
 
 def test_states(vault) -> None:
@@ -185,7 +185,8 @@ def test_states(vault) -> None:
     elsewhere = installed(vault, address="b@cabinet.example")
     gone = installed(vault, since=-1)
     vault.retire(gone.id)
-    assert states(vault.generations(), NOW) == {
+    found = states(vault.generations(), NOW)
+    assert {each.id: state for each, state in found.items()} == {
         expired.id: KeyState.EXPIRED,
         older.id: KeyState.OLDER,
         current.id: KeyState.CURRENT,

@@ -1,28 +1,30 @@
-"""Who may speak for an issuer about its certificates (RFC 5280 §6.3.3 (f)): itself, or who has the same anchors."""
+"""Who may speak for an issuer about its certificates (RFC 5280 §6.3.3 (f)): itself, or who has the same anchor."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from threading import Lock
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 
+from trust.facts import Facts, read
 from trust.revocation.naming import NameKey, name_key
-from trust.revocation.published import is_authority
 from trust.revocation.signatures import issued_by
 
 MAX_AUTHORITIES = 1024
 MAX_CHAIN = 5
 MAX_ALIKE = 16
 """Certificates of one name that are looked at."""
+_MAX_CLIMBED = 64
+"""Certificates looked at on the way up."""
 _TOLERANCE = timedelta(seconds=1)
-_NEVER = datetime.min.replace(tzinfo=UTC)
-_ALWAYS = datetime.max.replace(tzinfo=UTC)
+_LOOK_AGAIN = timedelta(minutes=1)
+"""After which somebody who had no chain may have one: a certificate becomes valid, an authority is met."""
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -33,11 +35,16 @@ class Authority:
     """An issuer as it is compared, read once."""
 
     certificate: x509.Certificate
-    encoded: bytes
+    facts: Facts
     fingerprint: bytes
     name: NameKey
     key: bytes
     """SubjectPublicKeyInfo in DER."""
+
+    @property
+    def encoded(self) -> bytes:
+        """The certificate in DER."""
+        return self.certificate.public_bytes(serialization.Encoding.DER)
 
 
 class Authorities:
@@ -45,65 +52,92 @@ class Authorities:
 
     def __init__(self, anchors: Iterable[x509.Certificate], intermediates: Iterable[x509.Certificate]) -> None:
         self._anchors = tuple(anchors)
-        self.all = (*self._anchors, *intermediates)
-        self._read: OrderedDict[x509.Certificate, Authority] = OrderedDict()
-        self._chains: OrderedDict[tuple[bytes, bytes], datetime] = OrderedDict()
+        self._configured = (*self._anchors, *intermediates)
+        self._read: OrderedDict[bytes, Authority] = OrderedDict()
+        """By the digest of the certificate."""
+        self._chains: OrderedDict[tuple[bytes, bytes], tuple[tuple[x509.Certificate, ...], datetime]] = OrderedDict()
         self._lock = Lock()
 
     def of(self, certificate: x509.Certificate) -> Authority:
-        """A certificate as an authority; raises ValueError and others when it cannot be read."""
-        known = self._read.get(certificate)
+        """A certificate as an authority; raises ValueError when it cannot be read or its key is not accepted."""
+        facts = read(certificate)
+        if not isinstance(facts, Facts) or facts.key is None:
+            raise ValueError("no authority's certificate")
+        known = self._read.get(facts.digest)
         if known is None:
-            known = Authority(
-                certificate,
-                certificate.public_bytes(serialization.Encoding.DER),
-                certificate.fingerprint(hashes.SHA256()),
-                name_key(certificate.subject.public_bytes()),
-                certificate.public_key().public_bytes(
-                    serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-                ),
-            )
+            key = facts.key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+            known = Authority(certificate, facts, facts.digest, name_key(facts.subject_der), key)
             with self._lock:
-                remember(self._read, certificate, known, MAX_AUTHORITIES)
+                remember(self._read, facts.digest, known, MAX_AUTHORITIES)
         return known
 
-    def is_anchor(self, certificate: x509.Certificate) -> bool:
-        return certificate in self._anchors
+    def named(
+        self, name: NameKey, first: Iterable[x509.Certificate] = (), last: Iterable[x509.Certificate] = ()
+    ) -> list[x509.Certificate]:
+        """Authorities of that name: among those given first, those configured, and those given last."""
+        found: dict[x509.Certificate, None] = {}
+        for each in (*first, *self._configured, *last):
+            try:
+                if self.of(each).name == name:
+                    found[each] = None
+            except ValueError:
+                continue
+        return list(found)[:MAX_ALIKE]
 
-    def named(self, name: NameKey) -> list[x509.Certificate]:
-        """Authorities of that name."""
-        return [each for each in self.all if self.of(each).name == name][:MAX_ALIKE]
+    def chain(self, signer: Authority, authority: Authority, now: datetime) -> tuple[x509.Certificate, ...]:
+        """From a signer upwards, by authorities with the right to issue, all of them valid now, to `authority` or to an
+        anchor that is above `authority` too; empty when there is no such chain. Signatures are verified once.
 
-    def above(self, certificate: x509.Certificate, first: Authority) -> list[x509.Certificate]:
-        """Authorities that may issue, and by name may have issued, one; `first` is looked at first."""
-        wanted = name_key(certificate.issuer.public_bytes())
-        found = [first.certificate] if first.name == wanted else []
-        return [each for each in (*found, *self.named(wanted)) if each != certificate and _may_issue(each)]
-
-    def chains_up(self, signer: Authority, authority: Authority, now: datetime) -> bool:
-        """Whether a signer chains, by authorities with the right to issue, to an anchor or to `authority`; all of them
-        valid now. Signatures are verified once."""
+        The anchor must be the same one: an authority of the same name below another anchor is somebody else.
+        """
         key = (signer.fingerprint, authority.fingerprint)
-        ends = self._chains.get(key)
-        if ends is None or _NEVER < ends < now:
-            ends = self._climb(signer.certificate, authority, MAX_CHAIN, now)
+        known = self._chains.get(key)
+        if known is None or known[1] < now:
+            goals = {authority.certificate, *self._anchors_above(authority)}
+            found = self._climb(signer.certificate, goals, authority, now)
+            ends = min((self.of(each).facts.not_after for each in found), default=now + _LOOK_AGAIN)
+            known = found, ends
             with self._lock:
-                remember(self._chains, key, ends, MAX_AUTHORITIES)
-        return now <= ends
+                remember(self._chains, key, known, MAX_AUTHORITIES)
+        return known[0]
 
-    def _climb(self, certificate: x509.Certificate, authority: Authority, left: int, now: datetime) -> datetime:
-        """Until when the best chain upwards is valid; the beginning of time when there is none."""
-        if not _in_time(certificate, now) or not left:
-            return _NEVER
-        own = certificate.not_valid_after_utc
-        if self.is_anchor(certificate):
-            return own
-        best = _NEVER
-        for above in self.above(certificate, authority):
-            if best < own and issued_by(certificate, above):
-                until = _ALWAYS if above == authority.certificate else self._climb(above, authority, left - 1, now)
-                best = max(best, min(own, until))
-        return best
+    def _anchors_above(self, authority: Authority) -> set[x509.Certificate]:
+        """Which anchors an authority that was found on a path to one may have."""
+        if len(self._anchors) == 1:
+            return set(self._anchors)
+        return {each for each in self._anchors if self._climb(authority.certificate, {each}, authority, None)}
+
+    def _climb(
+        self, certificate: x509.Certificate, goals: set[x509.Certificate], first: Authority, now: datetime | None
+    ) -> tuple[x509.Certificate, ...]:
+        """The shortest chain from a certificate to one of `goals`; `now` None: whatever their dates."""
+        waiting: deque[tuple[x509.Certificate, ...]] = deque([(certificate,)])
+        seen = {certificate}
+        while waiting:
+            path = waiting.popleft()
+            last = path[-1]
+            if now is not None and last != first.certificate and not _in_time(self.of(last).facts, now):
+                continue
+            if last in goals:
+                return path
+            if len(path) > MAX_CHAIN:
+                continue
+            for above in self._above(last, first):
+                if above not in seen and len(seen) < _MAX_CLIMBED and issued_by(last, above):
+                    seen.add(above)
+                    waiting.append((*path, above))
+        return ()
+
+    def _above(self, certificate: x509.Certificate, first: Authority) -> list[x509.Certificate]:
+        """Authorities that may issue, and by name may have issued, one: `first`, those configured, those met before."""
+        with self._lock:
+            met = [each.certificate for each in self._read.values()]
+        wanted = name_key(self.of(certificate).facts.issuer_der)
+        return [
+            each
+            for each in self.named(wanted, (first.certificate,), met)
+            if each in self._anchors or _may_issue(self.of(each).facts)
+        ]
 
 
 def remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None:
@@ -114,15 +148,9 @@ def remember(memory: OrderedDict[_K, _V], key: _K, value: _V, most: int) -> None
         memory.popitem(last=False)
 
 
-def _may_issue(certificate: x509.Certificate) -> bool:
-    extensions = certificate.extensions
-    if not is_authority(extensions):
-        return False
-    try:
-        return extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except x509.ExtensionNotFound:
-        return True
+def _may_issue(facts: Facts) -> bool:
+    return facts.basic_constraints is not None and facts.basic_constraints[0] and facts.may_sign_certificates
 
 
-def _in_time(certificate: x509.Certificate, now: datetime) -> bool:
-    return certificate.not_valid_before_utc <= now + _TOLERANCE and now - _TOLERANCE <= certificate.not_valid_after_utc
+def _in_time(facts: Facts, now: datetime) -> bool:
+    return facts.not_before <= now + _TOLERANCE and now - _TOLERANCE <= facts.not_after

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,8 @@ from trust.store.durable import make_private_directory, write_durably
 _MAGIC = b"relais-revocation-1\n"
 _MAX_HEAD = 1 << 17
 _SUFFIX = ".rev"
+_NOT_A_HEAD = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a file raises that somebody else wrote; JSON nests as deeply as its author wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,9 @@ def kept(directory: Path) -> list[Kept]:
                 if file.readline(64) == _MAGIC:
                     head = json.loads(file.readline(_MAX_HEAD))
                     dates = [datetime.fromisoformat(head[key]) if head[key] else None for key in ("as_of", "ends")]
-                    out.append(Kept(str(head["kind"]), str(head["url"]), *dates))
-        except (OSError, ValueError, KeyError, TypeError):
+                    if all(date is None or date.tzinfo is not None for date in dates):
+                        out.append(Kept(str(head["kind"]), str(head["url"]), *dates))
+        except (OSError, *_NOT_A_HEAD):
             continue
     return out
 
@@ -91,11 +95,12 @@ class DiskCache:
         self._directory.chmod(0o700)
         found = []
         for path in self._directory.iterdir():
-            if path.name.endswith(".tmp"):
-                path.unlink(missing_ok=True)
-            elif path.suffix == _SUFFIX and path.is_file() and not path.is_symlink():
-                state = path.stat()
-                found.append((state.st_mtime, path.name, state.st_size))
+            with suppress(OSError):  # one file that cannot be touched must not cost the others
+                if path.name.endswith(".tmp"):
+                    path.unlink(missing_ok=True)
+                elif path.suffix == _SUFFIX and path.is_file() and not path.is_symlink():
+                    state = path.stat()
+                    found.append((state.st_mtime, path.name, state.st_size))
         self._sizes = {name: size for _, name, size in sorted(found)}
         for name, size in list(self._sizes.items()):
             record = self._read(name) if size <= max_body + _MAX_HEAD + 64 else None
@@ -118,9 +123,9 @@ class DiskCache:
                     tuple(base64.b64decode(each, validate=True) for each in head["issuers"]),
                     file.read(),
                 )
-        except (OSError, ValueError, KeyError, TypeError):
+            return record if record.name == name else None
+        except (OSError, *_NOT_A_HEAD):
             return None
-        return record if record.name == name else None
 
     def store(self, record: Record) -> None:
         """Write one record over its older self, and make room. Raises OSError."""
@@ -137,19 +142,21 @@ class DiskCache:
         if len(line) > _MAX_HEAD or size > self._max_bytes:
             return
         with self._lock:
-            self._sizes.pop(record.name, None)
-            while self._sizes and (
-                sum(self._sizes.values()) + size > self._max_bytes or len(self._sizes) >= self._max_files
-            ):
-                oldest = next(iter(self._sizes))
-                del self._sizes[oldest]
-                (self._directory / oldest).unlink(missing_ok=True)
+            before = self._sizes.get(record.name, 0)
+            taken = sum(self._sizes.values()) - before + size
+            for oldest in list(self._sizes):
+                if taken <= self._max_bytes and len(self._sizes) < self._max_files + (before > 0):
+                    break
+                if oldest != record.name:
+                    taken -= self._sizes.pop(oldest)
+                    (self._directory / oldest).unlink(missing_ok=True)
             write_durably(self._directory / record.name, _MAGIC, line, record.body)
+            self._sizes.pop(record.name, None)
             self._sizes[record.name] = size
 
     def drop(self, name: str) -> None:
-        """Forget one file."""
-        with self._lock:
+        """Forget one file; one that cannot be deleted is looked at again at the next start."""
+        with self._lock, suppress(OSError):
             self._sizes.pop(name, None)
             (self._directory / name).unlink(missing_ok=True)
 

@@ -2,36 +2,39 @@
 
 `Revocation` is the `RevocationChecker` of a gateway. It answers from memory; everything it would need and does not have
 is left to the refresher. Whoever signs a CRL that is not the certificate's own issuer must chain to one of the anchors
-given here, as the certificates of a path do, and must not be revoked itself.
+given here, as the certificates of a path do, and nobody on that chain may be revoked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Literal, cast
 
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import pkcs7
-from cryptography.x509.oid import AuthorityInformationAccessOID
 
+from trust.facts import Facts
+from trust.facts import read as read_facts
 from trust.revocation import RevocationState, RevocationStatus, crl, ocsp
-from trust.revocation.authorities import MAX_ALIKE, MAX_AUTHORITIES, Authorities, Authority, remember
+from trust.revocation.authorities import MAX_ALIKE, Authorities, Authority, remember
 from trust.revocation.cache import DiskCache, Record
+from trust.revocation.crl import SKEW, TOLERANCE
 from trust.revocation.fetching import Fetcher, FetchError, FetchOptions
-from trust.revocation.holdings import MAX_HELD, TOLERANCE, Holdings, Question, is_revoked_at
+from trust.revocation.holdings import MAX_HELD, Holdings, Question, is_revoked_at
 from trust.revocation.naming import NameKey, name_key
-from trust.revocation.published import Published, access_urls, published
-from trust.revocation.refresher import MAX_JOBS, Refresher
-from trust.revocation.signatures import issued_by
+from trust.revocation.published import CA_ISSUERS, Published, access_urls, published
+from trust.revocation.refresher import Refresher
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +49,9 @@ _OCSP_KEPT_FRESH = timedelta(days=2)
 _OCSP_LIFE = timedelta(hours=1)
 """Of an answer without nextUpdate (RFC 6960 §2.4: newer information is always available)."""
 _ISSUERS_LIFE = timedelta(days=7)
+_MAX_FOUND = 256
+"""Places where issuers are looked for at a time. Strangers name them: a forged certificate has the name of an anchor's
+child and any URL it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +111,19 @@ class Revocation:
         self._fetcher = fetcher or Fetcher(options.fetch)
         self._clock = clock
         self._cache = DiskCache(options.cache, options.max_cache_bytes) if options.cache is not None else None
-        self._refresher = Refresher(clock, options.threads)
+        self._refresher = Refresher(clock, options.threads, forgotten=self._forget)
+        # Strangers can keep this one busy and full, and revocation must not wait for that
+        self._finder = Refresher(clock, 1, forgotten=self._forget, most=_MAX_FOUND)
         self._holdings = Holdings(options.max_memory_bytes)
         self._answers: OrderedDict[tuple[bytes, int], ocsp.Answer] = OrderedDict()
         self._stapled: OrderedDict[tuple[bytes, bytes, int], ocsp.Answer] = OrderedDict()
+        """By the digest of the response, its size being the sender's choice."""
         self._fetched: OrderedDict[str, tuple[bytes, datetime]] = OrderedDict()
         """By URL, the digest of the newest list and when it ends."""
         self._wanting: dict[str, dict[bytes, Authority]] = {}
-        self._pointers: OrderedDict[tuple[x509.Certificate, NameKey], Published] = OrderedDict()
         self._found_issuers: OrderedDict[str, tuple[x509.Certificate, ...]] = OrderedDict()
+        self._outdated: deque[str] = deque()
+        """Files of what is forgotten, deleted when something is written."""
         self._lock = Lock()
 
     # --- Life ---------------------------------------------------------------------------------------------------------
@@ -127,14 +137,17 @@ class Revocation:
             except OSError as error:
                 log.error("revocation.cache", error=str(error))
         self._refresher.start()
+        self._finder.start()
 
     def stop(self) -> None:
         """Fetch nothing more."""
         self._refresher.stop()
+        self._finder.stop()
 
     def settled(self, seconds: float) -> bool:
         """Wait until everything wanted so far was fetched or failed, at most `seconds`; whether that came."""
-        return self._refresher.settled(seconds)
+        until = time.monotonic() + seconds
+        return self._refresher.settled(seconds) and self._finder.settled(max(0.0, until - time.monotonic()))
 
     def held(self) -> list[Held]:
         """The CRLs at hand."""
@@ -150,7 +163,9 @@ class Revocation:
     def missing(self) -> list[Missing]:
         """CRLs that are wanted and that no fetch has brought yet."""
         out = []
-        for url in list(self._wanting):
+        with self._lock:
+            wanted = list(self._wanting)
+        for url in wanted:
             state = self._refresher.state(("crl", url))
             if state is not None and not state.done and state.failures:
                 out.append(Missing(url, state.failures, state.error))
@@ -171,13 +186,15 @@ class Revocation:
     def _check(
         self, certificate: x509.Certificate, issuer: x509.Certificate, at: datetime, stapled: bytes | None, depth: int
     ) -> RevocationStatus:
-        authority = self._authorities.of(issuer)
-        where = self._where(certificate, authority)
+        authority, facts = self._authorities.of(issuer), read_facts(certificate)
+        if not isinstance(facts, Facts):
+            return RevocationStatus(RevocationState.UNKNOWN, detail="the certificate cannot be read")
+        where = published(facts, authority.name)
         if where.never:
             return RevocationStatus(RevocationState.GOOD, detail="its issuer revokes no such certificates (RFC 9608)")
-        serial, now = certificate.serial_number, self._clock()
+        serial, now = facts.serial, self._clock()
         found = self._holdings.ask(
-            Question(serial, authority.name, where.authority, certificate.not_valid_after_utc, where.points, at),
+            Question(serial, authority.name, where.authority, facts.not_after, where.points, at),
             lambda each: self._may_speak(each, authority, now, depth),
             now,
         )
@@ -192,22 +209,11 @@ class Revocation:
         answers.append(self._answers.get(key))
         for answer in answers:
             if answer is not None:
-                found = _stronger(found, self._judged(answer, certificate, authority, at, depth))
+                found = _stronger(found, self._judged(answer, facts.not_after, authority, at, depth))
         if where.responders and (answers[-1] is not None or self._needs_ocsp(found, where)):
             self._want_answer(where.responders, serial, authority)
         if found.state is RevocationState.UNKNOWN and not (found.source or where.points or where.responders):
             return replace(found, detail=f"{found.detail}, and the certificate does not say where it is published")
-        return found
-
-    def _where(self, certificate: x509.Certificate, authority: Authority) -> Published:
-        """The pointers of a certificate; those of authorities are remembered, since every path leads through them."""
-        key = (certificate, authority.name)
-        found = self._pointers.get(key)
-        if found is None:
-            found = published(certificate, authority.name)
-            if found.authority:
-                with self._lock:
-                    remember(self._pointers, key, found, MAX_AUTHORITIES)
         return found
 
     def _needs_ocsp(self, found: RevocationStatus, where: Published) -> bool:
@@ -218,7 +224,9 @@ class Revocation:
         return all(state is None or state.done or state.failures for state in states)
 
     def _read_stapled(self, stapled: bytes, serial: int, authority: Authority, now: datetime) -> ocsp.Answer | None:
-        key = (stapled, authority.fingerprint, serial)
+        if len(stapled) > ocsp.MAX_BYTES:
+            return None
+        key = (hashlib.sha256(stapled).digest(), authority.fingerprint, serial)
         known = self._stapled.get(key)
         if known is not None:
             return known
@@ -232,51 +240,53 @@ class Revocation:
         return answer
 
     def _judged(
-        self, answer: ocsp.Answer, certificate: x509.Certificate, authority: Authority, at: datetime, depth: int
+        self, answer: ocsp.Answer, not_after: datetime, authority: Authority, at: datetime, depth: int
     ) -> RevocationStatus:
         """What an OCSP answer means at a moment."""
         unknown = RevocationStatus(RevocationState.UNKNOWN, "ocsp", as_of=answer.this_update)
         if answer.delegate is not None:
             if depth:
-                return replace(unknown, detail="the responder's own revocation is not known")
-            own = self._check(answer.delegate, authority.certificate, at, None, depth + 1)
-            if own.state is not RevocationState.GOOD:
-                return replace(unknown, detail=f"the responder's own revocation: {own.state.value}")
+                own = RevocationState.UNKNOWN
+            else:  # when it spoke, too: a response made after its responder was revoked says nothing about before
+                when = max(at, answer.this_update)
+                own = self._check(answer.delegate, authority.certificate, when, None, depth + 1).state
+            # a revocation counts unless its responder is known to be revoked: where doubt is let pass, it must not be
+            if own is not RevocationState.GOOD and (
+                answer.state is not RevocationState.REVOKED or own is RevocationState.REVOKED
+            ):
+                return replace(unknown, detail=f"the responder's own revocation: {own.value}")
         ends = answer.next_update or answer.this_update + _OCSP_LIFE
         if answer.state is RevocationState.UNKNOWN:
             return replace(unknown, next_update=ends, detail="the responder does not know the certificate")
+        revoked_at = None if answer.revoked_at is None else min(answer.revoked_at, answer.this_update)
         status = RevocationStatus(
-            answer.state, "ocsp", answer.reason, answer.revoked_at, answer.invalid_since, answer.this_update, ends
+            answer.state, "ocsp", answer.reason, revoked_at, answer.invalid_since, answer.this_update, ends
         )
         if answer.state is RevocationState.REVOKED:
-            if is_revoked_at(answer.reason, answer.revoked_at, answer.invalid_since, at):
+            if is_revoked_at(answer.reason, revoked_at, answer.invalid_since, at):
                 return status
             status = replace(status, state=RevocationState.GOOD, reason="", detail="revoked later")
-        elif certificate.not_valid_after_utc < answer.this_update:
+        elif not_after < answer.this_update:
             return replace(unknown, detail="the certificate had expired when the response was made")
         if at > ends + TOLERANCE:
             return replace(status, state=RevocationState.STALE, detail="the OCSP response has ended")
         return status
 
     def _may_speak(self, each: crl.Crl, authority: Authority, now: datetime, depth: int) -> bool:
-        """Whether a CRL's signer is the certificate's issuer (by name and key), or a CRL issuer of the same anchors."""
+        """Whether a CRL's signer is the certificate's issuer (by name and key), or a CRL issuer of the same anchor."""
         signer = self._authorities.of(each.signer)
         if signer.key == authority.key and signer.name == authority.name:
             return True
-        if depth >= MAX_DEPTH or not self._authorities.chains_up(signer, authority, now):
-            return False
-        if self._authorities.is_anchor(signer.certificate):
-            return True
-        above = next(
-            up for up in self._authorities.above(signer.certificate, authority) if issued_by(signer.certificate, up)
-        )
-        own = self._check(signer.certificate, above, now, None, depth + 1)
-        return own.state is not RevocationState.REVOKED
+        chain = () if depth >= MAX_DEPTH else self._authorities.chain(signer, authority, now)
+        for below, above in pairwise(chain):
+            if self._check(below, above, now, None, depth + 1).state is RevocationState.REVOKED:
+                return False
+        return bool(chain)
 
     # --- CRLs ---------------------------------------------------------------------------------------------------------
 
     def add_crl(self, data: bytes, issuers: Iterable[x509.Certificate] = (), url: str = "") -> crl.Crl:
-        """Hold a CRL in DER that came by other means; raises `crl.CrlError`.
+        """Hold a CRL in DER or PEM that came by other means; raises `crl.CrlError`.
 
         Its signer is looked for among `issuers`, the anchors and the intermediates.
         """
@@ -285,10 +295,9 @@ class Revocation:
     def _take(self, data: bytes, url: str, issuers: list[x509.Certificate]) -> crl.Crl:
         if len(data) > self._options.max_crl_bytes:
             raise crl.CrlError("too large")
-        name = crl.issuer_of(data)
-        own = [each for each in issuers if self._authorities.of(each).name == name]
-        read = crl.read(data, list(dict.fromkeys((*own, *self._authorities.named(name)))))
-        if read.this_update > self._clock() + TOLERANCE:
+        data = crl.in_der(data)
+        read = crl.read(data, self._authorities.named(crl.issuer_of(data), first=issuers))
+        if read.this_update > self._clock() + SKEW:
             raise crl.CrlError("thisUpdate in the future")
         held = self._holdings.add(url, read)
         if held is not read:
@@ -304,25 +313,36 @@ class Revocation:
                 return
 
     def _want_crl(self, url: str, authority: Authority) -> None:
+        self._refresher.want(("crl", url), partial(self._fetch_crl, url, authority))
         wanting = self._wanting.get(url)
-        if wanting is None and len(self._wanting) >= MAX_JOBS:
-            return
         if wanting is None or authority.fingerprint not in wanting:
             with self._lock:
+                if self._refresher.state(("crl", url)) is None:
+                    return
                 wanting = self._wanting.setdefault(url, {})
                 wanting[authority.fingerprint] = authority
                 while len(wanting) > MAX_WANTING:
                     del wanting[next(iter(wanting))]
-        self._refresher.want(("crl", url), partial(self._fetch_crl, url))
 
-    def _fetch_crl(self, url: str) -> datetime | None:
+    def _forget(self, key: Hashable) -> None:
+        """The refresher keeps something fresh no longer: nor is it remembered for whom."""
+        kind, what = cast(tuple[str, str], key)
+        if kind == "crl":
+            with self._lock:
+                self._wanting.pop(what, None)
+                self._fetched.pop(what, None)
+        if kind != "ocsp" and self._cache is not None:
+            self._outdated.append(Record(kind, what, 0, (), b"").name)
+
+    def _fetch_crl(self, url: str, first: Authority | None) -> datetime | None:
         data = self._fetcher.get(url, self._options.max_crl_bytes)
         digest = hashlib.sha256(data).digest()
         known = self._fetched.get(url)
         if known is not None and known[0] == digest and self._holdings.holds(url):
             return known[1]  # the same list again: its index is not made anew
         with self._lock:
-            authorities = list(self._wanting.get(url, {}).values())
+            wanting = self._wanting.get(url, {} if first is None else {first.fingerprint: first})
+            authorities = list(wanting.values())
         try:
             read = self._take(data, url, [each.certificate for each in authorities])
         except crl.CrlError as error:
@@ -354,10 +374,10 @@ class Revocation:
                 answer = ocsp.read(
                     data, serial, authority.certificate, self._clock(), nonce, self._options.nonce == "require"
                 )
+                self._take_answer(answer, serial, authority)
             except (FetchError, ocsp.OcspError) as error:
                 failure = error
                 continue
-            self._take_answer(answer, serial, authority)
             self._keep(Record("ocsp", url, serial, (authority.encoded,), data, answer.this_update, answer.next_update))
             return answer.next_update or self._clock() + _OCSP_LIFE
         raise failure
@@ -380,14 +400,16 @@ class Revocation:
         anywhere.
         """
         try:
-            wanted = name_key(certificate.issuer.public_bytes())
-            urls = access_urls(certificate.extensions, AuthorityInformationAccessOID.CA_ISSUERS)
-        except Exception:  # the parser reads lazily and has no common error class
+            facts = read_facts(certificate)
+            if not isinstance(facts, Facts):
+                return ()
+            wanted, urls = name_key(facts.issuer_der), access_urls(facts, CA_ISSUERS)
+        except ValueError:
             return ()
         out: list[x509.Certificate] = []
         for url in urls:
-            self._refresher.want(("issuers", url), partial(self._fetch_issuers, url), keep=_ISSUERS_LIFE)
-            out += (each for each in self._found_issuers.get(url, ()) if self._authorities.of(each).name == wanted)
+            self._finder.want(("issuers", url), partial(self._fetch_issuers, url), keep=_ISSUERS_LIFE)
+            out += (each for each in self._found_issuers.get(url, ()) if _is_named(each, wanted))
         return tuple(out)
 
     def _fetch_issuers(self, url: str) -> datetime | None:
@@ -399,13 +421,15 @@ class Revocation:
     def _take_issuers(self, url: str, data: bytes) -> None:
         found = _certificates(data)[:MAX_ALIKE]
         with self._lock:
-            remember(self._found_issuers, url, tuple(found), MAX_AUTHORITIES)
+            remember(self._found_issuers, url, tuple(found), _MAX_FOUND)
 
     # --- Disk ---------------------------------------------------------------------------------------------------------
 
     def _keep(self, record: Record) -> None:
         if self._cache is None:
             return
+        while self._outdated:
+            self._cache.drop(self._outdated.popleft())
         try:
             self._cache.store(record)
         except OSError as error:
@@ -420,16 +444,20 @@ class Revocation:
             ]
             if record.kind == "crl":
                 read = self._take(record.body, record.url, [each.certificate for each in issuers])
-                self._wanting[record.url] = {each.fingerprint: each for each in issuers}
+                with self._lock:
+                    self._wanting[record.url] = {each.fingerprint: each for each in issuers}
                 ends = _ahead_of(read.next_update, now)
-                self._refresher.want(("crl", record.url), partial(self._fetch_crl, record.url), ends)
+                first = issuers[0] if issuers else None
+                self._refresher.want(("crl", record.url), partial(self._fetch_crl, record.url, first), ends)
             elif record.kind == "ocsp":
                 issuer = issuers[0]
                 answer = ocsp.read(record.body, record.serial, issuer.certificate, now)
                 self._take_answer(answer, record.serial, issuer)
-                work = partial(self._fetch_answer, (record.url,), record.serial, issuer)
-                key = ("ocsp", (issuer.fingerprint, record.serial))
-                self._refresher.want(key, work, _ahead_of(answer.next_update, now), keep=_OCSP_KEPT_FRESH)
+                ends = _ahead_of(answer.next_update, now)
+                if ends is not None:  # thousands that have ended are not all asked for again: whoever needs one will
+                    work = partial(self._fetch_answer, (record.url,), record.serial, issuer)
+                    key = ("ocsp", (issuer.fingerprint, record.serial))
+                    self._refresher.want(key, work, ends, keep=_OCSP_KEPT_FRESH)
             else:
                 self._take_issuers(record.url, record.body)
         except Exception as error:  # whatever is wrong with it, it is only a copy
@@ -454,11 +482,22 @@ def _stronger(one: RevocationStatus, other: RevocationStatus) -> RevocationStatu
     return first
 
 
+def _is_named(certificate: x509.Certificate, wanted: NameKey) -> bool:
+    facts = read_facts(certificate)
+    try:
+        return isinstance(facts, Facts) and name_key(facts.subject_der) == wanted
+    except ValueError:
+        return False
+
+
 def _certificates(data: bytes) -> list[x509.Certificate]:
     """What a caIssuers URL serves: one certificate in DER or PEM, or a certs-only CMS (§4.2.2.1); raises ValueError."""
-    if data.startswith(b"-----BEGIN"):
-        return x509.load_pem_x509_certificates(data)
     try:
-        return [x509.load_der_x509_certificate(data)]
-    except ValueError:
-        return pkcs7.load_der_pkcs7_certificates(data)
+        if data.startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_certificates(data)
+        try:
+            return [x509.load_der_x509_certificate(data)]
+        except ValueError:
+            return pkcs7.load_der_pkcs7_certificates(data)
+    except x509.InvalidVersion as error:  # which is no ValueError
+        raise ValueError("version of a certificate") from error

@@ -9,22 +9,27 @@ bytes is keyed anew in each process, so nobody can choose serials that collide.
 
 from __future__ import annotations
 
+import binascii
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from trust import der
+from trust.facts import Facts
+from trust.facts import read as read_facts
 from trust.revocation.naming import (
     ALL_REASONS,
     NameKey,
     PointName,
     directory_names,
     distribution_points,
+    fetchable,
     name_key,
     point_name,
     reason_flags,
@@ -50,6 +55,10 @@ HOLD = "certificateHold"
 MAX_SERIAL = 64
 """Octets; RFC 5280 §4.1.2.2 allows 20."""
 MAX_BYTES = 1 << 31
+TOLERANCE = timedelta(seconds=1)
+"""After an end, for what lies between two seconds."""
+SKEW = timedelta(seconds=30)
+"""How far others' clocks may be ahead of ours: many sign at the moment they are asked."""
 
 _AKI, _IAN, _NUMBER, _DELTA, _IDP, _FRESHEST = (f"2.5.29.{n}" for n in (35, 18, 20, 27, 28, 46))
 _AIA, _EXPIRED = "1.3.6.1.5.5.7.1.1", "2.5.29.60"
@@ -57,10 +66,19 @@ _KNOWN = frozenset({_AKI, _IAN, _NUMBER, _DELTA, _IDP, _FRESHEST, _AIA, _EXPIRED
 _REASON, _HOLD_INSTRUCTION, _INVALID_SINCE, _CERTIFICATE_ISSUER = (f"2.5.29.{n}" for n in (21, 23, 24, 29))
 _KNOWN_IN_ENTRIES = frozenset({_REASON, _HOLD_INSTRUCTION, _INVALID_SINCE, _CERTIFICATE_ISSUER})
 
-_ISSUER_OID = b"\x06\x03\x55\x1d\x1d"
-_TRUE = b"\x01\x01\xff"
+_HARMLESS = re.compile(
+    rb"\x30(.)(?:\x30\x0a\x06\x03\x55\x1d\x15\x04\x03\x0a\x01.|\x30\x18\x06\x03\x55\x1d\x18\x04\x11\x18\x0f[0-9]{14}Z)+",
+    re.DOTALL,
+)
+"""The extensions most entries have: reasonCode and invalidityDate, not critical: nothing else depends on them."""
+_PEM = re.compile(rb"\s*-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]+)-----END X509 CRL-----\s*")
+_CRL_SIGN = 1 << 6
+"""Bit of KeyUsage (§4.2.1.3)."""
 _MAX_ENTRY = 1 << 16
 _MAX_ALIKE = 1024
+_MAX_STEPS = 8192
+"""From an entry's own place in the table to a free one; chance takes some hundred. One serial number many times over
+would cost the square of how often it is there."""
 _LEAST_ENTRY = 16
 """No entry is shorter than 20 octets: the table has more places than there are entries, and one in five stays free."""
 
@@ -111,13 +129,13 @@ class Crl:
     """Number of entries."""
     _entries: bytes
     _table: array[int]
-    _sections: tuple[tuple[int, ...], tuple[NameKey, ...]]
+    _sections: tuple[array[int], list[NameKey]]
     """In an indirect CRL, from which position on entries are about the certificates of which issuer."""
 
     @property
     def octets(self) -> int:
         """Memory the entries and their index take."""
-        return len(self._entries) + len(self._table) * self._table.itemsize
+        return len(self._entries) + len(self._table) * self._table.itemsize + 12 * len(self._sections[0])
 
     def find(self, serial: int, issuer: NameKey) -> Entry | None:
         """The entry about one certificate: constant time. Several entries about it: one that revokes is preferred."""
@@ -146,12 +164,23 @@ def serial_octets(serial: int) -> bytes:
     return serial.to_bytes((serial if serial >= 0 else ~serial).bit_length() // 8 + 1, "big", signed=True)
 
 
+def in_der(data: bytes) -> bytes:
+    """A CRL as it is signed: some authorities publish PEM, though RFC 5280 §4.2.1.13 says DER."""
+    if not data[:64].lstrip().startswith(b"-----"):
+        return data
+    armoured = _PEM.fullmatch(data)
+    try:
+        return binascii.a2b_base64(armoured[1]) if armoured is not None else data
+    except binascii.Error:
+        return data
+
+
 def issuer_of(data: bytes) -> NameKey:
     """Who issued a CRL, before anything of it is believed; raises `CrlError`."""
     try:
         fields = der.read(data).sequence(3)[0].sequence(8)
         return name_key(bytes(fields[2 if fields[0].tag == der.INTEGER else 1].encoded))
-    except (der.DerError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         raise CrlError(f"no CRL: {error}") from None
 
 
@@ -167,7 +196,7 @@ def read(data: bytes, signers: Iterable[x509.Certificate]) -> Crl:
         return _read(data, signers)
     except CrlError:
         raise
-    except (der.DerError, ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise CrlError(f"malformed CRL: {error}") from None
 
 
@@ -193,8 +222,7 @@ def _read(data: bytes, signers: Iterable[x509.Certificate]) -> Crl:
         (
             candidate
             for candidate in signers
-            if may_sign(candidate, issuer, key_id)
-            and verifies(algorithm, signed.encoded, value, _public_key(candidate))
+            if may_sign(candidate, issuer, key_id) and verifies(algorithm, signed, value, candidate)
         ),
         None,
     )
@@ -213,7 +241,7 @@ def _read(data: bytes, signers: Iterable[x509.Certificate]) -> Crl:
         scope=scope,
         number=_number(extensions.get(_NUMBER)),
         base=_number(extensions.get(_DELTA)),
-        delta_urls=tuple(dict.fromkeys(url for point in points for url in point.urls)),
+        delta_urls=fetchable(url for point in points for url in point.urls),
         expired_since=expired.time() if expired is not None else None,
         size=size,
         _entries=revoked,
@@ -224,28 +252,15 @@ def _read(data: bytes, signers: Iterable[x509.Certificate]) -> Crl:
 
 def may_sign(certificate: x509.Certificate, issuer: NameKey, key_id: bytes | None) -> bool:
     """Whether a certificate has the name, the key identifier and the key usage of a CRL's signer."""
-    try:
-        if name_key(certificate.subject.public_bytes()) != issuer:
-            return False
-        try:
-            if not certificate.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign:
-                return False
-        except x509.ExtensionNotFound:
-            pass
-        try:
-            own = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-        except x509.ExtensionNotFound:
-            return True
-        return key_id is None or own == key_id
-    except Exception:  # the parser reads lazily and has no common error class
+    facts = read_facts(certificate)
+    if not isinstance(facts, Facts):
         return False
-
-
-def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
     try:
-        return certificate.public_key()
-    except Exception:  # explicit curve parameters, unknown algorithms: each has its own error class
-        return None
+        named = name_key(facts.subject_der) == issuer
+    except der.DerError:
+        return False
+    may = facts.key_usage is None or facts.key_usage & _CRL_SIGN
+    return bool(named and may) and (key_id is None or facts.subject_key_id in (None, key_id))
 
 
 def _extensions(element: der.Element, known: frozenset[str]) -> dict[str, der.Element]:
@@ -283,9 +298,13 @@ def _scope(element: der.Element | None, issuer: NameKey) -> Scope:
     for field in element.sequence(6):
         if field.tag == der.context(0):
             names, _ = point_name(field.explicit(), issuer)
+            if not names:  # it would be taken for a list of everything
+                raise CrlError("issuing distribution point without a name")
         elif field.tag == der.context(3, constructed=False):
             reasons = reason_flags(field)
         elif field.tag in (der.context(n, constructed=False) for n in (1, 2, 4, 5)):
+            if field.size != 1:
+                raise CrlError("issuing distribution point")
             flags[field.tag & 0x1F] = bytes(field.content) != b"\x00"
         else:
             raise CrlError("issuing distribution point")
@@ -294,9 +313,7 @@ def _scope(element: der.Element | None, issuer: NameKey) -> Scope:
     return Scope(names, flags.get(1, False), flags.get(2, False), flags.get(5, False), flags.get(4, False), reasons)
 
 
-def _index(
-    entries: bytes, issuer: NameKey, indirect: bool
-) -> tuple[array[int], int, tuple[tuple[int, ...], tuple[NameKey, ...]]]:
+def _index(entries: bytes, issuer: NameKey, indirect: bool) -> tuple[array[int], int, tuple[array[int], list[NameKey]]]:
     """The table of positions, one more than they are so that zero is a free place; the number of entries; sections.
 
     Everything that is true of a well-formed entry is checked here, except what its extensions say, which is looked at
@@ -305,11 +322,9 @@ def _index(
     """
     mask = (1 << (len(entries) // _LEAST_ENTRY).bit_length()) - 1
     table = array("I", bytes(4 * (mask + 1)))
-    starts: list[int] = []
-    issuers: list[NameKey] = []
-    if indirect:
-        starts, issuers = [0], [issuer]
-    harmless: set[bytes] = set()
+    starts = array("I", [0] if indirect else [])
+    issuers = [issuer] if indirect else []
+    seen: dict[bytes, NameKey | None] = {}
     size = position = 0
     stop = len(entries)
     while position < stop:
@@ -336,28 +351,37 @@ def _index(
             or entries[body] != 0x02
             or entries[date + 1] != after - date - 2
             or not 0 < octets <= MAX_SERIAL
-            or (octets > 1 and (not key[0] and key[1] < 0x80))
+            or (octets > 1 and ((not key[0] and key[1] < 0x80) or (key[0] == 0xFF and key[1] >= 0x80)))
         ):
             raise CrlError("malformed entry")
         if after != position:
             if after > position:
                 raise CrlError("truncated entry")
             rest = entries[after:position]
-            if rest not in harmless:
+            if rest in seen:
+                about = seen[rest]
+            else:
                 about = _checked(rest, indirect)
-                if about is not None:
-                    starts.append(start)
-                    issuers.append(about)
-                elif len(harmless) < _MAX_ALIKE:
-                    harmless.add(rest)
+                if len(seen) < _MAX_ALIKE:
+                    seen[rest] = about
+            if about is not None and about != issuers[-1]:
+                starts.append(start)
+                issuers.append(about)
         slot = hash(key) & mask
-        while table[slot]:
-            slot = (slot + 1) & mask
+        if table[slot]:
+            slot = _free(table, slot, mask)
         table[slot] = start + 1
         size += 1
     if position != stop:
         raise CrlError("truncated entry")
-    return table, size, (tuple(starts), tuple(issuers))
+    return table, size, (starts, issuers)
+
+
+def _free(table: array[int], slot: int, mask: int) -> int:
+    for step in range(1, min(_MAX_STEPS, mask + 1)):
+        if not table[(slot + step) & mask]:
+            return (slot + step) & mask
+    raise CrlError("too many entries alike")
 
 
 def _bounds(entries: bytes, start: int) -> tuple[int, int, int]:
@@ -374,8 +398,8 @@ def _bounds(entries: bytes, start: int) -> tuple[int, int, int]:
 
 def _checked(rest: bytes, indirect: bool) -> NameKey | None:
     """Look at an entry's extensions as far as the whole CRL depends on them: the issuer they change to, if any."""
-    if not indirect and _TRUE not in rest and _ISSUER_OID not in rest:
-        der.read(rest).expect(der.SEQUENCE)
+    usual = _HARMLESS.fullmatch(rest)
+    if usual is not None and usual[1][0] == len(rest) - 2:
         return None
     extensions = _extensions(der.read(rest), _KNOWN_IN_ENTRIES)
     issuer = extensions.get(_CERTIFICATE_ISSUER)
@@ -398,12 +422,11 @@ def _entry(entries: bytes, body: int, end: int) -> Entry:
         revoked_at = None
     reason, invalid_since = "unspecified", None
     if after < end:
-        try:
-            extensions = _extensions(der.read(entries[after:end]), _KNOWN_IN_ENTRIES)
-            if _REASON in extensions:
-                reason = REASONS[int.from_bytes(extensions[_REASON].expect(0x0A).content, "big")]
-            if _INVALID_SINCE in extensions:
+        # each is read as far as it can be: a date that is not one must not make "keyCompromise" a lesser reason
+        extensions = _extensions(der.read(entries[after:end]), _KNOWN_IN_ENTRIES)
+        if _REASON in extensions:
+            reason = REASONS.get(int.from_bytes(extensions[_REASON].content, "big"), reason)
+        if _INVALID_SINCE in extensions:
+            with suppress(der.DerError):
                 invalid_since = extensions[_INVALID_SINCE].expect(der.GENERALIZED_TIME).time()
-        except (CrlError, der.DerError, KeyError):
-            reason = "unspecified"
     return Entry(revoked_at, reason, invalid_since)

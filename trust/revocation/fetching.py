@@ -35,6 +35,8 @@ _TELLTALE = frozenset({ipaddress.ip_address("168.63.129.16")})
 
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_ISATAP = 0x00005EFE
+"""Upper half of an interface identifier, but for its universal bit (RFC 5214 §6.1)."""
 _TUNNELLED = ipaddress.ip_network("2001::/32")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -71,7 +73,7 @@ Connect = Callable[[str, int, float], socket.socket]
 
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the Internet at large, also when it carries an IPv4 address inside (RFC 4291
-    §2.5.5, RFC 6052, RFC 3056, RFC 4380)."""
+    §2.5.5, RFC 6052, RFC 3056, RFC 4380, RFC 5214)."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -80,6 +82,10 @@ def is_public(address: Address) -> bool:
         if address not in _GLOBAL_UNICAST or address in _TUNNELLED:
             return False
         if address.sixtofour is not None and not is_public(address.sixtofour):
+            return False
+        if int(address) >> 32 & 0xFDFFFFFF == _ISATAP and not is_public(
+            ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        ):
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved and address not in _TELLTALE
 
@@ -248,15 +254,14 @@ def _body(response: http.client.HTTPResponse, max_bytes: int, host: str) -> byte
     if response.length is not None and response.length > max_bytes:
         raise FetchError(f"{host} announces more than {max_bytes} octets")
     expected = response.length
-    pieces, size = [], 0
+    body = bytearray()  # no list of pieces: somebody may send one octet at a time
     while piece := response.read1(_CHUNK):
-        size += len(piece)
-        if size > max_bytes:
+        body += piece
+        if len(body) > max_bytes:
             raise FetchError(f"{host} sends more than {max_bytes} octets")
-        pieces.append(piece)
-    if expected is not None and size < expected:
+    if expected is not None and len(body) < expected:
         raise FetchError(f"{host} sends less than it announces")
-    return b"".join(pieces)
+    return bytes(body)
 
 
 def _left(deadline: float) -> float:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from threading import Lock
+from typing import TypeVar
 
 from trust.revocation import RevocationState, RevocationStatus
-from trust.revocation.crl import HOLD, REMOVED, Crl, Entry
+from trust.revocation.crl import HOLD, REMOVED, SKEW, TOLERANCE, Crl, Entry
 from trust.revocation.naming import ALL_REASONS, NameKey, Point
 
-TOLERANCE = timedelta(seconds=1)
-"""How far clocks may be apart."""
 MAX_HELD = 4096
 
 _COMPROMISED = frozenset({"keyCompromise", "cACompromise", "aACompromise"})
+
+_K = TypeVar("_K")
 
 MaySpeak = Callable[[Crl], bool]
 """Whether a CRL's signer is the certificate's issuer or someone it answers to."""
@@ -59,14 +60,14 @@ class Holdings:
         """Hold a CRL, in place of an older one of the same scope from there. Returns the one that is held now: an
         older CRL than that is not put in its place."""
         with self._lock:
-            same = [held for held in self._by_url.get(url, ()) if _same_series(held, crl)]
-            if any(_is_newer(held, crl) for held in same):
-                return same[0]
-            self._make_room(url, crl.octets)
+            held = next((each for each in self._by_url.get(url, ()) if _same_series(each, crl)), None)
+            if held is not None and _is_newer(held, crl):
+                return held
+            if held is not None:
+                self._drop(url, held)
+            self._make_room(crl.octets)
             # re-inserted, so that the first is always the one renewed longest ago
-            self._by_url[url] = (*(held for held in self._by_url.pop(url, ()) if held not in same), crl)
-            for held in same:
-                self._leave(held)
+            self._by_url[url] = (*self._by_url.pop(url, ()), crl)
             shelf = self._shelf(crl)
             shelf[crl.issuer] = (*shelf.get(crl.issuer, ()), crl)
             return crl
@@ -75,37 +76,37 @@ class Holdings:
         """Whether a CRL from there is held."""
         return url in self._by_url
 
-    def _make_room(self, url: str, octets: int) -> None:
-        held = [(each, crl) for each, crls in self._by_url.items() for crl in crls if each != url]
+    def _make_room(self, octets: int) -> None:
+        held = [(url, crl) for url, crls in self._by_url.items() for crl in crls]
         taken = sum(crl.octets for _, crl in held) + octets
-        for count, (old, crl) in enumerate(held):
+        for count, (url, crl) in enumerate(held):
             if taken <= self._max_octets and len(held) - count < MAX_HELD:
                 return
             taken -= crl.octets
-            left = tuple(each for each in self._by_url[old] if each is not crl)
-            if left:
-                self._by_url[old] = left
-            else:
-                del self._by_url[old]
-            self._leave(crl)
+            self._drop(url, crl)
+
+    def _drop(self, url: str, crl: Crl) -> None:
+        _without(self._by_url, url, crl)
+        _without(self._shelf(crl), crl.issuer, crl)
 
     def _shelf(self, crl: Crl) -> dict[NameKey, tuple[Crl, ...]]:
         return self._by_issuer if crl.base is None else self._deltas
 
-    def _leave(self, crl: Crl) -> None:
-        shelf = self._shelf(crl)
-        left = tuple(held for held in shelf.get(crl.issuer, ()) if held is not crl)
-        if left:
-            shelf[crl.issuer] = left
-        else:
-            shelf.pop(crl.issuer, None)
-
     def ask(self, question: Question, may_speak: MaySpeak, now: datetime) -> RevocationStatus:
         """What the CRLs say: REVOKED, GOOD, STALE when what says good has ended, or UNKNOWN."""
         published = self._weigh(question, may_speak, now, self._published(question))
-        if published.state in (RevocationState.REVOKED, RevocationState.GOOD):
+        if published.state is RevocationState.REVOKED:
             return published
-        held = self._weigh(question, may_speak, now, self._by_name(question))
+        others = self._by_name(question)
+        if published.state is RevocationState.GOOD:
+            # a list that was replayed, or is late at this certificate's own point, hides nothing that is known
+            since = published.as_of
+            newer = [pair for pair in others if since is not None and pair[1].this_update > since]
+            if not newer:
+                return published
+            held = self._weigh(question, may_speak, now, newer)
+            return held if held.state is RevocationState.REVOKED else published
+        held = self._weigh(question, may_speak, now, others)
         unknown = held.state is RevocationState.UNKNOWN
         return published if unknown and published.state is RevocationState.STALE else held
 
@@ -120,7 +121,7 @@ class Holdings:
             wrong = _out_of_scope(crl, point, question)
             if not wrong and not may_speak(crl):
                 wrong = "its signer does not answer to the issuer"
-            if not wrong and crl.this_update > now + TOLERANCE:
+            if not wrong and crl.this_update > now + SKEW:
                 wrong = "its thisUpdate is in the future"
             if wrong:
                 why = f"CRL not used: {wrong}"
@@ -164,7 +165,7 @@ class Holdings:
         deltas = [
             crl
             for crl in self._deltas.get(base.issuer, ())
-            if _extends(crl, base) and crl.this_update <= now + TOLERANCE and may_speak(crl)
+            if _extends(crl, base) and crl.this_update <= now + SKEW and may_speak(crl)
         ]
         if deltas:
             delta = max(deltas, key=lambda crl: crl.this_update)
@@ -174,6 +175,14 @@ class Holdings:
             elif _ends(delta) > _ends(base):
                 decisive = delta
         return decisive, None if entry is not None and entry.reason == REMOVED else entry
+
+
+def _without(shelf: dict[_K, tuple[Crl, ...]], key: _K, crl: Crl) -> None:
+    left = tuple(held for held in shelf.get(key, ()) if held is not crl)
+    if left:
+        shelf[key] = left
+    else:
+        shelf.pop(key, None)
 
 
 def _ends(crl: Crl) -> datetime:
@@ -191,8 +200,13 @@ def _same_series(one: Crl, other: Crl) -> bool:
 
 
 def _is_newer(held: Crl, crl: Crl) -> bool:
+    """Whether the one that is held is the newer one, by its number (§5.2.3) or its date.
+
+    An authority that was set up anew may count from one again: its lists are taken once the one that is held has ended,
+    or its revocations would stay unknown for ever.
+    """
     if held.number is not None and crl.number is not None and held.number != crl.number:
-        return held.number > crl.number
+        return held.number > crl.number and crl.this_update <= _ends(held)
     return held.this_update > crl.this_update
 
 
@@ -242,12 +256,14 @@ def is_revoked_at(reason: str, revoked_at: datetime | None, invalid_since: datet
 
 
 def _revoked(entry: Entry, crl: Crl, at: datetime) -> RevocationStatus:
-    good = not is_revoked_at(entry.reason, entry.revoked_at, entry.invalid_since, at)
+    # at the latest when it was listed: a date to come is a clock or a time zone set wrong
+    revoked_at = None if entry.revoked_at is None else min(entry.revoked_at, crl.this_update)
+    good = not is_revoked_at(entry.reason, revoked_at, entry.invalid_since, at)
     return RevocationStatus(
         RevocationState.GOOD if good else RevocationState.REVOKED,
         "crl",
         "" if good else entry.reason,
-        entry.revoked_at,
+        revoked_at,
         entry.invalid_since,
         crl.this_update,
         crl.next_update,
@@ -256,12 +272,14 @@ def _revoked(entry: Entry, crl: Crl, at: datetime) -> RevocationStatus:
 
 
 def _unlisted(used: Sequence[Crl], question: Question) -> RevocationStatus:
+    for crl in used:
+        keeps = crl.expired_since is not None and crl.expired_since <= question.not_after
+        if question.not_after < crl.this_update and not keeps:
+            # expired certificates leave the list (§3.3), so absence says nothing any more
+            return RevocationStatus(
+                RevocationState.UNKNOWN, detail="the certificate had expired when the CRL was issued"
+            )
     weakest = min(used, key=_ends)
-    if question.not_after < weakest.this_update and not (
-        weakest.expired_since is not None and weakest.expired_since <= question.not_after
-    ):
-        # expired certificates leave the list (§3.3), so absence says nothing any more
-        return RevocationStatus(RevocationState.UNKNOWN, detail="the certificate had expired when the CRL was issued")
     fresh = question.at <= _ends(weakest) + TOLERANCE
     return RevocationStatus(
         RevocationState.GOOD if fresh else RevocationState.STALE,

@@ -6,13 +6,15 @@ one answers for the other is a comparison of values.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from trust import der
-from trust.names import fold
+from trust.names import Rdns, comparable
 
-NameKey = tuple[frozenset[tuple[str, str]], ...]
+NameKey = Rdns
 """A distinguished name folded for comparison, root first."""
 PointName = NameKey | bytes
 """One name of a distribution point: a directory name, or any other GeneralName in DER."""
@@ -22,10 +24,10 @@ ALL_REASONS = frozenset(range(1, 9))
 MAX_POINTS = 64
 _MAX_NAMES = 64
 _MAX_URL = 2048
+_MAX_FETCHED = 4
 
-_TEXT = {0x0C: "utf-8", 0x12: "ascii", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1A: "ascii", 0x1E: "utf-16-be"}
 _DIRECTORY_NAME = der.context(4)
-_URI = der.context(6, constructed=False)
+URI = der.context(6, constructed=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +42,24 @@ class Point:
     """Names of the cRLIssuer field; empty: the certificate's own issuer."""
 
 
-@lru_cache(maxsize=4096)
 def name_key(encoded: bytes) -> NameKey:
-    """A Name in DER as it is compared; raises `der.DerError`."""
-    return _name(der.read(encoded))
+    """A Name in DER as it is compared, the same way as on certification paths; raises `der.DerError`."""
+    try:
+        return comparable(encoded)
+    except der.DerError:
+        raise
+    except ValueError as error:
+        raise der.DerError(str(error)) from None
 
 
-def _name(element: der.Element) -> NameKey:
-    return tuple(_rdn(rdn.set(_MAX_NAMES)) for rdn in element.sequence(_MAX_NAMES))
-
-
-def _rdn(attributes: list[der.Element]) -> frozenset[tuple[str, str]]:
-    found = set()
-    for attribute in attributes:
-        kind, value = attribute.sequence(2)
-        encoding = _TEXT.get(value.tag)
-        raw = bytes(value.content)
-        try:
-            text = fold(raw.decode(encoding)) if encoding else f"#{value.tag:02x}{raw.hex()}"
-        except UnicodeDecodeError:
-            raise der.DerError("text of a name") from None
-        found.add((kind.oid(), text))
-    return frozenset(found)
+def _uri(element: der.Element) -> bytes:
+    """A URI as it is compared: scheme and host whatever their case (RFC 5280 §7.4)."""
+    raw = bytes(element.content)
+    scheme, found, rest = raw.partition(b"://")
+    if found:
+        host, slash, path = rest.partition(b"/")
+        raw = scheme.lower() + found + host.lower() + slash + path
+    return der.tlv(URI, raw)
 
 
 def general_names(elements: list[der.Element]) -> tuple[frozenset[PointName], tuple[str, ...]]:
@@ -70,12 +68,20 @@ def general_names(elements: list[der.Element]) -> tuple[frozenset[PointName], tu
     urls = []
     for element in elements:
         if element.tag == _DIRECTORY_NAME:
-            names.add(_name(element.explicit()))
-            continue
-        names.add(bytes(element.encoded))
-        if element.tag == _URI and element.size <= _MAX_URL:
+            names.add(name_key(element.explicit().copy()))
+        elif element.tag == URI:
+            names.add(_uri(element))
+        else:
+            names.add(element.copy())
+        if element.tag == URI and element.size <= _MAX_URL:
             urls.append(bytes(element.content).decode("ascii", "replace"))
     return frozenset(names), tuple(urls)
+
+
+def fetchable(urls: Iterable[str]) -> tuple[str, ...]:
+    """Those of http and https, each once, a few at most: authorities name LDAP too, which is never asked."""
+    found = (url for url in urls if url[:8].lower().startswith(("http://", "https://")))
+    return tuple(islice(dict.fromkeys(found), _MAX_FETCHED))
 
 
 def directory_names(elements: list[der.Element]) -> frozenset[NameKey]:
@@ -88,7 +94,8 @@ def point_name(choice: der.Element, above: NameKey) -> tuple[frozenset[PointName
     if choice.tag == der.context(0):
         return general_names(choice.children(_MAX_NAMES))
     if choice.tag == der.context(1):
-        return frozenset({(*above, _rdn(choice.children(_MAX_NAMES)))}), ()
+        relative = name_key(der.sequence(der.tlv(der.SET, bytes(choice.content))))
+        return frozenset({(*above, *relative)}), ()
     raise der.DerError("distribution point name")
 
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from trust import der
+from trust.facts import Facts
+from trust.facts import read as read_facts
 from trust.revocation import RevocationState
-from trust.revocation.crl import REASONS
+from trust.revocation.crl import HOLD, REASONS, SKEW, TOLERANCE
 from trust.revocation.naming import name_key
 from trust.revocation.signatures import bit_string, issued_by, verifies
 
 MAX_BYTES = 256 * 1024
-TOLERANCE = timedelta(seconds=1)
 _MAX_CERTIFICATES = 8
 _MAX_RESPONSES = 1024
+_NEVER_ISSUED = datetime(1970, 1, 1, tzinfo=UTC)
+"""With certificateHold, the date of a serial number its issuer never used (§2.2): no hold that could end."""
 
 _BASIC = "1.3.6.1.5.5.7.48.1.1"
 _NONCE = "1.3.6.1.5.5.7.48.1.2"
@@ -104,8 +106,10 @@ def read(
         return _read(data, serial, issuer, now, nonce, nonce_required)
     except OcspError:
         raise
-    except (der.DerError, ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise OcspError(f"malformed response: {error}") from None
+    except Exception as error:  # certificates are read lazily, and their parser has no common error class
+        raise OcspError(f"malformed response: {type(error).__name__}") from None
 
 
 def _read(
@@ -124,11 +128,11 @@ def _read(
         raise OcspError("version")
     responder, produced, responses, *extensions = fields
     produced_at = produced.expect(der.GENERALIZED_TIME).time()
-    if produced_at > now + TOLERANCE:
+    if produced_at > now + SKEW:
         raise OcspError("produced in the future")
     offered = certificates[0].expect(der.context(0)).explicit().sequence(_MAX_CERTIFICATES) if certificates else []
     signer = _signer(responder, issuer, offered, (produced_at, now))
-    if not verifies(algorithm, signed.encoded, bit_string(signature), signer.public_key()):
+    if not verifies(algorithm, signed, bit_string(signature), signer):
         raise OcspError("signature is not the responder's")
     _check_nonce(
         _extensions(extensions[0].expect(der.context(1)).explicit()) if extensions else {}, nonce, nonce_required
@@ -140,13 +144,14 @@ def _read(
     ]
     if not mine:
         raise OcspError("no answer about this certificate")
-    return max((_single(fields, signer, issuer, now) for fields in mine), key=lambda answer: answer.this_update)
+    answers = (_single(fields, signer, issuer, now) for fields in mine)
+    return max(answers, key=lambda answer: (answer.this_update, answer.state is RevocationState.REVOKED))
 
 
 def _single(fields: list[der.Element], signer: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Answer:
     _, status, this, *rest = fields
     this_update = this.expect(der.GENERALIZED_TIME).time()
-    if this_update > now + TOLERANCE:
+    if this_update > now + SKEW:
         raise OcspError("thisUpdate in the future")
     next_update = (
         rest.pop(0).explicit().expect(der.GENERALIZED_TIME).time() if rest and rest[0].tag == der.context(0) else None
@@ -163,8 +168,10 @@ def _single(fields: list[der.Element], signer: x509.Certificate, issuer: x509.Ce
         revoked_at = when.expect(der.GENERALIZED_TIME).time()
         reason = REASONS.get(int.from_bytes(why[0].explicit().expect(0x0A).content, "big"), "") if why else ""
         reason = reason or "unspecified"
+        if reason == HOLD and revoked_at == _NEVER_ISSUED:
+            reason = "unspecified"
         if _INVALID_SINCE in extensions:
-            invalid_since = extensions[_INVALID_SINCE].time()
+            invalid_since = extensions[_INVALID_SINCE].expect(der.GENERALIZED_TIME).time()
     elif status.tag == der.context(2, constructed=False):
         state = RevocationState.UNKNOWN
     else:
@@ -182,10 +189,10 @@ def _single(fields: list[der.Element], signer: x509.Certificate, issuer: x509.Ce
 
 def key_bits(certificate: x509.Certificate) -> bytes:
     """The BIT STRING of a certificate's public key without its first octet, which key hashes are made of (§4.1.1)."""
-    spki = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return bit_string(der.read(spki).sequence(2)[1])
+    facts = read_facts(certificate)
+    if not isinstance(facts, Facts):
+        raise OcspError("certificate cannot be read")
+    return bit_string(der.read(facts.key_der).sequence(2)[1])
 
 
 def _is_about(identifier: der.Element, serial: int, issuer: x509.Certificate) -> bool:
@@ -254,7 +261,7 @@ def _not_delegated(certificate: x509.Certificate, issuer: x509.Certificate, mome
     if any(e.critical and e.oid not in _DELEGATE_EXTENSIONS for e in extensions):
         return "responder's certificate has an unknown critical extension"
     if not all(
-        certificate.not_valid_before_utc - TOLERANCE <= moment <= certificate.not_valid_after_utc + TOLERANCE
+        certificate.not_valid_before_utc - SKEW <= moment <= certificate.not_valid_after_utc + TOLERANCE
         for moment in moments
     ):
         return "responder's certificate is not valid"

@@ -1,14 +1,18 @@
 """The threads that fetch, and nothing else does: each thing once at a time, ahead of its end, patiently when it fails.
 
-Whoever validates a path only says what is wanted. What is wanted is kept up to date from then on: fetched again when
+Whoever validates a path only says what is wanted. What is wanted is kept up to date from then on: fetched again
 when between three fifths and six sevenths of the time left have passed, at random, so that a thousand gateways do not
 ask at the same second; after a failure again after growing pauses. What nobody asked for in a month is forgotten.
+
+Turns are by the wall clock, as the dates in lists are. A clock that was ahead and is set right must not make everything
+wait for as long as it was wrong: what seems due later than anything is planned is due now.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -25,6 +29,8 @@ LATEST = timedelta(hours=12)
 FORGOTTEN = timedelta(days=30)
 """How long a thing is kept fresh that nobody asks for, unless it says otherwise."""
 MAX_JOBS = 20_000
+_LOOK_AGAIN = timedelta(minutes=1)
+"""For room among the jobs when there was none, and for the clock while nothing is due."""
 
 Work = Callable[[], datetime | None]
 """Fetches and files one thing; returns when it ends (nextUpdate), None when it does not say. Raises when it failed."""
@@ -65,11 +71,21 @@ class Refresher:
     """A few threads and what they have to do. Thread-safe."""
 
     def __init__(
-        self, clock: Callable[[], datetime], threads: int = 4, chance: Callable[[float, float], float] = random.uniform
+        self,
+        clock: Callable[[], datetime],
+        threads: int = 4,
+        chance: Callable[[float, float], float] = random.uniform,
+        forgotten: Callable[[Hashable], None] = lambda _: None,
+        most: int | None = None,
     ) -> None:
+        """`most` things at a time (`MAX_JOBS`). `forgotten` is told of everything that is not kept fresh any more; it
+        must not call back."""
         self._clock = clock
         self._threads = threads
         self._chance = chance
+        self._forgotten = forgotten
+        self._most = MAX_JOBS if most is None else most
+        self._full_until: datetime | None = None
         self._jobs: dict[Hashable, _Job] = {}
         self._turns: list[_Turn] = []
         self._number = 0
@@ -89,12 +105,13 @@ class Refresher:
             thread.start()
 
     def stop(self, seconds: float = 1.0) -> None:
-        """Start nothing new; an exchange in progress is left to its thread after `seconds`."""
+        """Start nothing new; an exchange still in progress after `seconds` is left to its thread."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        until = time.monotonic() + seconds
         for thread in self._running:
-            thread.join(seconds)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def want(self, key: Hashable, work: Work, ends: datetime | None = None, keep: timedelta = FORGOTTEN) -> None:
         """Fetch this now and keep it fresh while it is asked for within `keep`. Cheap when it is known.
@@ -107,7 +124,7 @@ class Refresher:
             job.asked = now
             return
         with self._changed:
-            if key in self._jobs or (len(self._jobs) >= MAX_JOBS and not self._forget(now)):
+            if key in self._jobs or (len(self._jobs) >= self._most and not self._forget(now)):
                 return
             due = now if ends is None else self._ahead(now, ends)
             job = self._jobs[key] = _Job(key, work, now, due, keep, done=ends is not None)
@@ -124,15 +141,28 @@ class Refresher:
             return self._quiet.wait_for(self._is_idle, seconds)
 
     def _is_idle(self) -> bool:
-        return not self._busy and not (self._turns and self._turns[0].due <= self._clock())
+        return not self._busy and not self._is_due(self._clock())
+
+    def _is_due(self, now: datetime) -> bool:
+        return bool(self._turns) and not now < self._turns[0].due <= now + LATEST
 
     def _forget(self, now: datetime) -> bool:
-        """Make room for one more: the thing nobody has asked for longest, if it has been an hour."""
-        oldest = min((job for job in self._jobs.values() if not job.running), key=lambda job: job.asked, default=None)
-        if oldest is None or now - oldest.asked < LONGEST_PAUSE:
+        """Make room: the things nobody has asked for within an hour, the tenth longest ago. Looked for once a minute
+        only, since all of them are looked at."""
+        if self._full_until is not None and self._full_until - _LOOK_AGAIN <= now < self._full_until:
             return False
-        del self._jobs[oldest.key]
-        return True
+        self._full_until = None
+        idle = [job for job in self._jobs.values() if not job.running and now - job.asked >= LONGEST_PAUSE]
+        for job in heapq.nsmallest(1 + self._most // 10, idle, key=lambda each: each.asked):
+            self._remove(job)
+        if not idle:
+            self._full_until = now + _LOOK_AGAIN
+            log.warning("revocation.too-many-wanted", jobs=len(self._jobs))
+        return bool(idle)
+
+    def _remove(self, job: _Job) -> None:
+        del self._jobs[job.key]
+        self._forgotten(job.key)
 
     def _schedule(self, job: _Job, due: datetime) -> None:
         job.due = due
@@ -179,15 +209,16 @@ class Refresher:
         """The next thing that is due, waited for; None when it is over. Holds the lock."""
         while not self._stopped:
             now = self._clock()
-            while self._turns and self._turns[0].due <= now:
+            while self._is_due(now):
                 turn = heapq.heappop(self._turns)
                 job = self._jobs.get(turn.key)
                 if job is None or job.running or job.due != turn.due:
                     continue
                 if now - job.asked > job.keep:
-                    del self._jobs[turn.key]
+                    self._remove(job)
                     continue
                 return job
             self._quiet.notify_all()
-            self._changed.wait((self._turns[0].due - now).total_seconds() if self._turns else None)
+            wait = min(self._turns[0].due - now, _LOOK_AGAIN) if self._turns else None
+            self._changed.wait(None if wait is None else wait.total_seconds())
         return None

@@ -10,6 +10,7 @@ All that differs between SQLite and PostgreSQL is at the end of this file and in
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections import deque
@@ -37,9 +38,9 @@ _BUSY_TIMEOUT_MS = 30_000
 """How long SQLite waits for another process (a backup, a migration) before giving up."""
 
 _CROWD = 8
+"""So many jobs in one commit are taken for a crowd, whose next jobs are about to come."""
 _GATHER_SECONDS = 0.001
-"""When the last batch was for a crowd, its callers are about to come again: waiting for them so long costs each less
-than a commit with a few of them."""
+"""How long the next commit waits for a crowd to come back; about what a sync costs."""
 
 _DEFERRED = "relais.deferred"
 _TRIES = 5
@@ -138,10 +139,10 @@ class Database:
         self._max_batch = max_batch
         self._jobs: deque[_Job] = deque()
         self._closed = False
-        self._idle = False
-        """The writer waits for work."""
         self._kept: Connection | None = None
         self._arrived = threading.Condition()
+        self._enough = sys.maxsize  # jobs that wake the writer; while it works it need not be woken
+        self._last = 0  # jobs of the last commit
         # A daemon: what it has not committed was promised to nobody, so it must not hold up the end of the process.
         self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
         self._writer.start()
@@ -213,31 +214,31 @@ class Database:
             if self._closed:
                 raise DatabaseClosedError("the database is closed")
             self._jobs.append(job)
-            if self._idle:
+            if len(self._jobs) >= self._enough:
                 self._arrived.notify()
 
     def _write(self) -> None:
-        before = 0
         try:
-            while batch := self._next_batch(before):
+            while batch := self._next_batch():
                 self._commit(batch)
-                before = len(batch)
         finally:
             if self._kept is not None:
                 self._kept.close()
 
-    def _next_batch(self, before: int) -> list[_Job]:
-        """What is waiting, at least one job; empty when closed and drained. `before`: how many the last one had."""
+    def _next_batch(self) -> list[_Job]:
+        """What is waiting, at least one job; empty when closed and drained."""
         with self._arrived:
             while not self._jobs and not self._closed:
-                self._idle = True
+                self._enough = 1
                 self._arrived.wait()
-                self._idle = False
-            few = len(self._jobs) < before and before >= _CROWD
-        if few and not self._closed:
-            time.sleep(_GATHER_SECONDS)
-        with self._arrived:
-            return [self._jobs.popleft() for _ in range(min(len(self._jobs), self._max_batch))]
+            self._enough = sys.maxsize
+            if len(self._jobs) < self._last and self._last >= _CROWD and not self._closed:
+                # Told a moment ago that they are done, many callers bring their next job now: one sync for them all.
+                self._enough = self._last
+                self._arrived.wait(_GATHER_SECONDS)
+                self._enough = sys.maxsize
+            self._last = min(len(self._jobs), self._max_batch)
+            return [self._jobs.popleft() for _ in range(self._last)]
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -285,20 +286,22 @@ class Database:
             tell()
 
 
-def deferred(connection: Connection) -> dict[object, tuple[Callable[[Connection, Any], None], Any]] | None:
+def deferred(connection: Connection) -> dict[object, tuple[Callable[[Connection, Any], Any], Any]] | None:
     """What the functions of one transaction have put off until its COMMIT: by a key, what to call and with what.
 
     One function's entry is there for the next, who may replace it: so that what a hundred of them would write over and
-    over is written once. What a failing function put there is undone with it. None outside of `submit`'s transactions.
+    over is written once. What is called returns the value that stands there afterwards. Values are immutable: what a
+    failing function put there is undone with it. None outside of `submit`'s transactions.
     """
-    found: dict[object, tuple[Callable[[Connection, Any], None], Any]] | None = connection.info.get(_DEFERRED)
+    found: dict[object, tuple[Callable[[Connection, Any], Any], Any]] | None = connection.info.get(_DEFERRED)
     return found
 
 
 def settle(connection: Connection) -> None:
-    """Do now what was put off; for whoever reads it in the transaction that writes it. `deferred` stays as it is."""
-    for write, value in (deferred(connection) or {}).values():
-        write(connection, value)
+    """Do now what was put off; for whoever reads it in the transaction that writes it."""
+    waiting = deferred(connection) or {}
+    for key, (write, value) in waiting.items():
+        waiting[key] = (write, write(connection, value))
 
 
 def _groups(jobs: Sequence[_Job]) -> Iterable[list[_Job]]:

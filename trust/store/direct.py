@@ -44,6 +44,16 @@ class DirectStatement:
         driver: Any = connection.connection.driver_connection
         driver.executemany(self._sql, [self._pick(each) for each in values]).close()
 
+    def insert_all(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
+        """For the INSERT of a table: once for each of `rows`, at least one, with a value for each of its columns."""
+        if connection.dialect.name == "sqlite":
+            self._prepare(connection)
+            driver: Any = connection.connection.driver_connection
+            driver.executemany(self._sql, rows).close()
+        else:
+            names = self._statement.table.columns.keys()
+            connection.execute(self._statement, [dict(zip(names, row, strict=True)) for row in rows])
+
     def first(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Any] | None:
         """The first row, None when there is none."""
         if connection.dialect.name != "sqlite":
