@@ -109,9 +109,9 @@ def service_server_context(
     certificate below these anchors; who has none comes in all the same. Raises `TlsMaterialError`."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, certificate_chain_pem, key_pem)
     if client_anchors_pem is not None:
-        _require_peer(context, client_anchors_pem)
+        _require_peer(context, client_anchors_pem, None)
         context.verify_mode = ssl.CERT_OPTIONAL
-        context.num_tickets = 0  # as for operators: every connection proves itself afresh
+        context.num_tickets = 0  # as for operators
         context.options |= ssl.OP_NO_TICKET
     return context
 

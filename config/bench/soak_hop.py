@@ -112,7 +112,8 @@ class BadHop:
         if self.kind:
             return Mood.TAKES
         moods, weights = zip(*_ODDS, strict=True)
-        return self._random.choices(moods, weights)[0]
+        (mood,) = self._random.choices(moods, weights)
+        return Mood(mood)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError, TimeoutError, ValueError):
