@@ -93,7 +93,7 @@ def pdf_text(data: bytes) -> str:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
+    house = House(tmp_path, f"sqlite:///{tmp_path}/relais.db")
     yield house
     house.database.close()
 

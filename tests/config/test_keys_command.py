@@ -334,7 +334,7 @@ def test_root_acts_as_the_owner_of_the_state(monkeypatch) -> None:
 
 def test_every_command_explains_itself() -> None:
     everyday = {"list", "import", "request", "pending", "install", "rotate", "retire", "discard", "check"}
-    assert set(keys.commands) == {*everyday, "rewrap"}
+    assert set(keys.commands) == {*everyday, "rewrap", "escrow", "recover"}
     for name in keys.commands:
         assert run(name, "--help").exit_code == 0
 

@@ -13,7 +13,8 @@ from config.catalogue import CATALOGUE
 from config.trace import life, render
 from mta.message import Delivered, Failed, Origin, TargetKind
 from mta.schedule import RetrySchedule
-from mta.spool import Accepted, NewDelivery, Spool, Submission
+from mta.delivery import Accepted
+from mta.spool import NewDelivery, Spool, Submission
 from trust.refusals import Refused
 from trust.store import metadata
 from trust.store.blobs import BlobStore

@@ -14,10 +14,11 @@ from config.settings import SettingsError
 
 
 async def test_one_process_owns_a_state_and_a_successor_waits_for_it(tmp_path: Path) -> None:
-    held = await wiring._own(tmp_path)
+    lock = tmp_path / "serve.lock"
+    held = await wiring._own(lock, 10.0)
     with pytest.raises(SettingsError, match="another relais serve"):
-        await wiring._own(tmp_path, 0.05)
-    waiting = asyncio.create_task(wiring._own(tmp_path, 10.0))
+        await wiring._own(lock, 0.05)
+    waiting = asyncio.create_task(wiring._own(lock, 10.0))
     await asyncio.sleep(0.02)
     assert not waiting.done()
     os.close(held)
