@@ -7,13 +7,14 @@ purpose, so that wrapping, sealing and pseudonyms never share one.
 from __future__ import annotations
 
 import hmac
-import secrets
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from trust.draw import draw
 
 KEK_BYTES = 32
 _SEAL_VERSION = b"\x01"
@@ -52,9 +53,9 @@ class Sealing:
         Each value has its own key, HKDF-Expand of a random salt: one key and random nonces would wear out after 2**32
         values (NIST SP 800-38D §8.3).
         """
-        salt = secrets.token_bytes(_SALT_BYTES)
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return _SEAL_VERSION + salt + nonce + self._value_cipher(salt).encrypt(nonce, plaintext, context)
+        drawn = draw(_SALT_BYTES + _NONCE_BYTES)
+        salt, nonce = drawn[:_SALT_BYTES], drawn[_SALT_BYTES:]
+        return _SEAL_VERSION + drawn + self._value_cipher(salt).encrypt(nonce, plaintext, context)
 
     def unseal(self, sealed: bytes, context: bytes) -> bytes:
         """The value again. Raises `VaultError` when altered, or sealed for another context or by another vault."""

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,19 @@ def test_no_road_leaves_a_blob_expected_for_ever(gateway: Gateway, monkeypatch: 
     assert not gateway.spool.keep_prepared(lease, b"again", {})
     with pytest.raises(LookupError):
         gateway.accept("2", also=fails)
-    transact = gateway.database.transact
+    transact, submit_together = gateway.database.transact, gateway.database.submit_together
     for error in (StoreUnavailableError("full"), IntegrityError("x", {}, Exception()), OSError(28, "full")):
 
         def breaks(work: Any, error: Exception = error) -> Any:
             raise error
 
+        def fails_later(work: Any, item: Any, error: Exception = error) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(error)
+            return future
+
         monkeypatch.setattr(gateway.database, "transact", breaks)
+        monkeypatch.setattr(gateway.database, "submit_together", fails_later)
         with pytest.raises(type(error)):
             gateway.accept("3")
         with pytest.raises(type(error)):
@@ -150,6 +156,7 @@ def test_no_road_leaves_a_blob_expected_for_ever(gateway: Gateway, monkeypatch: 
         with pytest.raises(type(error)):
             gateway.deposit(3)
     monkeypatch.setattr(gateway.database, "transact", transact)
+    monkeypatch.setattr(gateway.database, "submit_together", submit_together)
     for change in ({}, {"patient": document().patient}, {"content": b"<other/>"}):
         gateway.deposit(4, **change)
     put = gateway.blobs.put
