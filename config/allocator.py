@@ -22,6 +22,7 @@ TOP_PAD_OCTETS = 64 << 20
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
@@ -35,6 +36,8 @@ def keep_freed_memory() -> bool:
         (_M_MMAP_THRESHOLD, MMAP_OCTETS),
         (_M_TRIM_THRESHOLD, TRIM_OCTETS),
         (_M_TOP_PAD, TOP_PAD_OCTETS),
+        # What one thread has freed serves the next: by itself each would keep the memory of the largest message it met.
+        (_M_ARENA_MAX, 1),
     )
     taken = [mallopt(parameter, value) == 1 for parameter, value in wanted]
     return all(taken)

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,7 @@ def bench_soak(messages: int | None, full: bool, seed: int, pause: float, as_jso
 
     logs.configure("WARNING")
     number = messages or (100_000 if full else 2_000)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a mounted disk and a gateway are to be put away
     try:
         result = soak(number, seed=seed, pause=pause, say=lambda sentence: click.echo(sentence, err=True))
     except BenchError as error:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
@@ -24,6 +23,7 @@ from mta.message import DeliveryState, Origin
 from mta.priority import Priority, priority_in
 from mta.schedule import RetrySchedule
 from mta.spool_reading import CONTENT, READY, SpoolReader
+from trust.draw import draw
 from trust.store.blobs import ROW_BYTES, BlobStore
 from trust.store.database import Database, StoreUnavailableError
 from trust.vault import KeyVault
@@ -89,7 +89,7 @@ class Accepting(SpoolReader):
         self._workers: list[Listener] = []
         self._taker: Taker | None = None
         self._found = False
-        """Whether the last claim found something."""
+        """Whether the last claim found all it wanted, so that there may be more."""
         self._lay = partial(rows.lay, blobs)
         self._change = partial(rows.change, blobs)
 
@@ -177,8 +177,7 @@ class Accepting(SpoolReader):
             return
         if isinstance(kept, rows.Known):
             self._not_kept(entry, begun)
-            reply = self._vault.unseal(kept.reply, b"mta-reply:" + kept.spool_id.encode())
-            answer.set_result(Duplicate(kept.spool_id, reply))
+            answer.set_result(Duplicate(kept.spool_id, self._reply(kept.spool_id, kept.reply)))
             return
         self._blobs.release(entry.draft.id)
         message_ids = tuple(row["message_id"] for row in entry.deliveries)
@@ -223,7 +222,7 @@ class Accepting(SpoolReader):
             "size": len(submission.content),
             "accepted_at": now,
             "dedup_key": submission.dedup_key,
-            "reply": self._vault.seal(submission.reply, b"mta-reply:" + spool_id.encode()),
+            "reply": self._vault.seal(submission.reply, b"mta-reply:" + spool_id.encode()) if submission.reply else b"",
             "external_id": submission.external_id,
             "peer_pseudonym": self._vault.pseudonym("peer", submission.peer) if submission.external_id else "",
         }
@@ -257,7 +256,7 @@ class Accepting(SpoolReader):
             seconds = self._taker.reserve(row["destination"]) if row["state"] == READY else None
             if seconds is None:
                 continue
-            token = f"{self._holder}:{secrets.token_hex(12)}"
+            token = f"{self._holder}:{draw(12).hex()}"
             row.update(lease=token, due=now + seconds)
             lease = Lease(
                 delivery_id=row["id"],
@@ -330,7 +329,7 @@ class Accepting(SpoolReader):
                     "original_recipient": delivery.original_recipient,
                 },
             ),
-            "message_id": submission.message_id or f"<{secrets.token_hex(16)}@{submission.message_id_domain}>",
+            "message_id": submission.message_id or f"<{draw(16).hex()}@{submission.message_id_domain}>",
             "state": READY if refused is None else DeliveryState.FAILED.value,
             "attempts": 0,
             "due": now,
@@ -359,12 +358,12 @@ class Accepting(SpoolReader):
         }
 
     def _seal(self, row_id: str, values: Mapping[str, object]) -> bytes:
-        return self._vault.seal(json.dumps(values).encode(), b"mta:" + row_id.encode())
+        return self._vault.seal(msgspec.json.encode(values), b"mta:" + row_id.encode())
 
 
 def _new_id(now: float) -> str:
     """32 hexadecimal digits that grow with time, so that new rows are neighbours in the index."""
-    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
+    return f"{int(now * 1000):012x}{draw(10).hex()}"
 
 
 def _destination(delivery: NewDelivery) -> str:

@@ -118,16 +118,16 @@ class ProtectStage:
         try:
             if self._agreements.protects_header(message.recipient) and not clear:
                 entity, transport = protect_header(transport, entity, HeaderPolicy.BASELINE)
-            protected = entity if signer is None else sign(entity, signer, now, suite)
-            del entity  # what is large is not kept in every form it passes through
+            # what is large is not kept in every form it passes through
+            forms = [entity if signer is None else sign(entity, signer, now, suite)]
+            del entity
             if not clear:
-                protected = encrypt(protected, certificates, suite)
+                forms.append(encrypt(forms.pop(), certificates, suite))
         except SignerFailedError:
             return Refused(SIGNER_UNAVAILABLE)
         except ValueError:
             return Refused(refusals.CONTENT_INVALID, "the content cannot be signed")
-        content = join_message(received(self._hostname, message) + transport, protected)
-        del protected
+        content = join_message(received(self._hostname, message) + transport, forms.pop())
         dkim = self._dkim_key_of(domain_of(author))
         facts = dict(message.facts)
         if dkim is None:

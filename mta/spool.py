@@ -74,12 +74,18 @@ class Spool(Accepting):
     # Working
 
     def claim(
-        self, limit: int, lease_seconds: float, skip: Collection[str] = (), holding: Collection[str] = ()
+        self,
+        limit: int,
+        lease_seconds: float,
+        skip: Collection[str] = (),
+        holding: Collection[str] = (),
+        *,
+        expecting: bool = False,
     ) -> list[Lease]:
         """At most `limit` due deliveries, in the order of `mta.claiming`, none for a destination in `skip`.
 
         `holding`: delivery ids the caller still works on; they are not leased again, even when a clock that jumped
-        says that their leases are over.
+        says that their leases are over. `expecting`: there is something, so it is not looked for before.
         """
         now = self._clock()
         token = f"{self._holder}:{secrets.token_hex(12)}"
@@ -103,13 +109,16 @@ class Spool(Accepting):
             return list(rows)
 
         # an idle poll takes no write transaction
-        due = self._database.read(lambda connection: claiming.next_due(connection, now, skip, holding))
-        if due is None or due > now:
-            self._pull_back(now)
-            return []
+        if not (expecting or self._found):
+            due = self._database.read(lambda connection: claiming.next_due(connection, now, skip, holding))
+            if due is None or due > now:
+                self._pull_back(now)
+                return []
         leases, unreadable = [], []
         found = self._database.transact(write)
-        self._found = bool(found)
+        self._found = len(found) == limit
+        if not found:
+            self._pull_back(now)
         for row in found:
             kept = self._kept(row)
             if kept is None:

@@ -181,7 +181,11 @@ class SpoolReader:
         row = self._database.read(lambda connection: connection.execute(by_dedup_key(dedup_key)).first())
         if row is None:
             return None
-        return Duplicate(row.id, self._vault.unseal(row.reply, b"mta-reply:" + row.id.encode()))
+        return Duplicate(row.id, self._reply(row.id, row.reply))
+
+    def _reply(self, spool_id: str, sealed: bytes) -> bytes:
+        """What was answered; nothing is sealed where nothing was."""
+        return self._vault.unseal(sealed, b"mta-reply:" + spool_id.encode()) if sealed else b""
 
     # Ends
 

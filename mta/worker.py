@@ -185,15 +185,15 @@ class Worker:
         free = options.concurrency - len(self._tasks)
         if free <= 0:
             return options.poll_seconds  # the end of a task wakes us
-        busy = {name for name, queue in self._waiting.items() if queue}
-        busy |= {name for name, running in self._running.items() if running >= self._places(name)}
+        # one whose places are taken has a few more in hand, so that it need not wait for the next look
+        busy = {name for name, queue in self._waiting.items() if len(queue) >= self._places(name)}
         resting = {name for target in self._paced.values() for name in target.resting()}
         busy |= resting
         if resting and time.monotonic() - self._expired_at >= _EXPIRE_SECONDS:
             # what nobody tries must end all the same when its time is over
             self._expired_at = time.monotonic()
             await self._in_thread(self._spool.expire, resting)
-        limit = min(free, options.batch)
+        limit = options.batch
         holding = {lease.delivery_id for lease in self._tasks.values()}
         holding |= {lease.delivery_id for queue in self._waiting.values() for lease in queue}
         leases = await self._in_thread(self._claim, limit, busy, holding)
@@ -220,7 +220,8 @@ class Worker:
 
     def _claim(self, limit: int, busy: Collection[str], holding: Collection[str]) -> list[Lease]:
         """In one go with what is read faster than another thread is asked to read it."""
-        leases = self._spool.claim(limit, self._options.lease_seconds, busy, holding)
+        expecting = self._handover.behind
+        leases = self._spool.claim(limit, self._options.lease_seconds, busy, holding, expecting=expecting)
         for delivery_id, content in self._spool.small_contents(leases):
             self._handover.hold(delivery_id, content)
         return leases
@@ -288,7 +289,8 @@ class Worker:
         stale = self._start(destination) if self._waiting.get(destination) else []
         if stale:
             self._waiting[destination].extendleft(reversed(stale))  # the next look gives it back
-        if stale or (self._handover.behind and not self._waiting.get(destination)):
+        few = len(self._waiting.get(destination, ())) < self._known_places.get(destination, 1)
+        if stale or (few and self._handover.behind):
             self._bell.ring_here()
 
     def _places(self, destination: str) -> int:

@@ -284,6 +284,7 @@ def _rebuilt(entity: Entity, header: list[bytes], encoding: str, body: bytes) ->
 _LINE_OCTETS = 57
 _LINE = 76
 _PIECE_OCTETS = _LINE_OCTETS << 14
+_SMALL_PIECE_OCTETS = _LINE_OCTETS << 11
 _SMALL = 1 << 12
 _LARGE = 1 << 20
 
@@ -297,13 +298,13 @@ def base64_pieces(data: bytes | bytearray) -> list[bytes]:
         encoded = binascii.b2a_base64(data, newline=False)
         lines = [encoded[position : position + _LINE] for position in range(0, len(encoded), _LINE)]
         return [b"\r\n".join([*lines, b""])]
-    return list(_pieces(data))
+    return list(_pieces(data, _PIECE_OCTETS))
 
 
-def _pieces(data: bytes | bytearray) -> Iterator[bytes]:
+def _pieces(data: bytes | bytearray, octets: int) -> Iterator[bytes]:
     view = memoryview(data)
-    for start in range(0, len(data), _PIECE_OCTETS):
-        yield columns.cut(pybase64.b64encode(view[start : start + _PIECE_OCTETS]), _LINE)
+    for start in range(0, len(data), octets):
+        yield columns.cut(pybase64.b64encode(view[start : start + octets]), _LINE)
 
 
 def with_base64(head: bytes, data: bytes | bytearray) -> bytes:
@@ -317,7 +318,7 @@ def with_base64(head: bytes, data: bytes | bytearray) -> bytes:
     out.write(b"\n")  # all the room at once: growing would copy it
     out.seek(0)
     out.write(head)
-    out.writelines(_pieces(data))
+    out.writelines(_pieces(data, _SMALL_PIECE_OCTETS))
     return out.getvalue()
 
 

@@ -61,7 +61,9 @@ def encrypt(entity: bytes, certificates: Sequence[x509.Certificate], suite: Suit
     the certificates are valid is for the caller to know.
     """
     kind = b"authEnveloped-data" if suite.content.authenticated else b"enveloped-data"
-    return _pkcs7_mime(kind, encrypt_content(entity, certificates, suite))
+    cms = encrypt_content(entity, certificates, suite)
+    del entity  # whoever gave it away has it freed before there is a third form of it
+    return _pkcs7_mime(kind, cms)
 
 
 def encrypt_copies(

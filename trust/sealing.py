@@ -8,7 +8,6 @@ unwrap and unseal, and pseudonyms, which other tables are found by, come from th
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from trust.draw import draw
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class Sealing:
         Each value has its own key, HKDF-Expand of a random salt: one key and random nonces would wear out after 2**32
         values (NIST SP 800-38D §8.3).
         """
-        drawn = secrets.token_bytes(_SALT_BYTES + _NONCE_BYTES)
+        drawn = draw(_SALT_BYTES + _NONCE_BYTES)
         salt, nonce = drawn[:_SALT_BYTES], drawn[_SALT_BYTES:]
         return _SEAL_VERSION + drawn + _cipher(self._newest_first[0], salt).encrypt(nonce, plaintext, context)
 

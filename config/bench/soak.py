@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,13 @@ _CLIENTS = 4
 _LEAST_FAULTS = 10
 _FAULT_SECONDS = 180.0
 _SENDER, _RECIPIENT = "laboratory", "adam.hoda@test-ci-sis.mssante.fr"
+_DOMAIN = "labo-tilleuls.mssante.fr"
+_SHOWN = 20
 _CLEAR = "texte-en-clair-du-soak"
 _HOPELESS = 40
 """Every so many messages one is refused for good by the hop."""
-_SETTLED_SECONDS = 35.0
-"""Within these after the hop's 250 its delivery is settled, whatever holds the database up (its lock waits 30 s)."""
+_LATE_SECONDS = 2.5
+"""So long the hop may think before it takes a message; the gateway may have died meanwhile."""
 _TOLD = re.compile(rb"^in-reply-to:\s*<soak-(\d+)@", re.IGNORECASE | re.MULTILINE)
 
 
@@ -62,7 +65,7 @@ class Verdict:
 
     accepted: int
     once: int
-    twice: int
+    twice: tuple[int, ...]
     """Delivered more than once without anybody having died in between."""
     ambiguous: int
     """Delivered more than once because the hop or the gateway died between a 250 and its being known."""
@@ -75,29 +78,43 @@ class Verdict:
     """Delivered, and the sender was told that it failed."""
 
 
-def judge(accepted: set[int], copies: dict[int, list[Copy]], told: set[int], kills: list[float]) -> Verdict:
-    """Each message answered 250 has one fate."""
-    once = twice = ambiguous = dsn = unfounded = 0
-    lost = []
+def judge(
+    accepted: set[int],
+    copies: dict[int, list[Copy]],
+    told: set[int],
+    kills: list[float],
+    interrupted: Callable[[int], list[float]],
+) -> Verdict:
+    """Each message answered 250 has one fate. `interrupted` says when the gateway found, starting again, that it had
+    died with this message in hand; as all times here by the monotonic clock."""
+    once = ambiguous = dsn = unfounded = 0
+    twice, lost = [], []
     for number in sorted(accepted):
         arrived = copies.get(number, [])
         unfounded += bool(arrived) and number in told
         if len(arrived) == 1:
             once += 1
         elif arrived:
+            deaths = interrupted(number) if any(each.answered for each in arrived[:-1]) else []
             # The last copy need not be excused: nothing came after it.
-            excused = all(
-                not each.answered or any(each.at - 1.0 <= kill <= each.at + _SETTLED_SECONDS for kill in kills)
-                for each in arrived[:-1]
-            )
-            ambiguous += excused
-            twice += not excused
+            pairs = pairwise(arrived)
+            if all(not one.answered or _died_between(one, following, kills, deaths) for one, following in pairs):
+                ambiguous += 1
+            else:
+                twice.append(number)
         elif number in told:
             dsn += 1
         else:
             lost.append(number)
     clear = sum(each.clear for arrived in copies.values() for each in arrived)
-    return Verdict(len(accepted), once, twice, ambiguous, dsn, tuple(lost), clear, unfounded)
+    return Verdict(len(accepted), once, tuple(twice), ambiguous, dsn, tuple(lost), clear, unfounded)
+
+
+def _died_between(one: Copy, following: Copy, kills: list[float], deaths: list[float]) -> bool:
+    """Whether the gateway was killed after it had sent the one copy, and itself says that it died with it in hand."""
+    return any(
+        one.at - _LATE_SECONDS < kill <= death <= following.at + _LATE_SECONDS for kill in kills for death in deaths
+    )
 
 
 def soak(
@@ -131,7 +148,13 @@ def soak(
         accepted_in = time.monotonic() - began
         _drain(gateway, up, say)
         told = _told(endpoints)
-        verdict = judge(clients.accepted, hop.arrivals.copies, told, faults.harm.kills)
+        verdict = judge(
+            clients.accepted,
+            hop.arrivals.copies,
+            told,
+            faults.harm.kills,
+            lambda number: [at for at, step in _steps(number, gateway) if step["step"] == "interrupted"],
+        )
         harm = faults.harm
         rows = [
             row(name, [float(value)], unit, messages)
@@ -139,7 +162,7 @@ def soak(
                 ("accepted", verdict.accepted, "messages"),
                 ("kills", len(harm.kills), "kills"),
                 ("delivered_once", verdict.once, "messages"),
-                ("delivered_twice", verdict.twice, "messages"),
+                ("delivered_twice", len(verdict.twice), "messages"),
                 ("ambiguous_hops", verdict.ambiguous, "messages"),
                 ("dsn", verdict.dsn, "messages"),
                 ("lost", len(verdict.lost), "messages"),
@@ -156,8 +179,35 @@ def soak(
         ]
         answer = result("soak", "full" if messages >= 100_000 else "quick", rows)
         answer["notes"] = [f"the disk was never filled: {disk}"] if disk else []
-        answer["lost_messages"] = list(verdict.lost)[:100]
+        answer["to_explain"] = [
+            _life(number, gateway, hop.arrivals.copies.get(number, []), harm.kills, began)
+            for number in (*verdict.lost, *verdict.twice)[:_SHOWN]
+        ]
         return answer
+
+
+def _life(number: int, gateway: Path, copies: list[Copy], kills: list[float], began: float) -> dict[str, Any]:
+    """What is known of a message whose fate is wrong: for whoever has to find out why. Times in seconds of the run."""
+    return {
+        "message": number,
+        "copies": [{"at": round(each.at - began, 2), "answered": each.answered} for each in copies],
+        "kills": [round(each - began, 2) for each in kills],
+        "steps": [
+            [round(at - began, 2), step["step"], step["code"], step["detail"]] for at, step in _steps(number, gateway)
+        ],
+    }
+
+
+def _steps(number: int, gateway: Path) -> list[tuple[float, dict[str, Any]]]:
+    """What the gateway's trace says of a message, with times by the monotonic clock."""
+    lives = ask(gateway / "control.sock", "trace", 60.0, reference=f"<soak-{number}@{_DOMAIN}>")
+    ahead = time.time() - time.monotonic()
+    return [
+        (step["at"] - ahead, step)
+        for life in lives
+        for steps in (life["steps"], *(delivery["steps"] for delivery in life["deliveries"]))
+        for step in steps
+    ]
 
 
 def failed(answer: dict[str, Any]) -> bool:
@@ -247,7 +297,7 @@ class _Clients:
             f"To: {_RECIPIENT}",
             "Subject: Soak",
             "Date: Sat, 21 Nov 2026 12:00:00 +0100",
-            f"Message-ID: <soak-{number}@labo-tilleuls.mssante.fr>",
+            f"Message-ID: <soak-{number}@{_DOMAIN}>",
             "MIME-Version: 1.0",
             "Content-Type: text/plain; charset=utf-8",
             "",

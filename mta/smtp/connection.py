@@ -1,21 +1,34 @@
-"""One connection of a client: octets in, replies out, deadlines, TLS, and back-pressure both ways; no SMTP.
+"""One connection of a client, under aiosmtpd's command loop: octets in, replies out, deadlines, TLS, back-pressure.
 
-An asyncio protocol of our own instead of streams: content goes from the transport into its checker without a task being
-woken for every block, replies to pipelined commands leave together, and what was read before TLS begins is known.
+What is ours and why: content goes from the transport straight into its checker (aiosmtpd wakes a task for every line),
+replies to pipelined commands leave together, every wait has an end and no work of our own has one, and a message that
+is being kept is kept, whatever becomes of the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 import ssl
-from typing import Protocol
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, NoReturn, Protocol
 
-_MOST_BUFFERED = 64 * 1024
-"""Octets of commands that wait; more stay in the client's socket."""
+from aiosmtpd.smtp import SMTP, Session
+
+from mta.smtp.limits import Limits
+
+# aiosmtpd logs every command and address, in which a patient's identity may stand
+logging.getLogger("mail.log").addFilter(lambda record: False)
+logging.getLogger("mail.log").setLevel(logging.CRITICAL + 1)
+
+_MOST_SKIPPED = 64 * 1024
+"""Octets of a line without an end."""
 _MOST_UNSENT = 16 * 1024
 _GOODBYE_SECONDS = 5.0
-"""For the peer's TLS goodbye."""
+"""To fetch the last reply, and for the peer's TLS goodbye."""
 
 
 class Sink(Protocol):
@@ -26,229 +39,270 @@ class Sink(Protocol):
         ...
 
 
+class SessionEnded(ConnectionResetError):  # noqa: N818 - nothing went wrong
+    """The session is over; the last reply has been sent. For aiosmtpd as if the client had gone."""
+
+
 class LineTooLongError(Exception):
     """No line end within what may be one line; the line is gone, up to its end."""
 
 
-class Connection(asyncio.Protocol):
-    """For one event loop. Whoever reads gets `ConnectionResetError` once the client has gone, or `TimeoutError`."""
+class _Lines(asyncio.StreamReader):
+    """What aiosmtpd reads commands from."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
-        self._searched = 0
+    _buffer: bytearray
+    _transport: asyncio.BaseTransport | None
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection.line_length_limit, connection.loop)
+        self._connection = connection
+
+    async def readuntil(self, separator: object = b"\n") -> bytes:
+        return await self._connection.next_command()
+
+    async def line(self) -> bytes:
+        return await super().readuntil()
+
+    @property
+    def holds_line(self) -> bool:
+        return b"\n" in self._buffer
+
+    def taken(self) -> bytes:
+        """What has been read and not used."""
+        taken = bytes(self._buffer)
+        self._buffer.clear()
+        self._maybe_resume_transport()  # type: ignore[attr-defined]
+        return taken
+
+    def moved(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+
+class Connection(SMTP):
+    """For one event loop. Whoever reads gets `ConnectionResetError` once the session is over."""
+
+    line_length_limit = 12288
+    """Of the reader of commands (RFC 4954 §4); content has limits of its own."""
+    transport: asyncio.Transport | None
+    session: Session
+    _reader: _Lines
+    _writer: asyncio.StreamWriter
+
+    def __init__(self, limits: Limits, context: ssl.SSLContext, **options: Any) -> None:
+        """`options` are aiosmtpd's."""
+        loop = asyncio.get_running_loop()
+        super().__init__(self, tls_context=context, enable_SMTPUTF8=True, loop=loop, **options)
+        asyncio.StreamReaderProtocol.__init__(self, _Lines(self), self._cb_client_connected, loop)
+        self._limits = limits
         self._unsent = bytearray()
         self._sink: Sink | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        self._paused = False
-        self._last_block = 0.0
-        self.peer = ""
-        """The IP address at the other end."""
+        self._stirred = asyncio.Event()
+        self._content_until = self._until = math.inf
+        self._over = False
+
+    def __dir__(self) -> Iterable[str]:
+        """aiosmtpd looks through these for commands and hooks, four times for every connection."""
+        return _commands_of(type(self))
+
+    async def next_command(self) -> bytes:
+        """A line that aiosmtpd may carry out."""
+        return await self.read_line()
+
+    def reset(self) -> None:
+        """Forget what was said since MAIL."""
+        self._set_rset_state()  # type: ignore[no-untyped-call]
 
     # What asyncio calls
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - streams only
-        self._transport = transport
-        name = transport.get_extra_info("peername")
-        self.peer = str(name[0]) if isinstance(name, tuple) and name else ""
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._wake()
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-
     def data_received(self, data: bytes) -> None:
-        if self._sink is not None:
-            self._last_block = self._loop.time()
-            rest = self._sink.feed(data)
-            if rest is None:
-                self.block_taken()
-                return
-            self._sink = None
-            data = rest
-        self._buffer += data
-        if len(self._buffer) > _MOST_BUFFERED:
-            self._pause()
-        self._wake()
+        if self._sink is None:
+            super().data_received(data)
+            return
+        rest = self._sink.feed(data)
+        if rest is None:
+            self._await_block()
+            self.block_taken()
+            return
+        self._sink = None
+        if rest:
+            super().data_received(rest)
+        self._stirred.set()
 
     def block_taken(self) -> None:
         """Called after a block went into the sink and did not fill it."""
 
-    def eof_received(self) -> bool | None:
-        return None
+    # aiosmtpd cancels what is being carried out when the client goes, also the keeping of a message
 
-    def pause_writing(self) -> None:
-        if self._room is None:
-            self._room = self._loop.create_future()
+    def eof_received(self) -> bool:
+        return False
 
-    def resume_writing(self) -> None:
-        room, self._room = self._room, None
-        if room is not None and not room.done():
-            room.set_result(None)
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._timeout_handle is not None:
+            self._timeout_handle.cancel()
+        asyncio.StreamReaderProtocol.connection_lost(self, SessionEnded())
+        self.transport = None
+        self._stirred.set()
+
+    # Whose turn it is. aiosmtpd has a clock that runs on while a message is being kept, and ends without a word
+
+    def _reset_timeout(self, duration: float | None = None) -> None:
+        """The client has so many seconds for what it is to do; None: it is not its turn."""
+        if duration is None:
+            self._until = math.inf
+            return
+        self._until = self.loop.time() + duration
+        if self._timeout_handle is None or self._until < self._timeout_handle.when():
+            self._set_clock(self._until)
+
+    def _set_clock(self, when: float) -> None:
+        """Mostly it rings too early and is set anew: that is cheaper than to set it for every line and block."""
+        if self._timeout_handle is not None:
+            self._timeout_handle.cancel()
+        self._timeout_handle = self.loop.call_at(when, self._timeout_cb)
+
+    def _timeout_cb(self) -> None:
+        self._timeout_handle = None
+        if self._until > self.loop.time():
+            if self._until < math.inf:
+                self._set_clock(self._until)
+            return
+        self.say("421 4.4.2 Too slow, closing the connection" if self._sink is None else "421 4.4.2 DATA took too long")
+        self.close()
+
+    def _await_block(self) -> None:
+        self._reset_timeout(min(self._limits.idle_seconds, self._content_until - self.loop.time()))
 
     # Reading
 
-    async def read_line(self, longest: int, seconds: float) -> bytes:
-        """One line with its end. Raises `LineTooLongError`, `TimeoutError`, `ConnectionResetError`."""
-        until = self._loop.time() + seconds
-        too_long = 0
+    async def read_line(self) -> bytes:
+        """One line with its end; replies leave before it is waited for. Raises also `LineTooLongError`."""
+        skipped = 0
         while True:
-            if self._transport is None:  # nobody hears the reply
-                raise ConnectionResetError
-            end = self._buffer.find(b"\n", self._searched)
-            if end >= 0:
-                line = bytes(self._buffer[: end + 1])
-                del self._buffer[: end + 1]
-                self._searched = 0
-                if too_long or len(line) > longest:
-                    raise LineTooLongError
-                return line
-            self._searched = len(self._buffer)
-            if self._searched > longest:
-                too_long += self._searched
-                if too_long > _MOST_BUFFERED:
-                    raise ConnectionResetError
-                self._buffer.clear()
-                self._searched = 0
-            self._resume()
-            await self.flush(seconds)
-            await self._wait(until)
+            if self.over:  # nobody hears the reply
+                raise SessionEnded
+            if not self._reader.holds_line:
+                await self.flush()
+                self._reset_timeout(self._limits.idle_seconds)
+            try:
+                line = await self._reader.line()
+            except asyncio.LimitOverrunError as error:
+                skipped += len(await self._reader.read(error.consumed))
+                if skipped > _MOST_SKIPPED:
+                    self.end()
+                continue
+            self._reset_timeout()
+            if skipped:
+                raise LineTooLongError
+            return line
 
-    async def read_header(self, sink: Sink, seconds: float) -> None:
-        """Let `sink` have what comes until it is content. Raises as `read_line`, and what the sink raises."""
-        until = self._loop.time() + seconds
-        while True:
-            rest = sink.feed(bytes(self._buffer))
-            self._buffer.clear()
-            if rest is not None:
-                self._buffer += rest
-                return
-            self._resume()
-            await self._wait(until)
+    async def fill(self, sink: Sink) -> None:
+        """Let `sink` have what comes until it is content.
 
-    async def fill(self, sink: Sink, seconds: float, idle_seconds: float) -> None:
-        """Let `sink` have what comes until it is content, `seconds` in all, `idle_seconds` between two blocks.
-
-        `proceed` is called whenever something happened that is not the end. Raises as `read_line`.
+        `proceed` is called whenever `stir` was called, and once at the beginning.
         """
-        self._searched = 0
-        if self._buffer:
-            rest = sink.feed(bytes(self._buffer))
-            self._buffer.clear()
-            if rest is not None:
-                self._buffer += rest
-                return
-        until = self._loop.time() + seconds
-        self._last_block = self._loop.time()
+        self._content_until = self.loop.time() + self._limits.data_seconds
         self._sink = sink
         try:
-            await self.flush(seconds)
+            if early := self._reader.taken():
+                self.data_received(early)
+            if self._sink is not None:
+                await self.flush()
             while self._sink is not None:
+                if self.over:
+                    raise SessionEnded
+                self._stirred.clear()
+                self._reset_timeout()
                 await self.proceed()
-                if self._sink is None:
-                    break
-                self._resume()
-                try:
-                    await self._wait(min(until, self._last_block + idle_seconds))
-                except TimeoutError:
-                    if self._loop.time() >= min(until, self._last_block + idle_seconds):
-                        raise
+                if self._sink is not None and self.transport is not None:
+                    self._await_block()
+                    self.transport.resume_reading()
+                    await self._stirred.wait()
         finally:
             self._sink = None
+            self._reset_timeout()
 
     async def proceed(self) -> None:
         """Called by the task that reads, whenever `stir` was called during `fill`, and once at its beginning."""
 
     def stir(self) -> None:
         """From `block_taken`: nothing more is read until `proceed` has returned."""
-        self._pause()
-        self._wake()
-
-    @property
-    def ready(self) -> bool:
-        """A whole line is waiting."""
-        return self._buffer.find(b"\n", self._searched) >= 0
-
-    async def _wait(self, until: float) -> None:
-        if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError
-        waiter = self._waiter = self._loop.create_future()
-        handle = self._loop.call_at(until, _expire, waiter)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            handle.cancel()
-        if self._transport is None:
-            raise ConnectionResetError
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _pause(self) -> None:
-        if not self._paused and self._transport is not None and not self._transport.is_closing():
-            self._paused = True
-            self._transport.pause_reading()
-
-    def _resume(self) -> None:
-        if self._paused and self._transport is not None and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
+        if self.transport is not None:
+            self.transport.pause_reading()
+        self._stirred.set()
 
     # Writing
 
-    def write(self, data: bytes) -> None:
-        """Kept until `flush`: replies to what came together leave together."""
-        self._unsent += data
+    def say(self, text: str) -> None:
+        """Reply. Kept until `flush`: replies to what came together leave together."""
+        self._unsent += text.encode("ascii", "replace") + b"\r\n"
 
-    async def flush(self, seconds: float) -> None:
-        """Send what was written. Raises `TimeoutError` when the client does not read."""
+    async def flush(self) -> None:
+        """Send what was said."""
         self._send()
-        if self._room is not None:
-            async with asyncio.timeout(seconds):
-                await asyncio.shield(self._room)
+        self._reset_timeout(self._limits.idle_seconds)
+        await self._writer.drain()
+        self._reset_timeout()
 
     @property
     def much_unsent(self) -> bool:
         return len(self._unsent) > _MOST_UNSENT
 
     def _send(self) -> None:
-        if self._unsent and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(bytes(self._unsent))
+        if self._unsent and not self.over:
+            self._writer.write(bytes(self._unsent))
         self._unsent.clear()
 
+    # Ending
+
+    @property
+    def over(self) -> bool:
+        """Nothing is heard or said any more."""
+        return self._over or self.transport is None or self.transport.is_closing()
+
+    def end(self, text: str = "") -> NoReturn:
+        """End the session, for who carries out a command."""
+        if text:
+            self.say(text)
+        self.close()
+        raise SessionEnded
+
     def close(self) -> None:
-        """End the connection after what was written."""
+        """End the connection after what was said."""
+        if self.transport is None or self._over:
+            return
         self._send()
-        if self._transport is not None:
-            self._transport.close()
-        self._wake()
+        self._over = True
+        self.transport.close()
+        self._reader.set_exception(SessionEnded())
+        self._stirred.set()
+        if self._timeout_handle is not None:
+            self._timeout_handle.cancel()
+        self._timeout_handle = self.loop.call_later(_GOODBYE_SECONDS, self.abandon)
+
+    def abandon(self) -> None:
+        """End the connection without waiting for anything, also in the middle of a handshake."""
+        if self.transport is not None:
+            self.transport.abort()
 
     # TLS
 
-    async def start_tls(self, context: ssl.SSLContext, seconds: float, *, keep: bool = False) -> None:
+    async def start_tls(self, seconds: float, *, keep: bool = False) -> None:
         """Server side. Raises `ssl.SSLError` or another `OSError`; the connection is then of no more use.
 
-        What came before is dropped (RFC 3207 §4.2; CVE-2011-0411), or with `keep` is the beginning of the handshake:
-        what followed a PROXY header.
+        aiosmtpd's has no deadline, and takes a connection that ends during the handshake for one that is secured. What
+        came before is dropped (RFC 3207 §4.2; CVE-2011-0411), or with `keep` is the beginning of the handshake: what
+        followed a PROXY header.
         """
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        await self.flush()
+        transport = self.transport
+        if self.over or transport is None or self.tls_context is None:
             raise ConnectionResetError
-        early = bytes(self._buffer) if keep else b""
-        self._buffer.clear()
-        self._searched = 0
-        self._send()
-        self._paused = False
-        handshake = self._loop.start_tls(
+        early = self._reader.taken() if keep else b""
+        self._reader.taken()
+        handshake = self.loop.start_tls(
             transport,
             self,
-            context,
+            self.tls_context,
             server_side=True,
             ssl_handshake_timeout=seconds,
             ssl_shutdown_timeout=_GOODBYE_SECONDS,
@@ -263,23 +317,25 @@ class Connection(asyncio.Protocol):
             secured = await starting
         else:
             secured = await handshake
-        if secured is None:
+        if secured is None or self.transport is None:  # gone during the handshake, or while this task waited its turn
             raise ConnectionResetError
-        assert isinstance(secured, asyncio.Transport)  # noqa: S101
-        if self._transport is None:  # gone while this task waited for its turn
-            raise ConnectionResetError
-        self._transport = secured
+        self._tls_protocol = transport.get_protocol()  # type: ignore[assignment]
+        self.transport = secured
+        self._reader.moved(secured)
+        self._writer._transport = secured  # type: ignore[attr-defined]
+        self.session = self._create_session()
+        self.reset()
 
     @property
     def tls(self) -> ssl.SSLObject | None:
         """The TLS layer, once there is one."""
-        found: ssl.SSLObject | None = None if self._transport is None else self._transport.get_extra_info("ssl_object")
+        found: ssl.SSLObject | None = None if self.transport is None else self.transport.get_extra_info("ssl_object")
         return found
 
 
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
+@cache
+def _commands_of(session: type[Connection]) -> tuple[str, ...]:
+    return tuple(name for each in session.__mro__ for name in vars(each) if name.startswith("smtp_"))
 
 
 def _give(protocol: asyncio.BaseProtocol, data: bytes) -> None:

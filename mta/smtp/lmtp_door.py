@@ -52,35 +52,30 @@ class LmtpSession(DoorSession):
         """Recipients, lower case, that are refused although the content is kept for the others."""
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         for verb in _NOT_LMTP:
-            del self._commands[verb]
-        self._commands["LHLO"] = self.smtp_LHLO
+            del self._smtp_methods[verb]
 
-    async def smtp_LHLO(self, argument: str) -> None:  # noqa: N802 - named after the command
+    async def smtp_LHLO(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
         """RFC 2033 §4.1."""
-        if not argument:
-            await self.push("501 5.5.4 Syntax: LHLO hostname")
-            return
-        self.reset()
-        self.helo = argument
-        words = [self.hostname, f"SIZE {self._limits.message_bytes}", "PIPELINING", "8BITMIME", "SMTPUTF8"]
-        words += ["ENHANCEDSTATUSCODES", "DSN"]
-        self.write("".join(f"250-{word}\r\n" for word in words[:-1]).encode("ascii"))
-        self.write(f"250 {words[-1]}\r\n".encode("ascii"))
+        await self.smtp_EHLO(argument)
 
-    async def smtp_RCPT(self, argument: str) -> None:  # noqa: N802 - named after the command
+    def keywords(self) -> list[str]:
+        words = [f"SIZE {self._limits.message_bytes}", "PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"]
+        return [*words, "DSN"]
+
+    async def smtp_RCPT(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
         """Each RCPT that is accepted has a reply of its own later, also one that was said before (§4.2)."""
         self._last = ""
         await super().smtp_RCPT(argument)
-        path = parse_path(argument, "TO", postmaster_domain=self.hostname)
+        path = parse_path(argument or "", "TO", postmaster_domain=self.hostname)
         if self._last.startswith("250") and path is not None:
             self._named.append(path.address.lower())
 
-    async def push(self, text: str) -> None:
-        self._last = text
-        await super().push(text)
+    async def push(self, status: str) -> None:  # type: ignore[override]
+        self._last = status
+        await super().push(status)
 
-    def reset(self) -> None:
-        super().reset()
+    def _set_post_data_state(self) -> None:
+        super()._set_post_data_state()
         self._named = []
 
     async def _finish(self, step: str, incoming: Dotted | Chunked) -> None:

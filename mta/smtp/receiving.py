@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
@@ -391,7 +391,12 @@ class Door(ABC):
 
 
 def _client_name(session: DoorSession) -> str:
-    return f"client {network_of(session.client)}"
+    return _client_of(session.client)
+
+
+@lru_cache(maxsize=4096)  # asked several times for every message
+def _client_of(address: str) -> str:
+    return f"client {network_of(address)}"
 
 
 def _dedup_key(peer: str, transaction: Transaction, content: bytes) -> str:

@@ -1,7 +1,8 @@
 """Mail transactions of one SMTP server session: MAIL, RCPT, DATA and BDAT, their order, and what each is answered (RFC
 5321, RFC 6409, RFC 3030).
 
-Octets are `mta.smtp.connection`'s, content `mta.smtp.data`'s, everything around transactions `mta.smtp.conversation`'s.
+The command loop is aiosmtpd's, octets are `mta.smtp.connection`'s, content `mta.smtp.data`'s, everything around
+transactions `mta.smtp.conversation`'s.
 Policy is the door's: who may come in, for whom, and what happens to the content.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from mta import refusals
 from mta.smtp.address import PathCommand, parse_path, valid_envid, valid_notify, valid_orcpt
-from mta.smtp.conversation import Conversation, SessionEnded
+from mta.smtp.conversation import Conversation
 from mta.smtp.data import Checked, Chunked, Dotted
 from mta.smtp.limits import Limits, MemoryBudget
 from mta.smtp.policy import Policy, RecipientRequest, SessionOptions, Transaction
@@ -40,6 +42,7 @@ class DoorSession(Conversation):
         on_close: Callable[[DoorSession], None],
     ) -> None:
         super().__init__(context, options)
+        self.envelope: Any = None
         self._policy = policy
         self._on_open, self._on_close = on_open, on_close
         self._memory = memory
@@ -48,13 +51,12 @@ class DoorSession(Conversation):
         self._incoming: Checked | None = None
         self._chunks: Chunked | None = None
         self._keeping = False
-        self.transaction = Transaction()
-        self._commands |= {
-            "MAIL": self.smtp_MAIL,
-            "RCPT": self.smtp_RCPT,
-            "DATA": self.smtp_DATA,
-            "BDAT": self.smtp_BDAT,
-        }
+
+    @property
+    def transaction(self) -> Transaction:
+        """What aiosmtpd calls the envelope."""
+        transaction: Transaction = self.envelope
+        return transaction
 
     @property
     def busy(self) -> bool:
@@ -64,8 +66,8 @@ class DoorSession(Conversation):
     def begun(self) -> bool:
         return self.transaction.sender is not None
 
-    def reset(self) -> None:
-        self.transaction = Transaction()
+    def _set_post_data_state(self) -> None:
+        self.envelope = Transaction()
         self._chunks = None
         self._release()
 
@@ -90,9 +92,8 @@ class DoorSession(Conversation):
 
     # The envelope
 
-    async def smtp_MAIL(self, argument: str) -> None:  # noqa: N802 - named after the command
-        if not self.helo:
-            await self.push("503 5.5.1 Error: send HELO first")
+    async def smtp_MAIL(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
+        if await self.check_helo_needed():
             return
         if self._options.mechanisms and self.identity is None:
             await self._refuse("MAIL", Refused(refusals.AUTHENTICATION_REQUIRED))
@@ -100,7 +101,7 @@ class DoorSession(Conversation):
         if self.transaction.sender is not None:
             await self.push("503 5.5.1 A transaction is already open, use RSET")
             return
-        path = parse_path(argument, "FROM")
+        path = parse_path(argument or "", "FROM")
         if path is None:
             await self.push("501 5.1.7 Syntax: MAIL FROM:<address> [parameters]")
             return
@@ -116,7 +117,7 @@ class DoorSession(Conversation):
         if refused is not None:
             await self._refuse("MAIL", refused)
             return
-        self.transaction = Transaction(
+        self.envelope = Transaction(
             path.address,
             path.parameters.get("RET", "").upper(),
             path.parameters.get("ENVID", ""),
@@ -153,11 +154,11 @@ class DoorSession(Conversation):
                     return "555 5.5.4 Unknown MAIL parameter"
         return ""
 
-    async def smtp_RCPT(self, argument: str) -> None:  # noqa: N802 - named after the command
+    async def smtp_RCPT(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
         if self.transaction.sender is None:
             await self.push("503 5.5.1 MAIL first")
             return
-        path = parse_path(argument, "TO", postmaster_domain=self.hostname)
+        path = parse_path(argument or "", "TO", postmaster_domain=self.hostname)
         if path is None:
             await self.push("501 5.1.3 Syntax: RCPT TO:<address> [parameters]")
             return
@@ -178,8 +179,7 @@ class DoorSession(Conversation):
                 self._refused_recipients += 1
             await self._refuse("RCPT", target)
             if self._refused_recipients >= self._limits.refused_recipients:
-                self._say("421 4.7.0 Too many refused recipients, closing the connection")
-                raise SessionEnded
+                self.end("421 4.7.0 Too many refused recipients, closing the connection")
             return
         known = any(each.address.lower() == path.address.lower() for each in self.transaction.recipients)
         if not known:
@@ -196,7 +196,7 @@ class DoorSession(Conversation):
 
     # The content
 
-    async def smtp_DATA(self, argument: str) -> None:  # noqa: N802 - named after the command
+    async def smtp_DATA(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
         if self._chunks is not None:
             await self.push("503 5.5.1 Go on with BDAT")
             return
@@ -211,17 +211,16 @@ class DoorSession(Conversation):
             self.reset()
             await self._refuse("DATA", refused)
             return
-        self._say("354 End data with <CR><LF>.<CR><LF>")
+        self.say("354 End data with <CR><LF>.<CR><LF>")
         content = Dotted(self._limits.message_bytes)
         await self._receive(content)
         await self._finish("DATA", content)
 
-    async def smtp_BDAT(self, argument: str) -> None:  # noqa: N802 - named after the command
+    async def smtp_BDAT(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
         """RFC 3030, without BINARYMIME. A refused chunk is read all the same: its octets are no commands."""
-        size, _, last = argument.partition(" ")
+        size, _, last = (argument or "").partition(" ")
         if not size.isdigit() or len(size) > 12 or last.upper() not in ("", "LAST"):
-            self._say("501 5.5.4 Syntax: BDAT size [LAST]")
-            raise SessionEnded  # where the next command begins is anybody's guess
+            self.end("501 5.5.4 Syntax: BDAT size [LAST]")  # where the next command begins is anybody's guess
         refused: Refused | None = None
         if self._chunks is None and self.transaction.recipients:
             refused = await self._may_send()
@@ -256,11 +255,8 @@ class DoorSession(Conversation):
     async def _receive(self, content: Dotted | Chunked) -> None:
         self._incoming = content
         try:
-            await self.fill(content, self._limits.data_seconds, self._limits.idle_seconds)
+            await self.fill(content)
             await self.proceed()
-        except TimeoutError:
-            self._say("421 4.4.2 DATA took too long")
-            raise SessionEnded from None
         finally:
             self._incoming = None
 
@@ -281,7 +277,7 @@ class DoorSession(Conversation):
         finally:
             self._keeping = False
         if reply == Refused(refusals.LINE_ENDINGS):
-            raise SessionEnded  # a client whose lines end as they like may not mean as commands what follows
+            self.end()  # a client whose lines end as they like may not mean as commands what follows
 
     async def _answer(self, step: str, reply: str | Refused) -> None:
         """How one message ended."""

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,19 @@ def test_no_road_leaves_a_blob_expected_for_ever(gateway: Gateway, monkeypatch: 
     assert not gateway.spool.keep_prepared(lease, b"again", {})
     with pytest.raises(LookupError):
         gateway.accept("2", also=fails)
-    transact, together = gateway.database.transact, gateway.database.submit_together
+    transact, submit_together = gateway.database.transact, gateway.database.submit_together
     for error in (StoreUnavailableError("full"), IntegrityError("x", {}, Exception()), OSError(28, "full")):
 
-        def breaks(work: Any, item: Any = None, error: Exception = error) -> Any:
+        def breaks(work: Any, error: Exception = error) -> Any:
             raise error
 
+        def fails_later(work: Any, item: Any, error: Exception = error) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(error)
+            return future
+
         monkeypatch.setattr(gateway.database, "transact", breaks)
-        monkeypatch.setattr(gateway.database, "submit_together", breaks)
+        monkeypatch.setattr(gateway.database, "submit_together", fails_later)
         with pytest.raises(type(error)):
             gateway.accept("3")
         with pytest.raises(type(error)):
@@ -151,7 +156,7 @@ def test_no_road_leaves_a_blob_expected_for_ever(gateway: Gateway, monkeypatch: 
         with pytest.raises(type(error)):
             gateway.deposit(3)
     monkeypatch.setattr(gateway.database, "transact", transact)
-    monkeypatch.setattr(gateway.database, "submit_together", together)
+    monkeypatch.setattr(gateway.database, "submit_together", submit_together)
     for change in ({}, {"patient": document().patient}, {"content": b"<other/>"}):
         gateway.deposit(4, **change)
     put = gateway.blobs.put
@@ -180,13 +185,14 @@ def test_a_commit_that_waits_behind_a_stuck_database_keeps_its_blob(
 ) -> None:
     """Killed clocks, a suspended machine: between the blob and its row any time may pass."""
     stuck, go_on, laid_down = threading.Event(), threading.Event(), threading.Semaphore(0)
-    write = gateway.blobs._write
+    put = gateway.blobs.put
 
-    def writing(kind: str, blob_id: str, content: bytes) -> None:
-        write(kind, blob_id, content)
+    def putting(kind: str, content: bytes) -> str:
+        blob = put(kind, content)
         laid_down.release()
+        return blob
 
-    monkeypatch.setattr(gateway.blobs, "_write", writing)
+    monkeypatch.setattr(gateway.blobs, "put", putting)
 
     def hold(connection: Connection) -> None:
         stuck.set()

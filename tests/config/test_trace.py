@@ -11,9 +11,9 @@ import pytest
 
 from config.catalogue import CATALOGUE
 from config.trace import life, render
+from mta.delivery import Accepted
 from mta.message import Delivered, Failed, Origin, TargetKind
 from mta.schedule import RetrySchedule
-from mta.delivery import Accepted
 from mta.spool import NewDelivery, Spool, Submission
 from trust.refusals import Refused
 from trust.store import metadata

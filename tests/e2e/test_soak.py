@@ -48,13 +48,16 @@ def test_the_judge_excuses_a_double_only_when_somebody_died() -> None:
         4: [copy(100.0), copy(130.0)],
         5: [copy(10.0, answered=False), copy(20.0), copy(60.0)],
     }
-    verdict = judge(set(range(1, 8)), fates, {6}, kills=[101.0])
-    assert (verdict.once, verdict.ambiguous, verdict.twice) == (1, 2, 2)
+    found_dead = {4: [110.0], 5: [21.0], 8: [70.0], 9: [110.0]}
+    fates |= {8: [copy(10.0), copy(80.0)], 9: [copy(105.0), copy(130.0)]}
+    verdict = judge(set(range(1, 10)), fates, {6}, kills=[101.0], interrupted=lambda number: found_dead.get(number, []))
+    assert (verdict.once, verdict.ambiguous) == (1, 2)
+    assert verdict.twice == (2, 5, 8, 9), "nobody was killed, or before the first copy, or not with it in hand"
     assert (verdict.dsn, verdict.lost) == (1, (7,))
 
 
 def test_the_judge_sees_clear_copies_and_unfounded_notices() -> None:
-    verdict = judge({1, 2}, {1: [copy(1.0, clear=True)], 2: [copy(1.0)]}, {2}, kills=[])
+    verdict = judge({1, 2}, {1: [copy(1.0, clear=True)], 2: [copy(1.0)]}, {2}, kills=[], interrupted=lambda _: [])
     assert (verdict.clear, verdict.unfounded) == (1, 1)
     rows = [{"id": name, "value": 0.0} for name in ("lost", "delivered_twice", "clear", "unfounded_dsn", "refused")]
     assert not failed({"rows": rows})

@@ -195,9 +195,7 @@ async def until(condition: object) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_the_worker_is_handed_what_it_has_places_for_and_finds_the_rest(
-    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_worker_is_handed_what_it_has_places_for_and_finds_the_rest(make_spool: MakeSpool) -> None:
     spool, target = make_spool(), Slow()
     worker = Worker(spool, [], {TargetKind.SMTP: target}, WorkerOptions(per_destination=2, poll_seconds=30))
     running = asyncio.create_task(worker.run())
@@ -209,8 +207,6 @@ async def test_the_worker_is_handed_what_it_has_places_for_and_finds_the_rest(
     await until(lambda: len(target.seen) == 2)
     target.gate.set()
     await until(lambda: spool.counts()[DeliveryState.DELIVERED] == 31)
-    reads: list[object] = []
-    monkeypatch.setattr(spool, "_load", reads.append, raising=False)
     await asyncio.to_thread(spool.accept, submission(key="last"))
     await until(lambda: spool.counts()[DeliveryState.DELIVERED] == 32)
     await worker.stop(5)

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 from sqlalchemy import Connection, bindparam, delete, func, select
 
+from trust.draw import draw
 from trust.store.database import Database
 from trust.store.direct import DirectStatement, insertion
 from trust.store.durable import make_private_directory, sync_directory, write_pieces_durably
@@ -36,6 +37,7 @@ from trust.tables import blobs
 
 _MAGIC = b"RLB1"
 _HEAD = struct.Struct(">4sH")
+_KEY_BYTES = 32
 _NONCE_BYTES = 12
 _PIECE_BYTES = 1024 * 1024
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -111,8 +113,8 @@ class BlobStore:
         The blob is no orphan until `release` or `discard`, whatever the rows say.
         """
         if self._database is None or len(content) > self._row_bytes:
-            return Draft(self._put_file(kind, content), None)
-        blob_id = f"t{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+            return Draft(self.put(kind, content), None)
+        blob_id = f"t{int(time.time() * 1000):012x}{draw(10).hex()}"
         return Draft(blob_id, b"".join(self._encrypted(kind, blob_id, content)))
 
     def keep(self, connection: Connection, drafts: Iterable[Draft]) -> None:
@@ -169,8 +171,7 @@ class BlobStore:
 
     def _encrypted(self, kind: str, blob_id: str, content: bytes) -> Iterator[bytes]:
         """What is stored, piece by piece: a large content is never there a second time as a whole."""
-        dek = AESGCM.generate_key(256)
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        dek, nonce = draw(_KEY_BYTES), draw(_NONCE_BYTES)
         wrapped = self._wrapper.wrap(dek)
         yield _HEAD.pack(_MAGIC, len(wrapped)) + wrapped + nonce
         if len(content) <= _PIECE_BYTES:
