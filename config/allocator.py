@@ -50,6 +50,5 @@ _COLLECT_EVERY = 20_000
 def collect_rarely() -> None:
     """Once everything is loaded: it stays for good, and is not looked through again for garbage with every few
     messages."""
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # with what little garbage there is: collecting it now would keep the doors waiting
     gc.set_threshold(_COLLECT_EVERY, 10, 10)

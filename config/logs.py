@@ -7,12 +7,13 @@ because they may quote the input that caused them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -59,6 +60,19 @@ def _json(event: object, **_: object) -> str:
     return msgspec.json.encode(event, enc_hook=repr).decode()
 
 
+class _Lines:
+    """Standard error for whoever has more important things to do: on a full disk a line is lost, and no message with
+    it. A door whose log line raised would have refused for good what it had just kept."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def set_level(level: str) -> None:
     """From now on."""
     logging.getLogger().setLevel(level)
@@ -76,7 +90,7 @@ def configure(level: str = "INFO") -> None:
     structlog.configure(
         processors=[_of_level, *shared, structlog.processors.JSONRenderer(serializer=_json)],
         wrapper_class=structlog.BoundLogger,
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lines())),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -184,6 +184,7 @@ class Worker:
         await self._start_waiting()
         free = options.concurrency - len(self._tasks)
         if free <= 0:
+            self._handover.looked(False, ())
             return options.poll_seconds  # the end of a task wakes us
         # one whose places are taken has a few more in hand, so that it need not wait for the next look
         busy = {name for name, queue in self._waiting.items() if len(queue) >= self._places(name)}
@@ -301,13 +302,16 @@ class Worker:
         return limit if wanted is None else min(wanted, limit)
 
     def _ended(self, destination: str, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
+        lease = self._tasks.pop(task)
         self._running[destination] -= 1
         if not self._running[destination]:
             del self._running[destination]
         if self._bell.stopping:
             return
         self._keep_going(destination)
+        if lease.breakdowns:
+            self._due = None  # suspects are handled one at a time: this was one, and the next may begin
+            self._bell.ring_here()
         if len(self._tasks) == self._options.concurrency - 1:
             for other in list(self._waiting):  # there was no place for anybody
                 self._keep_going(other)

@@ -77,7 +77,8 @@ def gateway(state: Path, sink: int, *, protect: bool = False, work: bool = True)
         assert process.stdout is not None  # noqa: S101 - it was asked for
         line = process.stdout.readline()
         if not line:
-            raise BenchError(f"the gateway did not start, see {state.parent / state.name}.log")
+            said = (state.parent / f"{state.name}.log").read_text(errors="replace").splitlines()
+            raise BenchError(f"the gateway did not start: {' '.join(said[-3:])}")
         yield Gateway(process, int(json.loads(line)["port"]), time.monotonic() - began)
     finally:
         process.terminate()

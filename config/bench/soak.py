@@ -179,6 +179,7 @@ def soak(
         ]
         answer = result("soak", "full" if messages >= 100_000 else "quick", rows)
         answer["notes"] = [f"the disk was never filled: {disk}"] if disk else []
+        answer["refusals"] = clients.refused
         answer["to_explain"] = [
             _life(number, gateway, hop.arrivals.copies.get(number, []), harm.kills, began)
             for number in (*verdict.lost, *verdict.twice)[:_SHOWN]
@@ -229,7 +230,8 @@ class _Clients:
         self._lock = threading.Lock()
         self._say = say
         self.accepted: set[int] = set()
-        self.refused: set[int] = set()
+        self.refused: dict[int, str] = {}
+        """What was answered instead: nothing here gives a reason to refuse for good."""
         self.repeated = 0
 
     def run(self) -> None:
@@ -251,11 +253,11 @@ class _Clients:
                     break
                 except smtplib.SMTPRecipientsRefused as error:
                     if all(code >= 500 for code, _ in error.recipients.values()):
-                        self.refused.add(number)
+                        self.refused[number] = f"RCPT: {next(iter(error.recipients.values()))!r}"
                         break
                 except smtplib.SMTPResponseException as error:
                     if isinstance(error, smtplib.SMTPDataError | smtplib.SMTPSenderRefused) and error.smtp_code >= 500:
-                        self.refused.add(number)
+                        self.refused[number] = f"{type(error).__name__}: {error.smtp_code} {error.smtp_error!r}"
                         break
                     _close(client)
                     client = None

@@ -30,6 +30,7 @@ time.sleep(float(sys.argv[2]))
 connection.execute("ROLLBACK")
 """
 _MOUNT_SECONDS = 30
+_PATIENCE = 0.9
 
 
 @dataclass
@@ -128,12 +129,19 @@ class Faults:
         # Each way twice, then at random: also a short run has seen them all.
         first = [*works, *works]
         while not self._stopped.wait(self._random.uniform(0.5, 1.5) * self._pause):
-            if self._forbidden():
+            # Mostly when it is up, or it would hardly get any further; sometimes while it starts.
+            if self._forbidden() or (self._random.random() < _PATIENCE and not self._answers()):
                 continue
             work = first.pop(0) if first else self._random.choices(works, weights)[0]
             work()
             if not first:
                 self._done.set()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(ask(self._gateway / "control.sock", "ping", 1.0))
+        except ControlError:
+            return False
 
     def _kill_other(self) -> None:
         """slapd or Dovecot."""

@@ -13,7 +13,6 @@ import logging
 import math
 import ssl
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, NoReturn, Protocol
 
 from aiosmtpd.smtp import SMTP, Session
@@ -87,6 +86,11 @@ class Connection(SMTP):
     session: Session
     _reader: _Lines
     _writer: asyncio.StreamWriter
+    _commands: tuple[str, ...]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._commands = tuple({name for each in cls.__mro__ for name in vars(each) if name.startswith("smtp_")})
 
     def __init__(self, limits: Limits, context: ssl.SSLContext, **options: Any) -> None:
         """`options` are aiosmtpd's."""
@@ -102,7 +106,7 @@ class Connection(SMTP):
 
     def __dir__(self) -> Iterable[str]:
         """aiosmtpd looks through these for commands and hooks, four times for every connection."""
-        return _commands_of(type(self))
+        return self._commands
 
     async def next_command(self) -> bytes:
         """A line that aiosmtpd may carry out."""
@@ -331,11 +335,6 @@ class Connection(SMTP):
         """The TLS layer, once there is one."""
         found: ssl.SSLObject | None = None if self.transport is None else self.transport.get_extra_info("ssl_object")
         return found
-
-
-@cache
-def _commands_of(session: type[Connection]) -> tuple[str, ...]:
-    return tuple(name for each in session.__mro__ for name in vars(each) if name.startswith("smtp_"))
 
 
 def _give(protocol: asyncio.BaseProtocol, data: bytes) -> None:
