@@ -372,6 +372,7 @@ def test_open_sessions_end_when_asked(running: Running) -> None:
     for client in open_ones[:2]:
         with pytest.raises((imaplib.IMAP4.abort, OSError)):
             client.noop()
+        client.shutdown()
     assert open_ones[2].noop()[0] == "OK"
     for pattern in ("*", "?arde@ville.mssante.test", "a\tb", "é", ""):
         assert not end_sessions(running.dovecot.search_socket, [pattern])
