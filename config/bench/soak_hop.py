@@ -80,6 +80,7 @@ class BadHop:
         self._clear_word = clear_word
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bad-hop", daemon=True)
+        self._left_alone: set[int | None] = set()
         self.arrivals = Arrivals()
         self.kind = False
         """Once true, every message that is not hopeless is taken."""
@@ -132,6 +133,13 @@ class BadHop:
 
     def hopeless(self, number: int | None) -> bool:
         return number is not None and self._hopeless(number)
+
+    def leaves_alone(self, number: int | None) -> bool:
+        """Whether a message may be left without an answer: once, for whoever takes every copy without a word is not
+        tried again for an hour (`mta.smtp.target`), and a soak does not wait that long."""
+        first = number not in self._left_alone
+        self._left_alone.add(number)
+        return first
 
     def took(self, number: int | None, content: bytes, *, answered: bool) -> None:
         if number is None:
@@ -198,14 +206,17 @@ class _Conversation:
                 return False
             content += line[1:] if line.startswith(b"..") else line
             if cut_after is not None and len(content) > cut_after:
-                return False
+                if self._hop.leaves_alone(_number(bytes(content))):
+                    return False
+                mood, cut_after = Mood.TAKES, None
         taken = bytes(content)
-        match = _MESSAGE_ID.search(taken.partition(b"\r\n\r\n")[0] + b"\r\n")
-        number = int(match[1]) if match else None
+        number = _number(taken)
         if self._hop.hopeless(number):
             self._hop.note(Mood.REFUSES)
             await self._say("550 5.7.1 refused for good")
             return True
+        if mood in (Mood.SILENT, Mood.DIES, Mood.CUT) and not self._hop.leaves_alone(number):
+            mood = Mood.TAKES
         match mood:
             case Mood.DATA_4XX:
                 await self._say("451 4.3.0 not now")
@@ -227,3 +238,9 @@ class _Conversation:
     async def _say(self, reply: str) -> None:
         self._writer.write(reply.encode("ascii") + b"\r\n")
         await self._writer.drain()
+
+
+def _number(content: bytes) -> int | None:
+    """Of the message, from what of its header is there."""
+    match = _MESSAGE_ID.search(content.partition(b"\r\n\r\n")[0] + b"\r\n")
+    return int(match[1]) if match else None
