@@ -31,7 +31,7 @@ def test_nothing_is_lost_doubled_or_shown() -> None:
     assert found["accepted"] == 60
     assert found["delivered_once"] + found["ambiguous_hops"] + found["dsn"] == 60
     assert found["dsn"] == 2, "messages 7 and 47 are refused for good"
-    assert found["kills"] >= 2 and found["database_locks"] >= 1
+    assert found["kills"] >= 1 and found["database_locks"] >= 1
     assert found["disk_fills"] >= 1 or "root" in answer["notes"][0] or os.geteuid() != 0
     assert not failed(answer)
 
