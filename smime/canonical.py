@@ -28,8 +28,8 @@ MAX_ENCODED_LINE = 76
 
 _RUN = 16
 """Lines of the same length that are worth looking at together."""
-_RUN_OCTETS = 1 << 20
-"""About as many of them as stay in the processor's cache; much less, and other threads would have no time to begin."""
+_RUN_OCTETS = 1 << 17
+"""About as many of them as stay in the processor's cache while they are looked at in several ways."""
 _STRETCH = 4096
 """Octets looked at line by line, at most, before looking for such a run again: a header is shorter."""
 _FIRST_STRETCH = 256
@@ -104,13 +104,14 @@ def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
 
     Much of a mail is base64, lines of one length, which are looked at together (`smime.columns`).
     """
-    position, size, stretch = 0, len(data), _FIRST_STRETCH
+    position, size, stretch, asked = 0, len(data), _FIRST_STRETCH, _RUN
     while size - position > MAX_LINE + 2:
         end = data.find(b"\n", position, position + MAX_LINE + 2)
         if end < 0:
             return False
         length = end + 1 - position
-        count = _lines_of_length(data, end, length)
+        count = _lines_of_length(data, end, length, asked)
+        asked = max(_RUN, count)  # of a long run, the next stretch is as long
         if count >= _RUN:
             stop = position + count * length
             if (columns.is_plain if robust else columns.is_lines)(data, position, stop, length):
@@ -129,15 +130,19 @@ def _has_short_lines(data: bytes | bytearray, *, robust: bool = False) -> bool:
     return _lines_are_short(rest) and not (robust and _has_risks(rest))
 
 
-def _lines_of_length(data: bytes | bytearray, end: int, length: int) -> int:
-    """How many lines end at `end` and every `length` octets behind it; the work is in proportion to the answer."""
-    asked = _RUN
+def _lines_of_length(data: bytes | bytearray, end: int, length: int, asked: int) -> int:
+    """How many lines end at `end` and every `length` octets behind it, `_RUN_OCTETS` of them at most.
+
+    The work is in proportion to the answer, and to `asked`, the number looked at first.
+    """
+    most = max(_RUN_OCTETS // length, _RUN)
     while True:
+        asked = min(asked, most)
         ends = data[end : end + asked * length : length]
-        count = len(ends) - len(ends.lstrip(b"\n"))
-        if count < asked or asked * length >= _RUN_OCTETS:
+        count = len(ends) if ends == b"\n" * len(ends) else len(ends) - len(ends.lstrip(b"\n"))
+        if count < asked or asked == most:
             return count
-        asked *= 4
+        asked *= 16
 
 
 def _lines_are_short(data: bytes | bytearray) -> bool:
@@ -157,7 +162,11 @@ def _has_risky_columns(data: bytes | bytearray, start: int, stop: int, length: i
     if length < 3:
         return False
     firsts = data[start:stop:length]
-    if b"." in firsts or b" " in data[start + length - 3 : stop : length]:
+    if b"." in firsts:
+        return True
+    if data.find(b" ", start, stop) < 0:  # base64 has none
+        return False
+    if b" " in data[start + length - 3 : stop : length]:
         return True
     number = -1
     while (number := firsts.find(b"F", number + 1)) >= 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -12,6 +11,7 @@ from smime import canonical
 from smime.encrypting import encrypt_content
 from smime.signing import micalg, sign_content
 from smime.suites import DEFAULT_SUITE, Suite
+from trust.draw import draw
 from trust.keys import Signer
 
 
@@ -28,7 +28,7 @@ def sign(entity: bytes, signer: Signer, at: datetime | None = None, suite: Suite
         signed = sign_content(canonical.crlf_lines(entity), signer, at, suite, attached=True)
         return _pkcs7_mime(b"signed-data", signed)
     entity = canonical.robust(entity)
-    boundary = secrets.token_hex(20).encode("ascii")  # made after the content, too long for it to be in there by chance
+    boundary = draw(20).hex().encode("ascii")  # made after the content, too long for it to be in there by chance
     return b"".join(
         (
             b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; micalg=',
