@@ -8,11 +8,11 @@ demo: deps
 	@exec $(ENV)/relais up --demo $(if $(filter-out 0,$(ONESHOT)),--oneshot)
 
 test: deps-dev
-	$(ENV)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(ENV)/python -m pytest -n 2 --dist loadgroup -m "not proof" $(PYTEST_ARGS)
 
-# Conversations with programs too heavy for every test run: BouncyCastle on a Java of its own.
+# What is too heavy for every test run: BouncyCastle on a Java of its own, clamd, long queues, long campaigns of faults.
 proof: deps-proof
-	$(ENV)/python -m pytest -m proof tests/proof $(PYTEST_ARGS)
+	$(ENV)/python -m pytest -m proof $(PYTEST_ARGS)
 
 # Ten minutes of mutations against the parsers; findings go to var/fuzz. By hand, not in continuous integration.
 FUZZ_SECONDS ?= 600

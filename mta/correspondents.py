@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -29,7 +30,7 @@ class Correspondents:
 
     def __init__(self, database: Database, vault: KeyVault) -> None:
         self._database = database
-        self._vault = vault
+        self._pseudonym = lru_cache(maxsize=_MANY)(lambda address: vault.pseudonym("correspondent", address.lower()))
         self._lately: dict[str, tuple[float, tuple[str, float] | None]] = {}
         """By pseudonym what was read, and until when it is taken for true (monotonic)."""
 
@@ -70,6 +71,3 @@ class Correspondents:
         query = select(correspondents.c.capabilities, correspondents.c.signed_at)
         row = self._database.read(lambda c: c.execute(query.where(correspondents.c.address == name)).one_or_none())
         return None if row is None else (row.capabilities, row.signed_at)
-
-    def _pseudonym(self, address: str) -> str:
-        return self._vault.pseudonym("correspondent", address.lower())

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-LOOP_BYTES = 64 * 1024
-"""Reading, hashing and encrypting so much takes less time than handing it to a thread; more than that would keep an
-event loop from others."""
+LOOP_BYTES = 256 * 1024
+"""Reading, hashing and encrypting so much takes a fraction of a millisecond, less than handing it to a thread and back;
+more than that would keep an event loop from others."""
 
 
 class Returns:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from smime.mime import Entity, Field, MimeError, parse_entity
+from trust import digests
 
 SIGNED_FIELDS = (
     "from",
@@ -141,7 +142,8 @@ def _body_hash(body: memoryview, *, relaxed: bool) -> tuple[bytes, int]:
             data = _one_space(data).replace(b" \r\n", b"\r\n")
             data = data.removesuffix(b" ")  # a last line without CRLF
     end = _without_empty_lines(data)
-    running = hashlib.sha256(memoryview(data)[:end])
+    running = hashlib.sha256()
+    digests.update(running, memoryview(data)[:end])
     if end or not relaxed:
         running.update(b"\r\n")
         end += 2

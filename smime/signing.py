@@ -6,7 +6,6 @@ the signature itself, which is all a `Signer` is asked for, wherever its key liv
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from smime.identity import identity
 from smime.schemes import Pss, UnsoundError, demanded_pss
 from smime.strength import acceptable
 from smime.suites import DEFAULT_SUITE, RsaSignatureScheme, Suite
-from trust import der
+from trust import der, digests
 from trust.der import context
 from trust.keys import Signer
 
@@ -120,7 +119,7 @@ def sign_content(
     of at least 2048 bits nor on an accepted curve, `SignerFailedError` when the signer cannot sign.
     """
     profile = _profile_of(signer, suite)
-    digest = _digested(content, profile.digest.name)
+    digest = digests.digest(profile.digest.name, content)
     attributes = der.set_of(
         (
             *profile.attributes,
@@ -150,22 +149,6 @@ def sign_content(
     ):
         head = der.header(tag, len(known) + len(head) + size + following) + known + head
     return b"".join((head, content, after))
-
-
-_SMALL_OCTETS = 1 << 17
-_KEEPS_THE_LOCK = 2047
-"""As many octets as hashlib takes without giving the interpreter's lock away."""
-
-
-def _digested(content: bytes, name: str) -> bytes:
-    """The digest of `content`. What is small is hashed without letting other threads go first: of two that sign, one
-    then does everything else while the other computes its signature, instead of waiting for each other many times."""
-    if len(content) > _SMALL_OCTETS:
-        return hashlib.new(name, content).digest()
-    digest, view = hashlib.new(name), memoryview(content)
-    for start in range(0, len(content), _KEEPS_THE_LOCK):
-        digest.update(view[start : start + _KEEPS_THE_LOCK])
-    return digest.digest()
 
 
 def _signature(signer: Signer, attributes: bytes, profile: _Profile) -> bytes:

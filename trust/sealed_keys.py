@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from trust.store.durable import make_private_directory, sync_directory, write_du
 log = structlog.get_logger(__name__)
 
 _KEYS_IN_MEMORY = 4096
+_SETTLED_NS = 2_000_000_000
 _NOT_CONFIGURED = "the key is in a token, and none is configured: fill in [keys] of relais.toml"
 
 
@@ -54,6 +56,26 @@ class Damaged:
     """One sentence; never whose key it is, which nobody can know any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What a directory was when it was looked at: whoever adds, replaces or removes a file makes it another one."""
+
+    inode: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, directory: Path) -> _Version:
+        """Before it is listed: what changes meanwhile is then seen the next time. Raises FileNotFoundError."""
+        status = os.stat(directory)  # noqa: PTH116 - for each message
+        return cls(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+
+    def settled(self) -> bool:
+        """Whether a change from now on is told from this one: the clock of a file system ticks some hundred times a
+        second only. In doubt it is not."""
+        return 0 < self.changed_ns < time.time_ns() - _SETTLED_NS
+
+
 class SealedKeys(Sealing):
     """The files below one root, under some master keys, the oldest first. Thread-safe."""
 
@@ -63,7 +85,9 @@ class SealedKeys(Sealing):
         self.token = token
         self._keys = root / "keys"
         self._requests = root / "requests"
+        self._directory = lru_cache(maxsize=_KEYS_IN_MEMORY)(self._directory_of)
         self._load = lru_cache(maxsize=_KEYS_IN_MEMORY)(self._load_version)
+        self._listed: dict[Path, tuple[_Version, list[HeldKey]]] = {}
 
     def keep(self, record: KeyFile, certificate: x509.Certificate, request: Path | None = None) -> None:
         """Keep a generation with this certificate, durably, and forget the request it answers.
@@ -111,15 +135,35 @@ class SealedKeys(Sealing):
                 done += 1
         return done
 
-    def _directory(self, address: str) -> Path:
+    def _directory_of(self, address: str) -> Path:
         return self._keys / self.pseudonym("key address", mailbox_name(address))
 
     def held(self, address: str, use: KeyUse) -> tuple[list[HeldKey], bool]:
-        """Newest first, and whether a file could not be used. The directory is listed each time, so that what another
-        process installs or retires is seen; a file is read again when it is another one than before."""
+        """Newest first, and whether a file could not be used.
+
+        The directory is looked at each time, so that what another process installs or retires is seen; it is listed
+        again, and a file read again, when it is another one than before.
+        """
+        directory = self._directory(address)
+        try:
+            version = _Version.of(directory)
+        except FileNotFoundError:
+            return [], False
+        known = self._listed.get(directory)
+        if known is not None and known[0] == version:
+            return [each for each in known[1] if each.use is use], False
+        every, damaged = self._list(directory)
+        every.sort(key=lambda each: newest_first(each.certificate), reverse=True)
+        if not damaged and version.settled():
+            if len(self._listed) >= _KEYS_IN_MEMORY:
+                self._listed.clear()
+            self._listed[directory] = version, every
+        return [each for each in every if each.use is use], damaged
+
+    def _list(self, directory: Path) -> tuple[list[HeldKey], bool]:
         held: list[HeldKey] = []
         damaged = False
-        for file, status in _key_files(self._directory(address)):
+        for file, status in _key_files(directory):
             try:
                 loaded = self._load(file, status.st_ino, status.st_mtime_ns)
             except FileNotFoundError:
@@ -129,9 +173,8 @@ class SealedKeys(Sealing):
                 loaded = None
             if loaded is None:
                 damaged = True
-            elif loaded.use is use:
+            else:
                 held.append(loaded)
-        held.sort(key=lambda each: newest_first(each.certificate), reverse=True)
         return held, damaged
 
     def _load_version(self, file: Path, _inode: int, _written: int) -> HeldKey | None:

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import numpy
 
+_ENDS = numpy.array([[13], [10]], numpy.uint8)
 _CR, _LF = 13, 10
-_FEW = 4096
-_COLUMN = 32 * 1024
+_FEW = 1024
+"""Below this counting is quicker than columns."""
+_COLUMN = 64 * 1024
+"""Looked at together: what of it is intermediate fits in the processor's cache."""
 
 MAX_LINE = 998
 """Octets without CRLF, RFC 5321 §4.5.3.1.6 and RFC 5322 §2.1.1."""
 
 
 def crlf_only(content: bytes) -> bool:
-    """Every CR is followed by LF and every LF preceded by CR. Counting costs a tenth of what a regex does, comparing
-    columns that stay in the processor's cache a third of that."""
-    if len(content) < _FEW:
-        pairs = content.count(b"\r\n")
-        return content.count(b"\n") == pairs == content.count(b"\r")
-    if content[0] == _LF or content[-1] == _CR:
-        return False
-    octets = numpy.frombuffer(content, numpy.uint8)
-    for start in range(0, len(content) - 1, _COLUMN):
-        column = octets[start : start + _COLUMN + 1]
-        if not numpy.array_equal(column[:-1] == _CR, column[1:] == _LF):
+    """Every CR is followed by LF and every LF preceded by CR."""
+    return not content or (content[0] != _LF and content[-1] != _CR and pairs_only(content))
+
+
+def pairs_only(block: bytes) -> bool:
+    """Every CR but one at the end is followed by LF, and every LF but one at the beginning preceded by CR.
+
+    Comparing columns costs a tenth of what counting does. NumPy gives the interpreter's lock away for each of its
+    operations, and on an event loop to have it back takes longer than the work: so there is one, and bytes besides.
+    """
+    if len(block) < _FEW:
+        pairs, leads, trails = block.count(b"\r\n"), block[:1] == b"\n", block[-1:] == b"\r"
+        return block.count(b"\n") == pairs + leads and block.count(b"\r") == pairs + trails
+    octets = numpy.frombuffer(block, numpy.uint8)
+    for start in range(0, len(block) - 1, _COLUMN):
+        returns, feeds = octets[start : start + _COLUMN + 1] == _ENDS
+        if returns[:-1].tobytes() != feeds[1:].tobytes():
             return False
     return True
 

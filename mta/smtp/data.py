@@ -8,17 +8,11 @@ it comes: a large message costs the event loop many short moments instead of a l
 
 from __future__ import annotations
 
-import numpy
-
 from mta import refusals
-from mta.smtp.content import MAX_LINE
+from mta.smtp.content import MAX_LINE, pairs_only
 from trust.refusals import Refusal, Refused
 
 _END = b"\r\n.\r\n"
-_COLUMN = 64 * 1024
-"""Looked at together: what of it is intermediate fits in the processor's cache."""
-_FEW = 1024
-"""Below this counting is quicker than columns."""
 _CR, _LF, _DOT = 13, 10, 46
 
 
@@ -70,15 +64,7 @@ class Checked:
         if leads != self._after_cr:
             return False
         self._after_cr = block[-1] == _CR
-        if len(block) < _FEW:
-            pairs = block.count(b"\r\n")
-            return block.count(b"\n") == pairs + leads and block.count(b"\r") == pairs + self._after_cr
-        octets = numpy.frombuffer(block, numpy.uint8)
-        for start in range(0, len(block) - 1, _COLUMN):
-            column = octets[start : start + _COLUMN + 1]
-            if not numpy.array_equal(column[:-1] == _CR, column[1:] == _LF):
-                return False
-        return True
+        return pairs_only(block)
 
     def _fits(self, block: bytes) -> bool:
         """No line is too long. Hops from line end to line end instead of visiting every line."""

@@ -33,6 +33,7 @@ from mta.smtp.policy import SessionOptions, Transaction
 from mta.smtp.session import DoorSession
 from mta.spool import Spool
 from smime.mime import Entity, MimeError, parse_entity
+from trust import digests
 from trust.refusals import Refused
 from trust.tls import Context, in_force
 
@@ -404,5 +405,5 @@ def _dedup_key(peer: str, transaction: Transaction, content: bytes) -> str:
     digest = sha256()
     for part in (peer, transaction.sender or "", *sorted(each.address for each in transaction.recipients)):
         digest.update(len(part.encode()).to_bytes(4, "big") + part.encode())
-    digest.update(sha256(content).digest())
+    digest.update(digests.digest("sha256", content))
     return digest.hexdigest()

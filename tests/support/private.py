@@ -44,9 +44,9 @@ def give(path: Path) -> None:
 
 
 @contextmanager
-def service_directory() -> Iterator[Path]:
+def service_directory(below: str = "/tmp") -> Iterator[Path]:
     """A short private directory (Unix socket paths are limited to 108 bytes) that the service user owns."""
-    path = Path(tempfile.mkdtemp(prefix="relais-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="relais-", dir=below))
     path.chmod(0o711)
     give(path)
     try:

@@ -37,6 +37,10 @@ class Clock:
         return self.now
 
 
+THOUSANDS = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""Of guesses: what is counted is the same wherever it is kept, and the other tests see that it is kept."""
+
+
 @pytest.fixture
 def clock():
     return Clock()
@@ -102,6 +106,7 @@ def test_the_right_password_passes_from_a_familiar_network_whatever_others_do(lo
         assert passes(log_in())
 
 
+@THOUSANDS
 def test_guesses_from_everywhere_are_bounded_for_ever(log_in, clock) -> None:
     judged = 0
     for step in range(3 * 24 * 6):
@@ -110,6 +115,7 @@ def test_guesses_from_everywhere_are_bounded_for_ever(log_in, clock) -> None:
     assert judged <= 50 + 3 * 50 + 1
 
 
+@THOUSANDS
 def test_locks_of_one_network_grow(log_in, accounts, clock) -> None:
     pauses = []
     for turn in range(9):
@@ -126,6 +132,7 @@ def test_locks_of_one_network_grow(log_in, accounts, clock) -> None:
     assert max(pauses) <= DAY
 
 
+@THOUSANDS
 def test_the_doctors_own_telephone_with_the_old_password_locks_nobody(log_in, clock) -> None:
     assert passes(log_in())
     for _ in range(500):
@@ -192,6 +199,7 @@ def test_what_is_kept_of_wrong_passwords_and_networks_says_nothing(log_in, datab
         assert b"192.0.2" not in stored
 
 
+@THOUSANDS
 def test_networks_remembered_are_bounded(log_in, accounts, clock) -> None:
     for number in range(700):
         clock.now += 2000
@@ -274,6 +282,7 @@ def test_two_processes_count_together(log_in, tmp_path, database_url) -> None:
     assert answers.count(AUTHENTICATION_FAILED.code) == 5
 
 
+@THOUSANDS
 def test_a_telephone_that_changes_its_network_is_locked_out_by_nobody_far_away(log_in, clock, accounts) -> None:
     """A botnet fills the account's measure every day; the doctor's telephone stays with its provider."""
     telephone = "92.184.{}.9"
@@ -286,6 +295,7 @@ def test_a_telephone_that_changes_its_network_is_locked_out_by_nobody_far_away(l
         clock.now += DAY / 4
 
 
+@THOUSANDS
 def test_guesses_from_the_neighbourhood_are_bounded_too(log_in, clock, accounts, journal) -> None:
     assert passes(log_in(GOOD, "92.184.1.9"))
     judged = 0
@@ -305,6 +315,7 @@ def test_guesses_from_the_neighbourhood_are_bounded_too(log_in, clock, accounts,
     assert passes(log_in(GOOD, "92.184.254.1"))
 
 
+@THOUSANDS
 def test_one_password_for_everybody(accounts, log_in, clock) -> None:
     assert passes(log_in())
     for number in range(60):

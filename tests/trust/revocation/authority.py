@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ocsp as builder
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
-NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=10)
+NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
 """A little later than now: OCSP responses bear the time at which they were made, and tests take a while."""
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
