@@ -84,6 +84,14 @@ class Sink:
     def cost(self) -> Cost:
         return cost_of_tree(self._process.pid)
 
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        self._process.stdout.close()
+
 
 @contextmanager
 def sink() -> Iterator[Sink]:
@@ -97,13 +105,13 @@ def sink() -> Iterator[Sink]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    taking = Sink(process, port)
     try:
         if not wait_listening(port, 10.0):
             raise BenchError("smtp-sink did not start")
-        yield Sink(process, port)
+        yield taking
     finally:
-        process.kill()
-        process.wait()
+        taking.close()
 
 
 def send(port: int, count: int, size: int, *, sources: int = SOURCES, sessions: int = SESSIONS) -> Cost:

@@ -21,6 +21,7 @@ from tests.e2e.test_road import digest_of, mails_about, oru
 from tests.support.private import until
 from tests.support.running import running
 from trust.store.blobs import BlobStore
+from trust.store.database import Database
 from trust.vault import KeyVault
 
 pytestmark = [pytest.mark.e2e]
@@ -59,7 +60,11 @@ def test_openssl_opens_and_verifies_what_is_on_the_wire(tmp_path: Path) -> None:
                 "SELECT prepared_blob FROM mta_deliveries WHERE prepared_blob IS NOT NULL AND target = 'smtp'"
             ).fetchall()
         database.close()
-        wire = BlobStore(sender / "blobs", KeyVault.open(sender / "vault")).get(PREPARED, rows[0][0])
+        kept = Database(f"sqlite:///{sender / 'relais.db'}")
+        try:
+            wire = BlobStore(sender / "blobs", KeyVault.open(sender / "vault"), kept).get(PREPARED, rows[0][0])
+        finally:
+            kept.close()
 
         header, _, _ = wire.partition(b"\r\n\r\n")
         assert b"DKIM-Signature:" in header
