@@ -29,6 +29,7 @@ from directory.records import Recipient
 from directory.resolve import Directory, DirectoryUnavailableError
 from mta import refusals as mta_refusals
 from mta.message import DeliveryState, Origin
+from mta.priority import Priority
 from mta.spool import DeliveryRecord, Duplicate, NewDelivery, Spool, Submission
 from smime import refusals as smime_refusals
 from trust.refusals import Refused, join_catalogues
@@ -155,6 +156,7 @@ class Intake:
                 external_id=report.control_id,
                 message_id_domain=system.sender.rpartition("@")[2],
                 flags=tuple(sorted({finding.code for finding in report.findings})),
+                priority=Priority.URGENT if report.urgent else None,
             )
         )
         if isinstance(outcome, Duplicate):

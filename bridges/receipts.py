@@ -21,7 +21,9 @@ from bridges.hl7.zam import ZamEvent, ZamFailure
 from bridges.intake import HL7_CONTENT
 from bridges.receipts_codes import dossier_failure, integration_failure, refusal_failure, status_failure
 from bridges.report import Audience, Report
-from mta.delivery import Accepted, EndedDelivery, NewDelivery, Submission
+from mta.any_delivery import AnyReader
+from mta.believed import signer_of
+from mta.delivery import Accepted, EndedDelivery, KeptDelivery, NewDelivery, Submission
 from mta.message import DeliveryState, Origin, TargetKind
 from mta.notifications import (
     DeliveryNotification,
@@ -30,12 +32,11 @@ from mta.notifications import (
     found_signature,
     parse_notification,
 )
-from mta.opening import VERDICT_FIELD
 from mta.reporting import NotSettledError
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
 from mta.spool import RELAYED, Spool
-from smime.mime import Entity, parse_entity
+from smime.mime import parse_entity
 from trust.refusals import Refusal, Refused
 from trust.store.blobs import BlobMissingError
 
@@ -45,7 +46,6 @@ _MAIL = (TargetKind.SMTP, TargetKind.MAILBOX)
 _SPOOL_ID = re.compile(r"[0-9a-f]{32}")
 _MOST_FOUND = 50
 """Messages looked at for one Message-ID: who submits mail may choose it, again and again."""
-_SIGNER = re.compile(r"\bsigner=([^;\s]+)")
 _POSITIVE, _NEGATIVE = b"Y", b"N"
 """What an acknowledgement said, kept as its reply, so that a later one that says the contrary is known."""
 
@@ -59,7 +59,7 @@ class _Told:
     failure: ZamFailure | None
 
 
-_Sent = dict[str, EndedDelivery | None]
+_Sent = dict[str, KeptDelivery | None]
 """Mails of one report by recipient, lower case; None for one that has not ended here yet."""
 
 
@@ -87,6 +87,7 @@ class ReceiptConsumer:
         `catalogue` is the joined one. `operator_may_report(peer, domain)`: whether the operator that handed a DSN over
         (its DN) answers for this mail domain."""
         self._spool = spool
+        self._deliveries = AnyReader(spool)
         self._receivers = dict(receivers)
         self._mailboxes = frozenset(mailbox.lower() for mailbox in receivers.values())
         self._parse = parse
@@ -139,7 +140,7 @@ class ReceiptConsumer:
         if isinstance(notification, DeliveryNotification):
             self._delivery_notification(mail, notification, by_mail_system(mail, header))
         else:
-            self._disposition_notification(mail, notification, _signer(header))
+            self._disposition_notification(mail, notification, signer_of(header))
 
     def _delivery_notification(self, mail: EndedDelivery, dsn: DeliveryNotification, by_system: bool) -> None:
         """RFC 3464. What this gateway writes itself is not read: the end it reports was told when it happened.
@@ -194,25 +195,24 @@ class ReceiptConsumer:
 
     def _sent(self, mail: EndedDelivery, spool_id: str, message_id: str = "") -> _Sent:
         """The mails of one report from the mailbox that `mail` came to, with that Message-ID when one is given."""
-        sent: _Sent = {
-            each.recipient.lower(): None
-            for each in self._spool.deliveries(spool_id)
-            if each.state is DeliveryState.READY and each.target in _MAIL and message_id in ("", each.message_id)
+        to = mail.recipient.lower()
+        return {
+            each.recipient.lower(): None if each.state is DeliveryState.READY else each
+            for each in self._deliveries.of_message(spool_id)
+            if each.origin is Origin.MLLP
+            and each.target in _MAIL
+            and each.sender.lower() == to
+            and message_id in ("", each.message_id)
         }
-        for ended in self._spool.ended_of(spool_id):
-            ours = ended.origin is Origin.MLLP and ended.sender.lower() == mail.recipient.lower()
-            if ours and ended.target in _MAIL and message_id in ("", ended.message_id):
-                sent[ended.recipient.lower()] = ended
-        return sent
 
-    def _tell_of(self, original: EndedDelivery | None, told: _Told) -> None:
+    def _tell_of(self, original: KeptDelivery | None, told: _Told) -> None:
         if original is None:
             raise NotSettledError
         self._tell(original, told)
 
     # Telling
 
-    def _tell(self, original: EndedDelivery, told: _Told) -> None:
+    def _tell(self, original: KeptDelivery, told: _Told) -> None:
         """Keep the acknowledgement, when the report asked for it and its system has a receiver."""
         if original.peer not in self._receivers:
             return
@@ -268,12 +268,6 @@ class ReceiptConsumer:
 
 def _opposite(said: bytes, told: _Told) -> bool:
     return said == (_NEGATIVE if told.failure is None else _POSITIVE)
-
-
-def _signer(header: Entity) -> str:
-    """Whom the signature stands for, lower case, from the verdict our open stage wrote on top of the message."""
-    found = _SIGNER.search(next(iter(header.values(VERDICT_FIELD.lower())), ""))
-    return found[1].lower() if found and "@" in found[1] else ""
 
 
 def _identifier(report: Report, address: str) -> str:

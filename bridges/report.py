@@ -187,3 +187,5 @@ class Report:
     content_type_code: str
     """XDS contentTypeCode from PV1-2: I 03, O 07, R 19, N 97, E 07."""
     findings: tuple[Finding, ...]
+    urgent: bool = False
+    """The order said so: its mails go before others."""

@@ -34,6 +34,7 @@ from bridges.identity import canonical_matricule
 from bridges.screening_refusals import ARCHIVE_REFUSED
 from bridges.xdm import XdmLimits, read_xdm
 from mta.message import Message, Origin, Phase
+from mta.smtp.content import with_crlf
 from smime.mime import Buffer, Entity, MimeError, parse_content_type, parse_entity, split_multipart
 from trust.refusals import Refused
 
@@ -61,6 +62,7 @@ _DRAWN = frozenset({"image/svg+xml", "application/xhtml+xml"})
 """XML that has a DOCTYPE by custom and is shown by browsers."""
 _XML_START = re.compile(rb"[\xef\xbb\xbf\xfe\xff\0 \t\r\n]*<\0*\?\0*x")
 _PROSE = frozenset({"text/plain", "text/html"})
+_FORWARDED = frozenset({MAIL_CONTENT, "message/global"})
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 _MAX_FIELD = 4096
 """Octets of a Content-Type or Content-Disposition; parsing costs a microsecond for each."""
@@ -159,18 +161,30 @@ class _Look:
             self.warn("mime", position)
             return
         kind = _media_type(entity)
-        if not kind.startswith("multipart/") and kind != MAIL_CONTENT:
+        if kind in _FORWARDED:
+            yield from self._forwarded(entity, source, position, depth)
+            return
+        if not kind.startswith("multipart/"):
             yield position or "1", kind, entity
             return
-        for number, (begin, end) in enumerate(self._inside(entity, kind, position), start=1):
+        for number, (begin, end) in enumerate(self._inside(entity, position), start=1):
             if self.seen > self.limits.parts:
                 return
             yield from self.parts(source, begin, end, f"{position}.{number}".lstrip("."), depth + 1)
 
-    def _inside(self, entity: Entity, kind: str, position: str) -> list[tuple[int, int]]:
-        """Where the parts of a composite entity are; as a lenient client would find them when they are not clear."""
-        if kind == MAIL_CONTENT:
-            return [(entity.body_start, entity.stop)]
+    def _forwarded(self, entity: Entity, source: bytes, position: str, depth: int) -> Iterator[tuple[str, str, Entity]]:
+        """Of a message inside, which programs encode (RFC 6532 §3.7 lets them) and mail clients decode."""
+        start, stop = entity.body_start, entity.stop
+        try:
+            if entity.transfer_encoding() not in _PLAIN_ENCODINGS:
+                source = with_crlf(bytes(entity.decoded()))
+                start, stop = 0, len(source)
+        except MimeError:
+            self.warn("mime", position)
+        yield from self.parts(source, start, stop, f"{position}.1".lstrip("."), depth + 1)
+
+    def _inside(self, entity: Entity, position: str) -> list[tuple[int, int]]:
+        """Where the parts of a multipart are; as a lenient client would find them when they are not clear."""
         boundary = entity.content_type().parameters.get("boundary", "")
         try:
             if entity.transfer_encoding() not in _PLAIN_ENCODINGS:  # RFC 2045 §6.4 forbids it

@@ -60,7 +60,7 @@ class Answers:
         return {"pid": os.getpid()}
 
     def counts(self, _: Request) -> Any:
-        return {state.value: count for state, count in self.spool.counts().items()}
+        return {state.value: count for state, count in self.spool.gauges().states.items()}
 
     def trace(self, request: Request) -> Any:
         return life(self.spool, request["reference"], CATALOGUE)

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from config.backup.sources import RESTORING, Source
 from config.backup.store import BackupError, BackupStore, parts, read_manifest
 from config.backup.verifying import Verified, keys_by_fingerprint, verify
 from config.key_places import Where, as_owner, fail
+from config.node import open_database
 from config.options import CONFIG, JSON, STATE
 from config.privileges import PrivilegeError, drop
 from config.settings import SettingsError, load
-from config.vaults import vault_of
+from config.vaults import vault_for, vault_of
 from trust.memory import guard_memory
 from trust.sealing import VaultError
 from trust.secret_files import SecretFileError, credential, read_secret
@@ -136,7 +137,9 @@ def verify_cut(
     """
     with _sentences():
         store = BackupStore(target.absolute())
-        given = [_read_kek(each) for each in keks] + _held(state if config is None else load(config).state)
+        loaded = load(config) if config is not None else None
+        held = _held(state) if loaded is None else _held(loaded.state, vault_for(loaded))
+        given = [*map(_read_kek, keks), *held, *_handed_over()]
         found = verify(store, store.cut(cut), keys_by_fingerprint(given))
     if as_json:
         click.echo(json.dumps([_verified_row(each) for each in found], indent=1))
@@ -155,6 +158,7 @@ def verify_cut(
 @_CUT
 @_KEKS
 @click.option("--heads", multiple=True, type=_FILE, help="Published heads of the journal to compare with.")
+@click.option("--hold", is_flag=True, help="Hold what was under way: relais queue list, then release or drop it.")
 @JSON
 def restore(
     target: Path,
@@ -163,24 +167,41 @@ def restore(
     cut: str | None,
     keks: tuple[Path, ...],
     heads: tuple[Path, ...],
+    hold: bool,
     as_json: bool,
 ) -> None:
-    """Bring a cut back into an empty state directory. Nothing is ever overwritten.
+    """Bring a cut back into an empty state directory, and an empty database when --config names one (store.url).
+    Nothing is ever overwritten.
 
-    Configuration that stood outside of the state comes to STATE/configuration, to be compared and put in place by hand.
+    What was under way at the cut is delivered by the restored gateway and may arrive a second time; with --hold it
+    waits for a person. Configuration that stood outside of the state comes to STATE/configuration, to be compared and
+    put in place by hand.
     """
     from config.backup.restoring import Restore
 
     target, heads = target.absolute(), tuple(each.absolute() for each in heads)
-    with _sentences():
-        where = (load(config).state if config is not None else state).absolute()
+    with _sentences(), ExitStack() as stack:
+        loaded = load(config) if config is not None else None
+        where = (loaded.state if loaded is not None else state).absolute()
         _refuse_running(where)
-        given = [_read_kek(each) for each in keks] + _held(where)
+        handed = _handed_over()
+        vaults = [vault_for(loaded)] if loaded is not None else []
+        known = {fingerprint_of(each): each for each in (*map(_read_kek, keks), *_held(where, *vaults), *handed)}
         drop(where)
         store = BackupStore(target)
-        known = {fingerprint_of(each): each for each in given}
+        server = None
+        if loaded is not None and loaded.settings.store.url:
+            server = stack.enter_context(closing(open_database(loaded)))
         done = Restore(
-            store, store.cut(cut), where, known, lambda sentence: click.echo(sentence, err=True), heads
+            store,
+            store.cut(cut),
+            where,
+            known,
+            lambda sentence: click.echo(sentence, err=True),
+            heads,
+            hold=hold,
+            server=server,
+            handed_over=frozenset(map(fingerprint_of, handed)),
         ).run()
     if as_json:
         rows = [
@@ -192,7 +213,7 @@ def restore(
             click.echo(
                 f"{each.state}: as of {each.manifest.cut_at}, {each.manifest.messages} messages, "
                 f"{each.journal_entries} journal entries hold; {each.in_flight} deliveries were under way at the cut "
-                "and may arrive a second time"
+                f"and {'are held' if hold else 'may arrive a second time'}"
             )
     for each in done:
         for note in each.notes:
@@ -202,12 +223,6 @@ def restore(
 def _sources(where: Where) -> list[Source]:
     """One for each gateway; that of the first brings what they share."""
     places = where.places()
-    for place in places:
-        if place.loaded is not None and place.loaded.settings.store.url:
-            raise BackupError(
-                "this gateway keeps its data in PostgreSQL: back that up with pg_dump or a base backup, and the state "
-                "directory without vault/kek beside it, as docs/survival.md says"
-            )
     if len(places) == 1 and (where.config is not None or places[0].state == where.state):
         configuration = where.config or places[0].state / "relais.toml"
         return [Source(places[0], "", None, configuration=configuration if configuration.exists() else None)]
@@ -240,11 +255,16 @@ def _read_kek(file: Path) -> bytes:
     return kek
 
 
-def _held(state: Path) -> list[bytes]:
-    """Keys that are in place already: survived, recovered, or handed over by systemd."""
-    files = [vault_of(state) / "kek", *sorted(state.glob("*/vault/kek"))]
+def _held(state: Path, *vaults: Path) -> list[bytes]:
+    """Keys that are in place already: survived, or recovered."""
+    files = [vault_of(state) / "kek", *sorted(state.glob("*/vault/kek")), *(vault / "kek" for vault in vaults)]
+    return [_read_kek(each) for each in files if each.exists()]
+
+
+def _handed_over() -> list[bytes]:
+    """The key that systemd keeps."""
     handed = credential(CREDENTIAL)
-    return [_read_kek(each) for each in (*files, *([handed] if handed else [])) if each.exists()]
+    return [_read_kek(handed)] if handed is not None else []
 
 
 def _refuse_running(state: Path) -> None:

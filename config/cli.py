@@ -176,7 +176,7 @@ def directory_resolve(state: Path, address: str, as_json: bool) -> None:
 
 @relais.command()
 @STATE
-@click.argument("reference", metavar="MESSAGE-ID|MSH-10")
+@click.argument("reference", metavar="MESSAGE-ID|MSH-10|ID")
 @JSON
 def trace(state: Path, reference: str, as_json: bool) -> None:
     """Show a message's whole life at every operator here: each step with its time, decision and reason."""
@@ -184,7 +184,7 @@ def trace(state: Path, reference: str, as_json: bool) -> None:
 
     lives = _ask_all(state, "trace", reference=reference)
     if not any(lives.values()):
-        _fail(f"No message with Message-ID or MSH-10 {reference} is known here.")
+        _fail(f"No message with Message-ID, MSH-10 or id {reference} is known here.")
     if as_json:
         click.echo(json.dumps(lives, indent=1, ensure_ascii=False))
         return
@@ -569,7 +569,7 @@ def _fail(sentence: str) -> Any:
 for _name, _module, _text in (
     ("account", "config.accounts_command", "Say who may log in, with what, and as whom."),
     ("journal", "config.journal_command", "Prove what happened."),
-    ("keys", "config.escrow_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
+    ("keys", "config.keys_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
     ("quarantine", "config.quarantine_command", "See and decide about mail in which malicious software was found."),
     ("queue", "config.queue_command", "See what is on the road, and decide about it."),
     ("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."),

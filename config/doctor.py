@@ -182,10 +182,13 @@ def _configuration(path: Path) -> Iterator[Finding]:
     yield from _trust_list(loaded)
     yield from _revocation(loaded)
     yield from _tls_files(loaded)
+    from config.screening_service import scanner_findings
     from config.store_doctor import examine_store
 
     for level, sentence in examine_store(loaded):
         yield Finding(level, "database", sentence)
+    for level, sentence in scanner_findings(loaded):
+        yield Finding(level, "scanner", sentence)
     if loaded.settings.identity.environment == "test":
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
 

@@ -1,12 +1,11 @@
 """`relais keys escrow` and `relais keys recover`: the key-encryption key in shares on paper, and back.
 
-They stand beside the other commands of `relais keys` and work on files, whether the gateway runs or not.
+`config.keys_command` has them in its group. They work on files, whether the gateway runs or not.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,17 +14,14 @@ from pathlib import Path
 import click
 
 from config.key_places import Place, Where, as_owner, fail
-from config.keys_command import keys
 from config.options import CONFIG, JSON, STATE
 from config.settings import SettingsError
-from config.vaults import vault_of
 from trust.escrow import MOST_SHARES, EscrowError, Share, belongs_to, fingerprint, join, read_share, sheet, split
+from trust.key_ring import read_kek
 from trust.memory import guard_memory
-from trust.secret_files import SecretFileError, credential, read_secret
+from trust.sealing import VaultError
+from trust.secret_files import SecretFileError
 from trust.store.durable import make_private_directory, write_durably
-from trust.vault import CREDENTIAL, VaultError
-
-__all__ = ["keys"]
 
 _LONGEST_SHEET = 64 * 1024
 
@@ -40,7 +36,7 @@ def _sentences() -> Iterator[None]:
         fail(f"{str(error)[:1].upper()}{str(error)[1:]}.")
 
 
-@keys.command("escrow")
+@click.command("escrow")
 @click.option("--shares", type=click.IntRange(2, MOST_SHARES), default=2, show_default=True, help="Sheets to make.")
 @click.option(
     "--needed", type=click.IntRange(2, MOST_SHARES), default=2, show_default=True, help="Sheets that suffice."
@@ -84,7 +80,7 @@ def escrow(shares: int, needed: int, out: Path | None, state: Path, config: Path
         click.echo("Print each, bring them to different places, then remove the files (shred -u).", err=True)
 
 
-@keys.command("recover")
+@click.command("recover")
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[SHARE]...")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="New file for the key, for relais restore."
@@ -133,18 +129,15 @@ def _asked() -> list[Share]:
 
 def _kek_of(place: Place) -> bytes:
     """Raises `EscrowError` when what is there is not the vault's."""
-    file = vault_of(place.state) / "kek"
-    if not file.exists():
-        file = credential(CREDENTIAL) or file
-    kek = read_secret(file, "the key-encryption key")
-    if not belongs_to(kek, vault_of(place.state)):
+    kek, file = read_kek(place.vault)
+    if not belongs_to(kek, place.vault):
         raise EscrowError(f"{file} is not the key this vault was made with")
     return kek
 
 
 def _put_back(kek: bytes, places: list[Place]) -> Path:
     for place in places:
-        root = vault_of(place.state)
+        root = place.vault
         with as_owner(place.state):
             if not (root / "check").exists() or not belongs_to(kek, root):
                 continue
@@ -152,5 +145,6 @@ def _put_back(kek: bytes, places: list[Place]) -> Path:
                 raise EscrowError(f"{root / 'kek'} is there already: only a missing key is put back")
             write_durably(root / "kek", kek, replace=False)
             return root / "kek"
-    where = places[0].state if places else os.curdir
-    raise EscrowError(f"key {fingerprint(kek)} is not that of the vault in {where}: give --out to keep it all the same")
+    raise EscrowError(
+        f"key {fingerprint(kek)} is not that of the vault in {places[0].vault}: give --out to keep it all the same"
+    )

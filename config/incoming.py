@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from config.settings import LmtpListener, Loaded, Settings, SettingsError
+from config.settings import CollectSettings, LmtpListener, Loaded, Settings, SettingsError
 from directory.partners import PartnerBook
 from mta.authors import AuthorCheck
+from mta.collecting_options import After, CollectorOptions, SignIn
 from mta.dns import DnsOptions, Resolver
 from mta.evaluation import DkimKeys, EvaluationOptions, Evaluator
 from mta.smtp.door import DoorOptions
 from mta.smtp.lmtp_door import LmtpDoor
 from mta.smtp.target import Operators
 from mta.spool import Spool
+from mta.upstream_secrets import Grant, GrantedToken, kept_in
 from trust.accounts import Accounts
 from trust.names import DistinguishedName
+from trust.revocation.fetching import Fetcher, FetchOptions
 
 
 def open_resolver(settings: Settings) -> Resolver:
@@ -123,3 +128,66 @@ async def open_lmtp(door: LmtpDoor, loaded: Loaded, listener: LmtpListener, *, f
             await door.start_unix(loaded.path(listener.socket), listener.group)
     except (OSError, ValueError) as error:
         raise SettingsError(f"lmtp {listener.name} cannot listen on {where}: {error}") from error
+
+
+def collector_options(loaded: Loaded, section: CollectSettings) -> CollectorOptions:
+    """One upstream mailbox. Raises `SettingsError`."""
+    try:
+        context = ssl.create_default_context(cafile=str(loaded.path(section.ca)))
+        if section.certificate:
+            context.load_cert_chain(loaded.path(section.certificate), loaded.path(section.key or section.certificate))
+        sign_in, secret = _upstream_secret(loaded, section)
+        return CollectorOptions(
+            name=section.name,
+            host=section.host,
+            port=section.port,
+            user=section.user,
+            password="",
+            folder=section.folder,
+            after=After(section.after),
+            move_to=section.move_to,
+            deliver_to=section.deliver_to,
+            context=context,
+            max_message_bytes=loaded.settings.spool.max_message_bytes,
+            trace_host=loaded.settings.operator.host,
+            sign_in=sign_in,
+            secret=secret,
+        )
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"collect {section.name} cannot be used: {error}") from error
+
+
+def _upstream_secret(loaded: Loaded, section: CollectSettings) -> tuple[SignIn, Callable[[], str] | None]:
+    """How to sign in, and what gives the password or token. Raises ValueError, or OSError for a file that is missing:
+    later it may be away for a while, but at the start that is a mistake."""
+    if sum(map(bool, (section.password_file, section.token_file, section.token_uri))) > 1:
+        raise ValueError("password_file, token_file and token_uri are three ways to sign in; name one")
+    if section.password_file:
+        return SignIn.PASSWORD, kept_in(_present(loaded, section.password_file))
+    if section.token_file:
+        return SignIn.TOKEN, kept_in(_present(loaded, section.token_file))
+    if not section.token_uri:
+        if not section.certificate:
+            raise ValueError("name password_file, token_file, token_uri or certificate")
+        return SignIn.CERTIFICATE, None
+    if not section.token_uri.startswith("https://"):
+        raise ValueError("token_uri must be https: what is sent there opens the mailbox")
+    if not section.client_id or not section.client_secret_file:
+        raise ValueError("token_uri needs client_id and client_secret_file")
+    grant = Grant(
+        section.token_uri,
+        section.client_id,
+        kept_in(_present(loaded, section.client_secret_file)),
+        section.scope,
+        _present(loaded, section.refresh_token_file) if section.refresh_token_file else None,
+    )
+    tls = ssl.create_default_context(cafile=str(loaded.path(section.token_ca)) if section.token_ca else None)
+    # what is sent there is secret: it goes where it was told to and nowhere else
+    options = FetchOptions(allowed=frozenset(section.internal_hosts), redirects=0)
+    return SignIn.TOKEN, GrantedToken(grant, Fetcher(options, tls=tls).post)
+
+
+def _present(loaded: Loaded, file: str) -> Path:
+    path = loaded.path(file)
+    with path.open("rb"):
+        return path

@@ -29,6 +29,11 @@ class Place:
     def name(self) -> str:
         return self.state.name
 
+    @property
+    def vault(self) -> Path:
+        """Where its vault is."""
+        return vault_of(self.state) if self.loaded is None else vault_for(self.loaded)
+
     def serves(self, address: str) -> bool:
         domain = address.rpartition("@")[2].lower()
         return self.loaded is None or domain in self.loaded.settings.operator.domains
@@ -39,10 +44,11 @@ class Place:
 
     def open_or_create(self) -> KeyVault:
         """For a mailbox's first key. Raises as `open`."""
-        root = vault_for(self.loaded) if self.loaded is not None else vault_of(self.state)
-        if not KeyVault.exists(root) and not (root / "check").exists():
-            KeyVault.create(root)
-            click.echo(f"A new vault was made in {root}: back up its key-encryption key apart from the rest.", err=True)
+        if not KeyVault.exists(self.vault) and not (self.vault / "check").exists():
+            KeyVault.create(self.vault)
+            click.echo(
+                f"A new vault was made in {self.vault}: back up its key-encryption key apart from the rest.", err=True
+            )
         return self.open()
 
 

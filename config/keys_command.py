@@ -25,6 +25,7 @@ from config.key_journal import JournalUnavailableError, opened
 from config.key_judging import judging, warn_of
 from config.key_places import Place, Where, as_owner, fail
 from config.keys_told import Given, generation_row, request_row, rows_of, tell
+from config.lazy import LazyCommand
 from config.options import CONFIG, STATE
 from config.options import JSON as _JSON
 from config.settings import SettingsError
@@ -85,6 +86,13 @@ _OUT = click.option(
 @click.group("keys")
 def keys() -> None:
     """Look after mailboxes' keys: request, install, rotate, retire, check."""
+
+
+for _name, _text in (
+    ("escrow", "Split the key-encryption key into sheets to print and lock away apart."),
+    ("recover", "Join such sheets, and put the key back."),
+):
+    keys.add_command(LazyCommand(_name, "config.escrow_command", _text))
 
 
 @keys.command("list")

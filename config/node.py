@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from config.settings import Loaded, SettingsError
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 3.0
 """Between two looks at whose turn it is to do what one process does for all."""
+_NOW = text("SELECT extract(epoch FROM clock_timestamp())")
 _CLOCK_SECONDS = 5.0
 """More than this between our clock and the database's is told."""
 
@@ -122,9 +123,10 @@ class Membership:
     """The task that says that this process lives, and frees what dead ones had under lease. One per process and event
     loop. `run` ends after `stop`."""
 
-    def __init__(self, process: Process, database: Database) -> None:
+    def __init__(self, process: Process, database: Database, clock: SharedClock) -> None:
         """Joins. Raises what the database raises."""
-        self._database = database
+        self._clock = clock
+        self._clock_differs = False
         self._nodes = Nodes(database, process.name, patience=process.loaded.settings.store.patience_seconds)
         self._file = process.file("holder", "")
         self._spool: Spool | None = None
@@ -188,10 +190,19 @@ class Membership:
                     freed = await asyncio.to_thread(self._spool.recover, dead)
                     await asyncio.to_thread(self._nodes.bury, dead)
                     log.warning("node.died", holder=dead, deliveries=freed)
+            await asyncio.to_thread(self._clock.look)
+            self._tell_clock()
             self._say("")
         except Exception as error:
             self._say(type(error).__name__)
         return self._nodes.interval
+
+    def _tell_clock(self) -> None:
+        """Once when it goes wrong: what is queued goes by the database's, but not what else a clock is for."""
+        differs = abs(self._clock.difference) > _CLOCK_SECONDS
+        if differs and not self._clock_differs:
+            log.error("node.clock-differs", seconds=round(self._clock.difference, 1))
+        self._clock_differs = differs
 
     def _say(self, problem: str) -> None:
         """Once when it begins, once when it is over."""
@@ -248,18 +259,37 @@ class ForAll:
             await task
 
 
-def clock_difference(database: Database) -> float:
-    """Our clock minus PostgreSQL's, seconds; 0 on SQLite. Leases are compared with the clocks of other nodes."""
+class SharedClock:
+    """UNIX time as PostgreSQL has it, the same for all who share it.
 
-    def read(connection: object) -> float:
-        value = connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar()  # type: ignore[attr-defined]
-        return time.time() - float(value)
+    A node whose own clock is wrong, or jumps, takes no other's lease for over and ends no mail before its time. Between
+    two looks the machine's monotonic clock counts.
+    """
 
-    return database.read(read) if database.engine.dialect.name == "postgresql" else 0.0
+    def __init__(self, database: Database) -> None:
+        """Looks. Raises what the database raises."""
+        self._database = database
+        self.difference = 0.0
+        """Our machine's clock minus this one at the last look, seconds."""
+        self.look()
+
+    def __call__(self) -> float:
+        return self._began + time.monotonic()
+
+    def look(self) -> None:
+        """Ask the database again. Raises what the database raises."""
+
+        def read(connection: Connection) -> tuple[float, float]:
+            connection.execute(_NOW)  # whatever a first statement costs is over
+            asked = time.monotonic()
+            now = float(connection.execute(_NOW).scalar_one())
+            return now, (asked + time.monotonic()) / 2
+
+        now, at = self._database.read(read)
+        self._began = now - at
+        self.difference = time.time() - self()
 
 
-def tell_clock(database: Database) -> None:
-    """In the log, when it is off."""
-    difference = clock_difference(database)
-    if abs(difference) > _CLOCK_SECONDS:
-        log.error("node.clock-differs", seconds=round(difference, 1))
+def clock_of(database: Database) -> SharedClock | None:
+    """The one to go by; None on SQLite, which nobody shares."""
+    return SharedClock(database) if database.engine.dialect.name == "postgresql" else None

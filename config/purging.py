@@ -97,7 +97,7 @@ class QueueCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            held, destinations = self._queue.counts()["held"], len(self._queue.held_destinations())
+            held, destinations = self._queue.held_counts()
             counts = self._retention.counts()
         except SQLAlchemyError:  # `relais_up` says it
             return

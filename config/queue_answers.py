@@ -23,6 +23,7 @@ from trust.refusals import Refused
 Request = Mapping[str, Any]
 _QUIET = frozenset((queue_refusals.ALREADY_DUE.code, queue_refusals.UNKNOWN.code))
 """Of an act on many: nothing was to be done, or it has gone its way meanwhile."""
+_FINAL = frozenset(("expire", "drop"))
 _LONGEST_WORDS = 1000
 _MOST_TOLD = 20
 """Refused deliveries of a page that are named; all are counted."""
@@ -64,10 +65,16 @@ class Redirections:
         return TargetKind.MAILBOX if local else TargetKind.SMTP
 
 
+def _nothing() -> None:
+    """Nobody is to be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueAnswers:
     queue: Queue
     redirections: Redirections
+    hurry: Callable[[], None] = _nothing
+    """Called once something is to be tried now: what rests for having failed is not to wait for the end of its rest."""
 
     def calls(self) -> dict[str, Callable[[Request], Any]]:
         """All calls by name; what cannot be asked for comes as `{"problem": sentence}`."""
@@ -107,6 +114,12 @@ class QueueAnswers:
     def act(self, request: Request) -> Any:
         """On deliveries by any of their names; [] when none is known here."""
         ids = list(dict.fromkeys(each for name in request["references"] for each in self.queue.named(name)))
+        if request["act"] in _FINAL:
+            for name in request["references"]:
+                several = self.queue.messages_of(self.queue.named(name))
+                if len(several) > 1:  # one system counts from 1 again, and so does the next
+                    which = ", ".join(several[:_MOST_TOLD])
+                    return {"problem": f"{len(several)} messages have that name ({name}): give the id of one ({which})"}
         if len(ids) > MOST_AT_ONCE:
             return {"problem": f"that names {len(ids)} deliveries: choose them by destination, state, age or code"}
         return [_acted(each) for each in self._do(request, ids)] if ids else []
@@ -138,6 +151,8 @@ class QueueAnswers:
         shown = self.queue.show(ids[0]) if ids else None
         if shown is None:
             return []
+        if not shown.recipient:
+            return [_acted(Acted(ids[0], Refused(queue_refusals.UNREADABLE)))]
         target = self.redirections.target(shown.recipient, request["recipient"])
         if isinstance(target, Refused):
             return [_acted(Acted(ids[0], target))]
@@ -151,7 +166,9 @@ class QueueAnswers:
             case "release":
                 return self.queue.release(ids, actor)
             case "retry":
-                return self.queue.retry(ids, actor, although_told=request["although_told"] is True)
+                acted = self.queue.retry(ids, actor, although_told=request["although_told"] is True)
+                self.hurry()
+                return acted
             case "expire":
                 return self.queue.expire(ids, actor)
             case "drop":
@@ -171,7 +188,7 @@ class QueueAnswers:
             return self.queue.page(wanted, limit, request["after"])
         except CursorError:
             return {"problem": "no page begins there: take what --json gave as `following`, with the same filters"}
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             return {"problem": str(error)}
 
 

@@ -210,8 +210,7 @@ def hold_command(as_json: bool, **given: Any) -> None:
 @_ACT
 @JSON
 def release_command(as_json: bool, **given: Any) -> None:
-    """Undo a hold. With --destination alone: that of the destination."""
-    given["wanted"] = given["wanted"] or "held"
+    """Undo a hold. With --destination alone: that of the destination; with --only held as well: of each delivery."""
     _decide("release", as_json, given)
 
 
@@ -266,8 +265,7 @@ def _decide(act: str, as_json: bool, given: Mapping[str, Any]) -> None:
     _need_words(given["reason"])
     state, operator, references = given["state"], given["operator"], given["references"]
     said = {"reason": given["reason"], "by": given["by"]}
-    only_state = given["wanted"] if act != "release" else ("" if given["wanted"] == "held" else given["wanted"])
-    others = any((only_state, given["code"], given["older_than"] is not None))
+    others = any((given["wanted"], given["code"], given["older_than"] is not None))
     if references:
         if others or given["destination"]:
             raise click.UsageError("Name deliveries or give filters, not both.")
@@ -280,7 +278,8 @@ def _decide(act: str, as_json: bool, given: Mapping[str, Any]) -> None:
         told = _ask(place, "queue.destination", destination=given["destination"], release=release, **said)
         _tell_named({place.parent.name: [told]}, (given["destination"],), as_json)
     elif given["destination"] or others:
-        chosen = _chosen(given["destination"], given["wanted"], given["code"], given["older_than"])
+        wanted = given["wanted"] or ("held" if act == "release" else None)
+        chosen = _chosen(given["destination"], wanted, given["code"], given["older_than"])
         said |= {"act": act, "although_told": given.get("although_told", False)}
         _decide_many(_only_socket(state, operator), chosen, said, as_json, sure=given.get("yes", True))
     else:
@@ -339,12 +338,28 @@ def _need_words(reason: str) -> None:
 
 
 def _sockets(state: Path, operator: str) -> list[Path]:
-    found = [*state.glob("control.sock"), *sorted(state.glob("*/control.sock"))]
-    if operator:
-        found = [path for path in found if path.parent.name == operator]
+    """One of each gateway that runs here: that of its first process, or of the next that answers."""
+    places = sorted({path.parent for path in (*state.glob("control*.sock"), *state.glob("*/control*.sock"))})
+    found = [_first(place) for place in places if not operator or place.name == operator]
     if not found:
         _fail(f"No gateway{f' named {operator}' if operator else ''} is running with its state in {state}.")
     return found
+
+
+def _first(place: Path) -> Path:
+    import socket
+
+    sockets = sorted(place.glob("control*.sock"), key=lambda path: (len(path.name), path.name))
+    for path in sockets:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(str(path))
+            except ConnectionRefusedError:  # it was killed
+                continue
+            except OSError:
+                pass  # `ask` says why
+            return path
+    return sockets[0]
 
 
 def _only_socket(state: Path, operator: str) -> Path:

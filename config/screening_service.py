@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -61,6 +62,29 @@ def scanner_checks(loaded: Loaded) -> dict[str, Callable[[], bool]]:
             return False
 
     return {"scanner": answers}
+
+
+def scanner_findings(loaded: Loaded) -> Iterator[tuple[Literal["ok", "notice", "problem"], str]]:
+    """For `relais doctor`: level and sentence."""
+    options = clamd_options(loaded)
+    if options is None:
+        yield "notice", "mail is not searched for malicious software: neither clamd_socket nor clamd_host is set"
+        return
+    try:
+        version, skips = asyncio.run(_asked(Clamd(options)))
+    except ScannerTroubleError as error:
+        yield "problem", f"the scanner gives no verdict ({error}): mail waits until it does"
+        return
+    yield "ok", f"{version} answers"
+    if skips:
+        yield (
+            "problem",
+            "clamd says OK of what is beyond its limits: set AlertExceedsMax yes in clamd.conf and restart it",
+        )
+
+
+async def _asked(scanner: Clamd) -> tuple[str, bool]:
+    return await scanner.version(), await scanner.skips()
 
 
 def overdue_options(loaded: Loaded) -> OverdueOptions:

@@ -210,9 +210,21 @@ class CollectSettings(Strict, frozen=True, kw_only=True):
     host: str
     port: Port = 993
     ca: str
-    user: str
-    password_file: str
+    user: str = ""
+    password_file: str = ""
+    token_file: str = ""
+    token_uri: str = ""
+    token_ca: str = ""
+    internal_hosts: tuple[str, ...] = ()
+    client_id: str = ""
+    client_secret_file: str = ""
+    scope: str = ""
+    refresh_token_file: str = ""
+    certificate: str = ""
+    key: str = ""
     folder: str = "INBOX"
+    after: Literal["flag", "move"] = "flag"
+    move_to: str = "Relais"
     deliver_to: Address
 
 
@@ -372,8 +384,8 @@ class OutboundSettings(Strict, frozen=True, kw_only=True):
     connections_per_destination: Annotated[int, msgspec.Meta(ge=1, le=100)] = 8
     idle_seconds: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
     """A connection is kept so long for the next message."""
-    final_seconds: Annotated[float, msgspec.Meta(ge=10, le=580)] = 300.0
-    """From the end of a message to the other's answer."""
+    final_seconds: Annotated[float, msgspec.Meta(ge=10, le=3600)] = 600.0
+    """From the end of a message to the other's answer; RFC 5321 §4.5.3.2.6 wants ten minutes."""
     judged_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     """So long it is believed of an open connection that its peer's certificate is good; 0: asked for each message."""
     first_rest_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 15.0

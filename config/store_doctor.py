@@ -8,7 +8,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, func, inspect, select, text
 
-from config.node import clock_difference, open_database, uses_postgresql
+from config.node import SharedClock, open_database, uses_postgresql
 from config.settings import Loaded, SettingsError
 from trust.store.database import Database
 from trust.tables import nodes
@@ -49,7 +49,7 @@ def _examine(database: Database, loaded: Loaded) -> Iterator[tuple[Level, str]]:
         )
     if not loaded.settings.keys.vault:
         yield "notice", "the vault is in this node's state: several nodes need the same one (keys.vault)"
-    difference = abs(clock_difference(database))
+    difference = abs(SharedClock(database).difference)
     level: Level = "ok" if difference < _CLOCK_NOTICE_SECONDS else "notice"
     if difference > _CLOCK_PROBLEM_SECONDS:
         level = "problem"

@@ -7,6 +7,7 @@ read them.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,17 +20,25 @@ if TYPE_CHECKING:  # the command line only lays out: it starts without the datab
     from mta.spool import Spool
     from trust.refusals import Refusal
 
+_OUR_ID = re.compile(r"[0-9a-f]{32}")
+
 
 def life(spool: Spool, reference: str, catalogue: Mapping[str, Refusal]) -> list[dict[str, Any]]:
     """All messages with this Message-ID or external identifier, oldest first, as JSON values; times in UNIX seconds.
 
-    A Message-ID is found with and without its angle brackets: log viewers and mail clients show either.
+    A Message-ID is found with and without its angle brackets: log viewers and mail clients show either. So are the ids
+    that our own replies, logs and the quarantine name: of a message, or of one of its deliveries.
     """
+    from mta.any_delivery import AnyReader  # as above
+
     # What the terminal gave that is no UTF-8 names no message, and must not break the search either.
     given = reference.strip().encode("utf-8", "replace").decode()
     names = dict.fromkeys((given, given.removeprefix("<").removesuffix(">"), f"<{given}>"))
     spool_ids = dict.fromkeys(spool_id for name in names for spool_id in spool.find(name))
     spool_ids |= dict.fromkeys(spool_id for name in names for spool_id in spool.find_purged(name))
+    if _OUR_ID.fullmatch(given):
+        delivery = AnyReader(spool).one(given)
+        spool_ids |= dict.fromkeys([given if delivery is None else delivery.spool_id])
     found = [_message(spool, spool_id, catalogue) for spool_id in spool_ids]
     return sorted((message for message in found if message), key=lambda message: float(message["accepted_at"]))
 
@@ -106,16 +115,26 @@ def _moment(at: float) -> str:
 
 def _missing(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> str:
     """What has not happened yet, in words; empty when nothing is waited for."""
-    hours = max(0, int((time.time() - message["accepted_at"]) // 3600))
     steps = delivery["steps"]
+    kinds = [step["step"] for step in steps]
     if delivery["state"] == "ready":
+        if next((kind for kind in reversed(kinds) if kind in ("held", "freed")), "") == "held":
+            return "an operator's release: relais queue"
         last = next((step["code"] for step in reversed(steps) if step["step"] == "deferred"), "")
-        return f"its delivery, for {hours} h" + (f", last refused as {last}" if last else "")
-    relayed = any(step["step"] == "delivered" and step["code"] == "relayed" for step in steps)
-    if relayed and not any(step["step"] == "answered" for step in steps):
+        return f"its delivery, for {_hours_since(message['accepted_at'])} h" + (
+            f", last refused as {last}" if last else ""
+        )
+    if "quarantined" in kinds and not {"released", "dropped"} & set(kinds):
+        return f"a person's decision: relais quarantine show {delivery['delivery_id']}"
+    relayed = next((step for step in steps if (step["step"], step["code"]) == ("delivered", "relayed")), None)
+    if relayed is not None and not {"answered", "purged"} & set(kinds):
         domain = delivery["recipient"].rpartition("@")[2]
-        return f"the delivery receipt that the operator of {domain} promised {hours} h ago"
+        return f"the delivery receipt that the operator of {domain} promised {_hours_since(relayed['at'])} h ago"
     return ""
+
+
+def _hours_since(at: float) -> int:
+    return max(0, int((time.time() - at) // 3600))
 
 
 def _line(step: Mapping[str, Any]) -> str:

@@ -45,6 +45,8 @@ PORT_NAMES = (
     "operators-laboratoire",
     "operators-ville",
     "submission-ville",
+    "submissions",
+    "submissions-ville",
     "receiver",
     "metrics-laboratoire",
     "metrics-ville",
@@ -320,6 +322,9 @@ def _configure(
         f"port = {chosen['submission-ville' if operator.key == 'ville' else 'submission']}",
         f"chain = {text(str(world.server_chain))}",
         f"key = {text(str(world.server_key))}",
+        "[submissions]",
+        'host = "127.0.0.1"',
+        f"port = {chosen['submissions-ville' if operator.key == 'ville' else 'submissions']}",
         "[metrics]",
         f"port = {chosen[f'metrics-{operator.key}']}",
         # No DNS knows the domains of the demonstration.
@@ -394,6 +399,7 @@ def _write_endpoints(world: World, known: Mapping[str, str], chosen: Mapping[str
         "mllp": at("mllp"),
         "imaps": at("imaps"),
         "submission": at("submission-ville"),
+        "submissions": at("submissions-ville"),
         "receiver": {**at("receiver"), "folder": str(world.received)},
         "metrics": {operator.key: at(f"metrics-{operator.key}") for operator in OPERATORS},
         "letters": str(world.state / "laboratoire" / "letters"),
@@ -405,6 +411,7 @@ def _write_endpoints(world: World, known: Mapping[str, str], chosen: Mapping[str
                 "user": mailbox.address,
                 "password": known[mailbox.address],
                 "submission": at("submission-ville" if operator.key == "ville" else "submission"),
+                "submissions": at("submissions-ville" if operator.key == "ville" else "submissions"),
             }
             for operator in OPERATORS
             for mailbox in operator.mailboxes

@@ -45,17 +45,18 @@ from config import allocator, logs
 from config.accounts_answers import answers_about_accounts
 from config.answers import Answers, off_loop
 from config.backup.sources import RESTORING
+from config.ballast import Ballast
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
 from config.door_service import RELOADED, DoorCollector, certificate_sign_in, door_options, limits_of
 from config.housekeeping import Housekeeping
-from config.incoming import Incoming, IncomingCollector, lmtp_door, open_lmtp, open_resolver
+from config.incoming import Incoming, IncomingCollector, collector_options, lmtp_door, open_lmtp, open_resolver
 from config.journal_answers import JournalAnswers
 from config.key_journal import KeyAnswers
 from config.metrics import MetricsServer
 from config.migrations import upgrade
 from config.monitored import checks, expiries
-from config.node import ForAll, Membership, Process, Task, open_blobs, open_database, tell_clock, uses_postgresql
+from config.node import ForAll, Membership, Process, Task, clock_of, open_blobs, open_database, uses_postgresql
 from config.oidc_service import OidcService
 from config.outgoing import Outgoing, OutgoingCollector
 from config.publishing import PublishingTask
@@ -66,7 +67,7 @@ from config.reading import ReadOnce
 from config.reloading import Reloading
 from config.revocation_service import RevocationCollector, patiently, revocation_checker, revocation_policies
 from config.screening_service import ScreeningCollector, overdue_options, scan_stages, scanner_checks
-from config.settings import CollectSettings, Loaded, MllpListener, Settings, SettingsError
+from config.settings import Loaded, MllpListener, Settings, SettingsError
 from config.survival_metrics import SurvivalCollector
 from config.trust_service import TrustCollector, TrustService
 from config.vaults import open_vault, vault_for
@@ -77,7 +78,7 @@ from mta.absorbing import ReceiptDoorkeeper
 from mta.agreements import Agreements
 from mta.awaited import AwaitedReceipts
 from mta.believed import Believed
-from mta.collecting import Collector, CollectorOptions
+from mta.collecting import Collector
 from mta.correspondents import Correspondents
 from mta.dispositions import DispositionStage
 from mta.dsn import DsnConsumer, DsnOptions
@@ -95,7 +96,6 @@ from mta.reporting import Reporter
 from mta.retention import Retention
 from mta.schedule import RetrySchedule
 from mta.smtp.door import OperatorDoor, SubmissionDoor
-from mta.smtp.session import Limits
 from mta.spool import Spool
 from mta.system_mail import SystemMail
 from mta.worker import Worker, WorkerOptions
@@ -166,9 +166,12 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     if process.shares_ports and not shared:
         raise SettingsError("several processes need PostgreSQL: fill in store.url, or leave --process out")
     stack.callback(os.close, await _own(process.file("serve", ".lock"), settings.spool.drain_seconds + 6.0))
+    ballast = Ballast(loaded.state)
+    await asyncio.to_thread(ballast.look)  # first: on a full disk nothing else opens
     database = await asyncio.to_thread(open_database, loaded)
     stack.callback(database.close)
-    await asyncio.to_thread(tell_clock, database)
+    shared_clock = await asyncio.to_thread(clock_of, database)
+    clock = shared_clock or time.time
     await asyncio.to_thread(upgrade, database)
     vault = open_vault(loaded)
     if vault.token is not None:
@@ -210,7 +213,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     reloading.follow([], lambda _: [context.look() for context in trust.contexts])
 
     # The road.
-    membership = await asyncio.to_thread(Membership, process, database) if shared else None
+    membership = await asyncio.to_thread(Membership, process, database, shared_clock) if shared_clock else None
     spool = Spool(
         database,
         blobs,
@@ -220,6 +223,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         free_bytes=None if shared else lambda: shutil.disk_usage(loaded.state).free,
         holder=membership.holder if membership else "",
         bulk_recipients=settings.spool.bulk_recipients,
+        clock=clock,
     )
     recovered = (
         await asyncio.to_thread(membership.take_over, spool) if membership else await asyncio.to_thread(spool.recover)
@@ -312,7 +316,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         except ValueError:
             return False
 
-    notices = Notices(database, process.name)
+    notices = Notices(database, process.name, clock)
     targets: dict[TargetKind, Any] = {
         TargetKind.MAILBOX: ReceiptDoorkeeper(lmtp, spool, Believed(spool, operator_may_report), notices),
         TargetKind.SMTP: smtp,
@@ -340,9 +344,9 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
 
     scans = scan_stages(loaded)
     stages: tuple[Stage, ...] = (compose, DispositionStage(), protect, opening, screen, *scans)
-    worker = Worker(spool, stages, targets, _worker_options(settings.spool.concurrency))
-    running.append(_run(worker.run(), "worker"))
-    stack.push_async_callback(worker.stop, settings.spool.drain_seconds)
+    worker = Worker(
+        spool, stages, targets, _worker_options(settings.spool.concurrency, settings.outbound.final_seconds), clock
+    )
 
     # Who is told how it ended: the sender's mailbox, the sender's system; and of what takes too long.
     us = (settings.operator.postmaster, settings.operator.host, settings.operator.domains, trust_list.is_trusted)
@@ -354,9 +358,11 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         patient_domains=patients,
         options=DsnOptions(settings.notifications.return_max_bytes, lifetime=settings.spool.expire_seconds),
         notices=notices,
+        node=process.name,
     )
-    quarantine = Quarantine(spool, database, blobs, vault, journal, SystemMail(spool, *us, patients), node=process.name)
-    overdue = Overdue(spool, database, dsn, quarantine, overdue_options(loaded), node=process.name)
+    system_mail = SystemMail(spool, *us, patients)
+    quarantine = Quarantine(spool, database, blobs, vault, journal, system_mail, node=process.name, clock=clock)
+    overdue = Overdue(spool, database, dsn, quarantine, overdue_options(loaded), node=process.name, clock=clock)
 
     receipts = ReceiptConsumer(
         spool,
@@ -419,7 +425,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
                 reuse_port=process.shares_ports,
             )
     reloading.follow(
-        ["spool.max_message_bytes", *RELOADED], lambda changed: [door.reload(_limits(changed)) for door in doors]
+        ["spool.max_message_bytes", *RELOADED], lambda changed: [door.reload(limits_of(changed)) for door in doors]
     )
     for each_lmtp in settings.lmtp:
         is_local = frozenset(settings.operator.domains).__contains__
@@ -442,7 +448,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         stack.push_async_callback(door.stop)
 
     for each in settings.collect:
-        options = _collector_options(loaded, each)
+        options = collector_options(loaded, each)
         collector: Task = Collector(options, spool, exists)
         if membership is not None:
             collector = ForAll(lambda: membership.eldest, functools.partial(Collector, options, spool, exists))
@@ -462,8 +468,9 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
             running.append(_run(folder.run(), f"letters {each_letters.sender}"))
             stack.push_async_callback(folder.stop)
     holder = membership.holder if membership else ""
-    queue = Queue(spool, database, blobs, vault, journal, node=process.name, holder=holder)
-    retention = Retention(database, blobs, vault, periods(loaded), node=process.name, batch=settings.retention.batch)
+    queue = Queue(spool, database, blobs, vault, journal, node=process.name, holder=holder, clock=clock)
+    batch = settings.retention.batch
+    retention = Retention(database, blobs, vault, periods(loaded), node=process.name, batch=batch, clock=clock)
     purging: Task = Purging(retention, settings.retention.round_hours * 3600.0)
     if membership is not None:
         purging = ForAll(
@@ -495,6 +502,9 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         await _open(metrics.start, settings.metrics.host, port)
         stack.push_async_callback(metrics.stop)
 
+    if process.first:
+        running.append(_run(ballast.run(), "ballast"))
+        stack.push_async_callback(ballast.stop)
     housekeeping = Housekeeping(database, blobs)
     running.append(_run(housekeeping.run(), "housekeeping"))
     stack.push_async_callback(housekeeping.stop)
@@ -504,18 +514,28 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     stack.push_async_callback(trust.stop)
     account_answers = answers_about_accounts(Administration(accounts, journal), validator, loaded)
     local_domains = frozenset(settings.operator.domains)
+    loop = asyncio.get_running_loop()
+
+    def hurry() -> None:
+        """An operator says "now": also to destinations that rest. From any thread."""
+        loop.call_soon_threadsafe(outgoing.target.try_now)
+        loop.call_soon_threadsafe(worker.wake)
+
     redirections = Redirections(directory, exists, local_domains, frozenset(patients), trust_list.is_trusted)
     own = {
         **account_answers.calls(),
         **KeyAnswers(database, journal).calls(),
         **housekeeping.calls(),
         **QuarantineAnswers(quarantine).calls(),
-        **QueueAnswers(queue, redirections).calls(),
+        **QueueAnswers(queue, redirections, hurry).calls(),
     }
     calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(own, threads)}
     control = ControlSocket(process.file("control", ".sock"), calls)
     await control.start()
     stack.push_async_callback(control.stop)
+    # Last: a start that fails, on a full disk say, must not have sent anything of which it then keeps no record.
+    running.append(_run(worker.run(), "worker"))
+    stack.push_async_callback(worker.stop, settings.spool.drain_seconds)
 
     async def drain() -> None:
         """First of all at the end, and all at once: no door takes anybody in, nothing more is begun."""
@@ -603,9 +623,16 @@ def _lockout(loaded: Loaded) -> LockoutOptions:
     )
 
 
-def _worker_options(per_destination: int) -> WorkerOptions:
-    """More places in all than for one destination, or one that stalls would stop every other."""
-    return WorkerOptions(concurrency=4 * per_destination, per_destination=per_destination)
+def _worker_options(per_destination: int, final_seconds: float = 600.0) -> WorkerOptions:
+    """More places in all than for one destination, or one that stalls would stop every other. An attempt outlasts the
+    wait for a final answer, or what was sent whole would be given up and sent again."""
+    attempt = max(600.0, final_seconds + 300.0)
+    return WorkerOptions(
+        concurrency=4 * per_destination,
+        per_destination=per_destination,
+        attempt_seconds=attempt,
+        lease_seconds=attempt + 900.0,
+    )
 
 
 def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -675,11 +702,6 @@ def _mllp_door(listener: MllpListener, intake: Intake, threads: ThreadPoolExecut
     return MllpDoor(options, receive, refuse, threads)
 
 
-def _limits(settings: Settings) -> Limits:
-    """Of the SMTP doors."""
-    return limits_of(settings)
-
-
 def _partners(settings: Settings) -> list[Partner]:
     return [Partner(**msgspec.structs.asdict(partner)) for partner in settings.partners]
 
@@ -715,23 +737,3 @@ def _ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("task.died", task=task.get_name(), exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _collector_options(loaded: Loaded, collect: CollectSettings) -> CollectorOptions:
-    try:
-        password = loaded.path(collect.password_file).read_text().strip()
-        context = ssl.create_default_context(cafile=str(loaded.path(collect.ca)))
-        return CollectorOptions(
-            name=collect.name,
-            host=collect.host,
-            port=collect.port,
-            user=collect.user,
-            password=password,
-            folder=collect.folder,
-            deliver_to=collect.deliver_to,
-            context=context,
-            max_message_bytes=loaded.settings.spool.max_message_bytes,
-            trace_host=loaded.settings.operator.host,
-        )
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"collect {collect.name} cannot be used: {error}") from error

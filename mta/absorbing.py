@@ -10,8 +10,9 @@ import asyncio
 import logging
 from dataclasses import replace
 
+from mta.any_delivery import AnyReader
 from mta.believed import Believed
-from mta.dispositions import without_asking
+from mta.dispositions import could_be_disposition, without_asking
 from mta.message import Delivered, Message, Origin, Outcome, Target
 from mta.notices import Notices, Weight
 from mta.notifications import DispositionNotification, parse_notification
@@ -31,12 +32,13 @@ class ReceiptDoorkeeper:
     def __init__(self, target: Target, spool: SpoolReader, believed: Believed, notices: Notices) -> None:
         self._target = target
         self._spool = spool
+        self._deliveries = AnyReader(spool)
         self._believed = believed
         self._notices = notices
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`."""
-        if message.sender or message.origin is Origin.SYSTEM:
+        if message.origin is Origin.SYSTEM or (message.sender and not could_be_disposition(message.content)):
             return await self._target.deliver(message)
         heard = await asyncio.to_thread(self._hear, message)
         if isinstance(heard, Delivered):
@@ -49,16 +51,19 @@ class ReceiptDoorkeeper:
 
         To nobody can nothing be answered: a mail with a null sender asks for no reading receipt, whatever it says.
         """
+        mdn = parse_notification(message.content)
+        if message.sender and not isinstance(mdn, DispositionNotification):
+            return message
         try:
             message = replace(message, content=without_asking(message.content))
         except MimeError:
             return message
-        if self._answers_a_receipt(message):
+        if isinstance(mdn, DispositionNotification) and self._answers_a_receipt(mdn):
             return Delivered("not filed: a receipt about a receipt")
         found = self._believed.receipts(message, message.content)
         if found is None:
             return message
-        heard = [self._notices.hear(each.about, message.delivery_id, each.said) for each in found.receipts]
+        heard = [self._notices.hear(each.about, message.delivery_id, each.said, each.words) for each in found.receipts]
         if found.whole and all(each.weight is Weight.REPEATED for each in heard):
             return Delivered("not filed: it repeats an earlier receipt")
         contradicted = next((each for each in heard if each.weight is Weight.CONTRADICTS), None)
@@ -67,11 +72,8 @@ class ReceiptDoorkeeper:
         field = f"{NOTICE_FIELD}: contradicts; earlier={contradicted.before.value}\r\n".encode("ascii")
         return replace(message, content=field + message.content)
 
-    def _answers_a_receipt(self, message: Message) -> bool:
-        """Whether it is a reading receipt for what nobody should have answered: mail of ours with a null sender."""
-        mdn = parse_notification(message.content)
-        if not isinstance(mdn, DispositionNotification):
-            return False
+    def _answers_a_receipt(self, mdn: DispositionNotification) -> bool:
+        """Whether it is a reading receipt for what nobody should have answered: mail with a null sender."""
         found = self._spool.find(mdn.original_message_id)[:_MESSAGES]
-        records = [record for record in map(self._spool.message, found) if record is not None]
-        return bool(records) and all(record.origin is Origin.SYSTEM for record in records)
+        sent = [each for spool_id in found for each in self._deliveries.of_message(spool_id)]
+        return bool(sent) and not any(each.sender for each in sent)

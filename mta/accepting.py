@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -83,6 +85,9 @@ class Accepting(SpoolReader):
         self._schedule = schedule
         self._free_bytes = free_bytes
         self._reserve_bytes = reserve_bytes
+        self._room = threading.Lock()
+        self._laying = 0
+        """Octets of contents that are being written: the disk may not count them yet."""
         self._bulk_recipients = bulk_recipients
         self._turns = itertools.count()
         self._listeners: list[Listener] = []
@@ -90,6 +95,8 @@ class Accepting(SpoolReader):
         self._taker: Taker | None = None
         self._found = False
         """Whether the last claim found all it wanted, so that there may be more."""
+        self._unsure: deque[tuple[str, float]] = deque()
+        """Tokens and ends of leases that nobody got, though the commit they were in may have reached the database."""
         self._lay = partial(rows.lay, blobs)
         self._change = partial(rows.change, blobs)
 
@@ -132,20 +139,40 @@ class Accepting(SpoolReader):
         Raises OSError as `accept` does.
         """
         answer: Future[Accepted | Duplicate] = Future()
-        if self._free_bytes is not None and self._free_bytes() < len(submission.content) + self._reserve_bytes:
+        answer.set_running_or_notify_cancel()  # who gives up waiting does not undo what is kept
+        if not self._reserve(len(submission.content)):
             repeat = self.duplicate_of(submission.dedup_key)
             if repeat is None:
                 raise OSError(errno.ENOSPC, "the rest of the disk is for what was accepted before")
             answer.set_result(repeat)
             return answer
-        entry, begun = self._entry(submission, also)
         try:
-            laid = self._database.submit_together(self._lay, entry)
+            entry, begun = self._entry(submission, also)
+            try:
+                laid = self._database.submit_together(self._lay, entry)
+            except BaseException:
+                self._not_kept(entry, begun)
+                raise
         except BaseException:
-            self._not_kept(entry, begun)
+            self._unreserve(len(submission.content))
             raise
         laid.add_done_callback(lambda done: self._laid(submission, entry, begun, done, answer))
         return answer
+
+    def _reserve(self, octets: int) -> bool:
+        """Whether the disk takes one more content of this size, besides those that are being written."""
+        if self._free_bytes is None:
+            return True
+        with self._room:
+            if self._free_bytes() < self._laying + octets + self._reserve_bytes:
+                return False
+            self._laying += octets
+        return True
+
+    def _unreserve(self, octets: int) -> None:
+        if self._free_bytes is not None:
+            with self._room:
+                self._laying -= octets
 
     def _laid(
         self,
@@ -156,32 +183,17 @@ class Accepting(SpoolReader):
         answer: Future[Accepted | Duplicate],
     ) -> None:
         """On the database's thread: the transaction has ended."""
+        self._unreserve(len(submission.content))
         try:
-            kept = done.result()
-        except StoreUnavailableError as error:
-            # Whether the commit reached the disk is not known: a blob too many is collected one day, a row without its
-            # blob would answer the sender's repeat with a message that is lost.
-            self._blobs.release(entry.draft.id)
-            self._turn_down(begun)
+            found = self._found_out(submission, entry, begun, done)
+        except BaseException as error:  # whoever waits is told, whatever it is
             answer.set_exception(error)
             return
-        except IntegrityError as error:
-            # another process committed the same key between our look and our insert
-            self._not_kept(entry, begun)
-            repeat = self.duplicate_of(submission.dedup_key)
-            answer.set_exception(error) if repeat is None else answer.set_result(repeat)
+        answer.set_result(found)
+        if isinstance(found, Duplicate):
             return
-        except BaseException as error:
-            self._not_kept(entry, begun)
-            answer.set_exception(error)
-            return
-        if isinstance(kept, rows.Known):
-            self._not_kept(entry, begun)
-            answer.set_result(Duplicate(kept.spool_id, self._reply(kept.spool_id, kept.reply)))
-            return
-        self._blobs.release(entry.draft.id)
-        message_ids = tuple(row["message_id"] for row in entry.deliveries)
-        answer.set_result(Accepted(entry.message["id"], message_ids, kept.repeated_external_id))
+        kept = done.result()
+        assert isinstance(kept, rows.Kept)  # noqa: S101 - else it had been a duplicate
         self._hand_over(begun, kept.refused_leases, submission.content)
         handed = {lease.delivery_id for lease in begun} - kept.refused_leases
         waiting = {row["destination"] for row in entry.deliveries if row["state"] == READY and row["id"] not in handed}
@@ -191,9 +203,39 @@ class Accepting(SpoolReader):
             for destination in waiting:
                 self._taker.missed(destination)
 
+    def _found_out(
+        self, submission: Submission, entry: rows.Entry, begun: Sequence[Lease], done: Future[rows.Kept | rows.Known]
+    ) -> Accepted | Duplicate:
+        """What the submission came to. Raises why it was not kept."""
+        try:
+            kept = done.result()
+        except StoreUnavailableError:
+            # Whether the commit reached the disk is not known: a blob too many is collected one day, a row without its
+            # blob would answer the sender's repeat with a message that is lost.
+            self._blobs.release(entry.draft.id)
+            self._unsure.extend((lease.token, lease.expires) for lease in begun)
+            self._turn_down(begun)
+            raise
+        except IntegrityError:
+            # another process committed the same key between our look and our insert
+            self._not_kept(entry, begun)
+            repeat = self.duplicate_of(submission.dedup_key)
+            if repeat is None:
+                raise
+            return repeat
+        except BaseException:
+            self._not_kept(entry, begun)
+            raise
+        if isinstance(kept, rows.Known):
+            self._not_kept(entry, begun)
+            return Duplicate(kept.spool_id, self._reply(kept.spool_id, kept.reply))
+        self._blobs.release(entry.draft.id)
+        message_ids = tuple(row["message_id"] for row in entry.deliveries)
+        return Accepted(entry.message["id"], message_ids, kept.repeated_external_id)
+
     def _not_kept(self, entry: rows.Entry, begun: Sequence[Lease]) -> None:
-        self._blobs.discard(entry.draft)
         self._turn_down(begun)
+        self._blobs.discard(entry.draft)
 
     def _entry(
         self, submission: Submission, also: Callable[[Connection], None] | None
@@ -279,6 +321,7 @@ class Accepting(SpoolReader):
                 token=token,
                 destination=row["destination"],
                 attempts=0,
+                counts_from=now,
                 breakdowns=0,
                 expires=now + seconds,
             )

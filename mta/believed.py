@@ -7,7 +7,7 @@ that the mailbox it comes to has sent; a disposition notification only when the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from mta.any_delivery import AnyDelivery, AnyReader
@@ -25,6 +25,7 @@ from mta.notifications import (
 from mta.opening import VERDICT_FIELD
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
+from mta.smtp.reply import scrub
 from mta.spool_reading import SpoolReader
 from smime.mime import Entity, MimeError, parse_entity
 
@@ -50,6 +51,9 @@ class Receipt:
     said: Said
     action: str
     """In the notification's own word."""
+    words: str = ""
+    """Why, as far as it may be kept in clear: a status and the other server's words without addresses and long numbers,
+    or an error code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +92,13 @@ class Believed:
         if not by_mail_system(mail, header):
             return None
         for spool_id in self._originals(dsn):
-            sent = self._sent(mail, spool_id)
+            sent = {each.recipient.lower(): each for each in reversed(self._sent(mail, spool_id))}
             receipts = tuple(
-                Receipt(about, _ACTIONS[group.action], group.action)
+                Receipt(sent[name], _ACTIONS[group.action], group.action, _words(group))
                 for group in dsn.recipients
                 if group.action in _ACTIONS
-                and (about := _named(group, dsn, sent)) is not None
-                and self._operator_may_report(mail.peer, domain_of(about.recipient))
+                and (name := _named(group, dsn, sent)) is not None
+                and self._operator_may_report(mail.peer, domain_of(name))
             )
             if receipts:
                 return Receipts(receipts, len(receipts) == len(dsn.recipients))
@@ -108,7 +112,7 @@ class Believed:
         for spool_id in self._spool.find(mdn.original_message_id)[:_MESSAGES]:
             for each in self._sent(mail, spool_id):
                 if each.recipient.lower() == signer:
-                    return Receipts((Receipt(each, said, mdn.disposition),), whole=True)
+                    return Receipts((Receipt(each, said, mdn.disposition, mdn.error_code),), whole=True)
         return None
 
     def _originals(self, dsn: DeliveryNotification) -> Iterator[str]:
@@ -137,12 +141,15 @@ def signer_of(header: Entity) -> str:
     return found[1].lower() if found and "@" in found[1] else ""
 
 
-def _named(group: RecipientStatus, dsn: DeliveryNotification, sent: list[AnyDelivery]) -> AnyDelivery | None:
-    """The delivery to whom the group names; where a server names only whom it forwarded to, the only one the
+def _words(group: RecipientStatus) -> str:
+    return f"{group.status} {scrub(group.diagnostic)}".strip()
+
+
+def _named(group: RecipientStatus, dsn: DeliveryNotification, sent: Collection[str]) -> str | None:
+    """Which of `sent` (lower case) the group is about; where a server names only whom it forwarded to, the only one the
     message was for."""
     for name in (group.original_recipient.lower(), group.final_recipient.lower()):
-        for each in sent:
-            if name and each.recipient.lower() == name:
-                return each
+        if name in sent:
+            return name
     alone = len(dsn.recipients) == 1 and len(sent) == 1 and not group.original_recipient
-    return sent[0] if alone else None
+    return next(iter(sent)) if alone else None

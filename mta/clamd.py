@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
+import socket
 import struct
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CHUNK_OCTETS = 256 * 1024
 MAX_REPLY = 4096
 """Octets; a verdict is one short line."""
+
+_DEEPER_THAN_ANY_LIMIT = 120
 
 _FOUND = re.compile(r"stream: (.{1,300}) FOUND")
 _LIMITS = "Heuristics.Limits.Exceeded"
@@ -128,57 +134,97 @@ class Clamd:
         except TimeoutError:
             raise ScannerTroubleError("no verdict in time") from None
 
+    async def skips(self) -> bool:
+        """Whether it says OK of what it did not look into to the end, as clamd does by default (`AlertExceedsMax no`):
+        asked about something harmless, nested deeper than clamd ever looks. Raises `ScannerTroubleError`."""
+        return isinstance(await self.scan(_nested()), Clean)
+
     async def version(self) -> str:
         """What the daemon says it is, `ClamAV 1.0.7/27100/date of the signatures`. Raises `ScannerTroubleError`."""
+        said = b""
         try:
             async with asyncio.timeout(self._options.connect_seconds):
-                reader, writer = await self._open()
-                try:
-                    writer.write(b"zVERSION\0")
-                    said = await reader.readuntil(b"\0")
-                finally:
-                    writer.transport.abort()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+                with await self._open() as connection:
+                    loop = asyncio.get_running_loop()
+                    await loop.sock_sendall(connection, b"zVERSION\0")
+                    while b"\0" not in said:
+                        more = await loop.sock_recv(connection, MAX_REPLY)
+                        said += more
+                        if not more or len(said) > MAX_REPLY:
+                            raise ScannerTroubleError("not an answer of clamd")
+        except (OSError, TimeoutError) as error:
             raise ScannerTroubleError(_words(error)) from None
-        return "".join(c if " " <= c <= "~" else "?" for c in said[:-1].decode("ascii", "replace"))[:200]
+        line = said.partition(b"\0")[0].decode("ascii", "replace")
+        return "".join(c if " " <= c <= "~" else "?" for c in line)[:200]
 
     async def _converse(self, content: bytes) -> Verdict:
         try:
             async with asyncio.timeout(self._options.connect_seconds):
-                reader, writer = await self._open()
+                connection = await self._open()
         except (OSError, TimeoutError) as error:
             raise ScannerTroubleError(f"cannot be reached: {_words(error)}") from None
-        sending = asyncio.create_task(_send(writer, content))
-        try:
-            # read from the beginning: a daemon that will take no more says so and hangs up in the middle
-            verdicts = VerdictReader()
-            while True:
-                verdict = verdicts.feed(await reader.read(MAX_REPLY))
-                if verdict is not None:
-                    break
-        except OSError as error:
-            raise ScannerTroubleError(f"hung up: {_words(error)}") from None
-        finally:
-            whole = sending.done() and not sending.cancelled() and sending.exception() is None
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await sending
-            writer.transport.abort()
+        with connection:
+            sending = asyncio.create_task(_send(connection, content))
+            try:
+                verdict = await _heard(connection)
+            except OSError as error:
+                raise ScannerTroubleError(f"hung up: {_words(error)}") from None
+            finally:
+                whole = sending.done() and not sending.cancelled() and sending.exception() is None
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, OSError):
+                    await sending
         if isinstance(verdict, Clean) and not whole:
             raise ScannerTroubleError("a verdict before the end of the message")
         return verdict
 
-    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        options = self._options
+    async def _open(self) -> socket.socket:
+        """Plain sockets, not streams: what breaks while sending closes a stream with what the daemon had said, that the
+        message is too large for it, still unread."""
+        options, loop = self._options, asyncio.get_running_loop()
         if options.socket is not None:
-            return await asyncio.open_unix_connection(str(options.socket), limit=MAX_REPLY)
-        return await asyncio.open_connection(options.host, options.port, limit=MAX_REPLY)
+            return await _connected(socket.AF_UNIX, str(options.socket))
+        places = await loop.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
+        for family, _, _, _, address in places[:-1]:
+            with contextlib.suppress(OSError):
+                return await _connected(family, address)
+        return await _connected(places[-1][0], places[-1][4])
 
 
-async def _send(writer: asyncio.StreamWriter, content: bytes) -> None:
+def _nested() -> bytes:
+    """Archives in one another, more of them than the largest MaxRecursion (100); some 10,000 octets."""
+    content = b"relais"
+    for _ in range(_DEEPER_THAN_ANY_LIMIT):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(zipfile.ZipInfo("a.zip"), content, zipfile.ZIP_DEFLATED)
+        content = out.getvalue()
+    return content
+
+
+async def _connected(family: int, address: Any) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _send(connection: socket.socket, content: bytes) -> None:
     for piece in instream(content):
-        writer.write(piece)
-        await writer.drain()
+        await asyncio.get_running_loop().sock_sendall(connection, piece)
+
+
+async def _heard(connection: socket.socket) -> Verdict:
+    """Read from the beginning: a daemon that will take no more says so and hangs up in the middle."""
+    verdicts = VerdictReader()
+    while True:
+        verdict = verdicts.feed(await asyncio.get_running_loop().sock_recv(connection, MAX_REPLY))
+        if verdict is not None:
+            return verdict
 
 
 def _words(error: BaseException) -> str:

@@ -19,11 +19,9 @@ import asyncio
 import contextlib
 import logging
 import re
-import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TypeVar
 
@@ -31,17 +29,20 @@ from aioimaplib import aioimaplib
 from sqlalchemy.exc import SQLAlchemyError
 
 from mta import refusals
+from mta.collecting_options import After, CollectorOptions, CollectorStatus, SecretUnavailableError, SignIn
 from mta.delivery import Duplicate, NewDelivery, Submission
 from mta.header import author_of, message_id_of
 from mta.imap_client import ANSWER_BYTES, BoundedClient
 from mta.loops import going_round
 from mta.message import Origin, TargetKind
-from mta.smtp.address import domain_of, is_address, parse_path
+from mta.smtp.address import domain_of, parse_path
 from mta.smtp.content import crlf_only
 from mta.spool import Spool
 from smime.mime import Entity, MimeError, parse_entity
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
+
+__all__ = ["KEYWORD", "After", "Collector", "CollectorOptions", "CollectorStatus", "SignIn"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,83 +56,14 @@ _TRACE_FIELDS = frozenset({"return-path", "received", "delivered-to", "x-origina
 _BREATH = 0.05
 """Seconds between two looks, however often the server says that something arrived."""
 _SIZES_AT_ONCE = 50
+_MOST_AT_ONCE = 500_000
+"""UIDs of one look, about 40 MB."""
 _CONSPICUOUS = 3
 """How often one message has to fail to come until the operator is told."""
-_PRINTABLE = re.compile(r"[ -~]+")
 _UID = re.compile(rb"[ (]UID (\d{1,10})(?=[ )])")
 _SIZE = re.compile(rb"[ (]RFC822\.SIZE (\d{1,10})(?=[ )])")
 _VALIDITY = re.compile(rb"\[UIDVALIDITY (\d{1,10})\]")
 _PERMANENT = re.compile(rb"\[PERMANENTFLAGS \(([^)]*)\)\]")
-
-
-class After(Enum):
-    """What is done upstream with a message we have."""
-
-    FLAG = "flag"
-    MOVE = "move"
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorOptions:
-    """One upstream mailbox. Raises ValueError for what could not be said to a server safely."""
-
-    name: str
-    """Of this collection, stable: it is part of the dedup key."""
-    host: str
-    user: str
-    password: str = field(repr=False)
-    deliver_to: str
-    """The local address that gets everything."""
-    context: ssl.SSLContext
-    """Must verify the server and its name."""
-    port: int = 993
-    folder: str = "INBOX"
-    after: After = After.FLAG
-    move_to: str = "Relais"
-    """Made when it is missing; for MOVE."""
-    max_message_bytes: int = 25 * 1024 * 1024
-    hops: int = 30
-    trace_host: str = ""
-    """Our own name in Received fields: what was here before for the same mailbox goes round. Empty: not looked for."""
-    idle_seconds: float = 540.0
-    """IDLE is given again after this; servers and NAT forget silent connections (RFC 2177: at most 29 minutes)."""
-    poll_seconds: float = 60.0
-    """Between two looks where the server has no IDLE."""
-    command_seconds: float = 60.0
-    """Without any answer to a command."""
-    message_seconds: float = 900.0
-    """For one whole message, however slowly it trickles."""
-    first_pause: float = 2.0
-    longest_pause: float = 300.0
-    login_pause: float = 900.0
-    """After a refused login: asking more often would lock the account."""
-
-    def __post_init__(self) -> None:
-        if self.context.verify_mode is not ssl.CERT_REQUIRED or not self.context.check_hostname:
-            raise ValueError("the server's certificate and name must be verified")
-        if not is_address(self.deliver_to):
-            raise ValueError("deliver_to is no address")
-        if not all(_PRINTABLE.fullmatch(text) for text in (self.name, self.folder, self.move_to)):
-            raise ValueError("names and folders are printable ASCII")
-        if not self.user or any(ord(c) < 32 for c in self.user + self.password):
-            raise ValueError("user and password have no control characters")
-        if not 0 < self.idle_seconds < 29 * 60:
-            raise ValueError("IDLE must be given again within 29 minutes")
-
-
-@dataclass(frozen=True, slots=True)
-class CollectorStatus:
-    """What happened since the start, for metrics."""
-
-    connected: bool = False
-    collected: int = 0
-    repeated: int = 0
-    """Seen again and recognised."""
-    oversized: int = 0
-    refused: int = 0
-    """Left upstream for another reason than size."""
-    trouble: str = ""
-    """Why it does not collect now: a short stable name."""
 
 
 class _TroubleError(Exception):
@@ -229,10 +161,7 @@ class Collector:
     async def _work(self, client: BoundedClient) -> None:
         options = self._options
         await client.wait_hello_from_server()
-        answer = await client.login(aioimaplib.quoted(options.user), options.password)
-        if answer.result != "OK":
-            passing = any(code in bytes(answer.lines[-1]) for code in (b"[UNAVAILABLE]", b"[INUSE]", b"[SERVERBUG]"))
-            raise _TroubleError("login-unavailable") if passing else _TroubleError("login-refused", options.login_pause)
+        await self._sign_in(client)
         async with asyncio.timeout(options.command_seconds):
             await client.protocol.capability()
         opened = await client.select(aioimaplib.quoted(options.folder))
@@ -248,6 +177,28 @@ class Collector:
             await asyncio.sleep(_BREATH)
             if not client.protocol.arrived.is_set():
                 await self._wait(client)
+
+    async def _sign_in(self, client: BoundedClient) -> None:
+        options = self._options
+        if options.sign_in is SignIn.CERTIFICATE:
+            if client.get_state() == aioimaplib.AUTH:
+                return
+            answer = await client.authenticate("EXTERNAL", options.user.encode())
+        else:
+            try:
+                secret = options.password if options.secret is None else await self._in_thread(options.secret)
+            except SecretUnavailableError as error:
+                raise _TroubleError(str(error)) from None
+            if not secret or any(ord(c) < 32 for c in secret):
+                raise _TroubleError("secret-unusable", options.longest_pause)
+            if options.sign_in is SignIn.TOKEN:
+                words = f"user={options.user}\x01auth=Bearer {secret}\x01\x01"
+                answer = await client.authenticate("XOAUTH2", words.encode())
+            else:
+                answer = await client.login(aioimaplib.quoted(options.user), secret)
+        if answer.result != "OK":
+            passing = any(code in bytes(answer.lines[-1]) for code in (b"[UNAVAILABLE]", b"[INUSE]", b"[SERVERBUG]"))
+            raise _TroubleError("login-unavailable") if passing else _TroubleError("login-refused", options.login_pause)
 
     async def _prepare(self, client: BoundedClient, lines: Sequence[bytes]) -> _Mark:
         """How to mark here; forgets UIDs when UIDVALIDITY is another one."""
@@ -299,18 +250,37 @@ class Collector:
 
     async def _collect(self, client: BoundedClient, mark: _Mark) -> None:
         """One look at the folder: everything that is not marked."""
-        client.protocol.allow(ANSWER_BYTES)
-        found = await client.uid_search(mark.unmarked, charset=None)
-        _ok(found, "search-refused")
-        unmarked = _numbers(found.lines[:-1])
+        unmarked = await self._unmarked(client, mark)
         self._done &= unmarked
         self._withheld = {uid: withheld for uid, withheld in self._withheld.items() if uid in unmarked}
         due = sorted(unmarked - self._done - self._withheld.keys())
+        if len(unmarked) >= _MOST_AT_ONCE:
+            if not due:
+                raise _TroubleError("folder-too-full", self._options.longest_pause)
+            client.protocol.arrived.set()
         for start in range(0, len(due), _SIZES_AT_ONCE):
             await self._some(client, mark, due[start : start + _SIZES_AT_ONCE])
         now = asyncio.get_running_loop().time()
         for uid in sorted(uid for uid, withheld in self._withheld.items() if withheld.until <= now):
             await self._some(client, mark, (uid,))
+
+    async def _unmarked(self, client: BoundedClient, mark: _Mark) -> set[int]:
+        """UIDs of everything that is not marked, asked for in windows, for an answer is one line however many it names.
+        Little more than `_MOST_AT_ONCE`: what lies behind comes when those are marked."""
+        unmarked: set[int] = set()
+        start, window = 1, self._options.search_window
+        while len(unmarked) < _MOST_AT_ONCE:
+            client.protocol.allow(ANSWER_BYTES)
+            last = start + window > client.protocol.exists
+            # the last window is open: what arrived meanwhile is in it, and no number that is not there is named
+            part = f"{start}:{start + window - 1} " if not last else f"{start}:* " if start > 1 else ""
+            found = await client.uid_search(part + mark.unmarked, charset=None)
+            _ok(found, "search-refused")
+            unmarked |= _numbers(found.lines[:-1])
+            if last:
+                break
+            start += window
+        return unmarked
 
     async def _some(self, client: BoundedClient, mark: _Mark, uids: Sequence[int]) -> None:
         sizes = await self._sizes(client, uids)
@@ -393,17 +363,19 @@ class Collector:
         """The message as the server has it; None when there is none any more."""
         client.protocol.allow(ANSWER_BYTES + self._options.max_message_bytes)
         lines = await self._fetch(client, (uid,), "(UID BODY.PEEK[])")
-        text, literal = b"", bytearray()
+        pieces: list[bytes] = []
+        literal = bytearray()
         for line in (*lines, b"0 FETCH ("):
-            if not isinstance(line, bytearray) and re.match(rb"\d+ FETCH \(", line):  # flags of others may come between
+            if isinstance(line, bytearray):
+                literal = line
+                continue
+            if re.match(rb"\d+ FETCH \(", line):  # flags of others may come between
+                text = b"".join(pieces)
                 named = _UID.search(text)
                 if named is not None and int(named[1]) == uid and b"BODY[] {" in text:
                     return bytes(literal)
-                text, literal = b"", bytearray()
-            if isinstance(line, bytearray):
-                literal = line
-            else:
-                text += line
+                pieces, literal = [], bytearray()
+            pieces.append(line)
         return None
 
     async def _fetch(self, client: BoundedClient, uids: Sequence[int], items: str) -> list[bytes | bytearray]:

@@ -101,6 +101,8 @@ class Lease(KeptDelivery):
     destination: str
     attempts: int
     """Attempts made before this one."""
+    counts_from: float
+    """From when on its time runs: acceptance, or the last time that an operator gave it another chance."""
     breakdowns: int
     """Attempts in a row, up to now, that broke down: the process died with them, or a bug ended them."""
     expires: float
@@ -117,7 +119,9 @@ class Step:
     """Empty when the step concerns the whole message."""
     kind: str
     """accept, attempt, prepare, release, interrupted, delivered, deferred, failed, parked or answered; of an operator
-    (`mta.queue`): held, freed, hurried, reopened, redirected; of the purge job (`mta.retention`): purged."""
+    (`mta.queue`): held, freed, hurried, reopened, redirected; of the purge job (`mta.retention`): purged; of what is
+    told to senders (`mta.dsn`, `mta.overdue`): told, untold, warned, missing; of what other operators and readers say
+    (`mta.notices`): heard, repeated, contradicted; of the quarantine: quarantined, released, dropped."""
     code: str
     detail: str
 

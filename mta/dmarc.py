@@ -57,7 +57,8 @@ async def discover(resolver: Resolver, domain: str) -> DmarcPolicy | Literal["te
         records = [tags for tags in map(_parse, answer.texts) if tags is not None]
         if len(records) == 1:  # several are none (§6.6.3)
             found.append(_Found(name, records[0]))
-            if records[0].get("psd") == "n":
+            said = records[0].get("psd")
+            if said == "n" or (said == "y" and name != domain):  # nothing above it concerns this domain
                 break
     if not found:
         return None

@@ -108,6 +108,8 @@ class DnsOptions:
     """For one try at one server."""
     entries: int = 20_000
     """Answers remembered at most; what was not asked for longest is forgotten first."""
+    octets: int = 16 * 1024 * 1024
+    """Of all records that are remembered: one answer over TCP may have 64 KB, and strangers choose what is asked."""
     longest_ttl: int = 3600
     longest_negative_ttl: int = 300
     failure_ttl: int = 30
@@ -127,6 +129,7 @@ class Resolver:
         self._asking = _dnspython(options)
         self._believes = options.trust_ad if options.trust_ad is not None else _all_local(self._asking)
         self._known: OrderedDict[tuple[str, str], tuple[float, Answer]] = OrderedDict()
+        self._octets = 0
         self._under_way: dict[tuple[str, str], asyncio.Task[Answer]] = {}
         self._places = asyncio.Semaphore(options.at_once)
         self.counts: Counter[str] = Counter()
@@ -168,7 +171,7 @@ class Resolver:
         until, answer = found
         left = until - self._clock()
         if left <= 0:
-            del self._known[key]
+            self._forget(key)
             return None
         self._known.move_to_end(key)
         return replace(answer, ttl=int(left))
@@ -184,11 +187,17 @@ class Resolver:
             log.warning("dns.no-answer", kind=key[1])  # not the name: a patient's may be asked for by somebody's macro
             answer = replace(answer, ttl=self._options.failure_ttl)
         if answer.ttl > 0:
+            self._forget(key)
             self._known[key] = (self._clock() + answer.ttl, answer)
-            self._known.move_to_end(key)
-            while len(self._known) > self._options.entries:
-                self._known.popitem(last=False)
+            self._octets += _size(answer)
+            while len(self._known) > self._options.entries or self._octets > self._options.octets:
+                self._forget(next(iter(self._known)))
         return answer
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        known = self._known.pop(key, None)
+        if known is not None:
+            self._octets -= _size(known[1])
 
     async def _query(self, name: str, kind: str) -> Answer:
         if self._asking is None:
@@ -278,6 +287,13 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _size(answer: Answer) -> int:
+    """Octets its records take, about."""
+    exchanges = sum(len(each.exchange) + 16 for each in answer.exchanges)
+    associations = sum(len(each.data) + 16 for each in answer.associations)
+    return sum(len(text) + 16 for text in answer.texts) + exchanges + associations
 
 
 def _plain(name: dns.name.Name) -> str:

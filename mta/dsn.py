@@ -3,7 +3,7 @@
 A receipt is an ordinary message of ours: it goes through the spool to the envelope's sender, signed by the postmaster
 and encrypted, for it names a recipient, a patient's address holds the national health identity, and with a failure the
 message itself comes back. To a sender without a certificate only the bare fact goes, in clear (`mta.system_mail`).
-Nobody is told what became of a receipt (RFC 5321 §6.1).
+Nobody is told what became of a receipt (RFC 5321 §6.1). Who was told, and who could not be, stands in the trace.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from mta import refusals
-from mta.any_delivery import AnyDelivery, AnyReader
+from mta.any_delivery import AnyDelivery, AnyReader, add_step
 from mta.delivery import EndedDelivery
 from mta.dsn_conditions import DELAYED, DELIVERED, FAILED, RELAYED_ON, action_of
 from mta.message import DeliveryState, Origin
@@ -25,6 +25,7 @@ from mta.notices import Notices, Said
 from mta.notifications import DeliveryNotification, RecipientStatus, Returned, compose_dsn, xtext_decoded
 from mta.spool import Spool
 from mta.system_mail import Form, Sent, SystemMail
+from mta.tables import messages, steps
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refusal, Refused
 from trust.store.blobs import BlobDamagedError, BlobMissingError
@@ -69,6 +70,10 @@ _SENTENCES = {
         "none yet. If the message matters, ask the recipient.",
     ),
 }
+_COLLECTED = (
+    "Il a été relevé dans une boîte d'un autre opérateur ; son expéditeur, dont personne ne répond, l'ignore.",
+    "It was collected from a mailbox at another operator; its sender is not told, for nobody vouches for who that is.",
+)
 _RETURNED = ("Le message d'origine est joint.", "The original message is attached.")
 
 
@@ -97,11 +102,13 @@ class DsnConsumer:
         patient_domains: Collection[str] = (),
         options: DsnOptions | None = None,
         notices: Notices | None = None,
+        node: str = "",
     ) -> None:
         """`postmaster` is a local mailbox whose signing key we hold; `is_trusted` judges a lower-case mail domain and
         may block; `catalogue` explains the codes of failed deliveries. Addresses in `patient_domains` never travel in
-        clear. `notices` knows what other operators have said meanwhile."""
+        clear. `notices` knows what other operators have said meanwhile. `node` stands in the trace."""
         self._spool = spool
+        self._node = node
         self._mail = SystemMail(spool, postmaster, reporting_mta, local_domains, is_trusted, patient_domains)
         self._catalogue = catalogue
         self._options = options or DsnOptions()
@@ -110,9 +117,9 @@ class DsnConsumer:
 
     async def ended(self, delivery: EndedDelivery) -> None:
         """Write the receipt this delivery calls for, if any. Raises what the spool raises."""
-        again = self._mail.to_say_again(delivery)
-        if again is not None and again.kind == KIND:
-            await asyncio.to_thread(self._say_again, again)
+        ours = self._mail.not_sent(delivery)
+        if ours is not None and ours.kind == KIND:
+            await asyncio.to_thread(self._say_again, ours, self._mail.to_say_again(delivery), delivery.code)
             return
         action = action_of(delivery)
         if action is not None:
@@ -131,14 +138,18 @@ class DsnConsumer:
             return
         self._tell(delivery, action, Form.WHOLE)
 
-    def _say_again(self, sent: Sent) -> None:
+    def _say_again(self, sent: Sent, again: Sent | None, why: str) -> None:
+        """A notice of ours could not be delivered: say less, or write down that nobody was told."""
         original = self._deliveries.one(sent.about)
         if original is None or sent.action not in _SENTENCES:
             _log.warning("the notice about delivery %s could not be sent, nor written again", sent.about)
             return
         if sent.action == DELAYED and original.state is not DeliveryState.READY:
             return  # it waits no longer
-        self._tell(original, sent.action, sent.form)
+        if again is None:
+            self._untold(original, f"{sent.action}: {why}")
+        else:
+            self._tell(original, again.action, again.form)
 
     def _tell(
         self,
@@ -147,13 +158,40 @@ class DsnConsumer:
         form: Form,
         also: Callable[[Connection], None] | None = None,
     ) -> None:
+        to = delivery.sender
+        if delivery.origin is Origin.COLLECTED:
+            # whoever wrote its Return-Path: no operator vouched for it. Our own postmaster is told, without the content
+            to, form = self._mail.postmaster, Form.BARE if form is Form.WHOLE else form
         sent = Sent(KIND, delivery.delivery_id, action, form)
-        if self._mail.route(delivery.sender) is None:  # asked first: composing reads the content
-            _log.warning("delivery %s %s: its sender is nobody we can write to", delivery.delivery_id, action)
+        if self._mail.route(to) is None:  # asked first: composing reads the content
+            self._untold(delivery, f"{action}: its sender is nobody we can write to")
             return
-        self._mail.send(sent, delivery.sender, self._compose(delivery, sent), delivery.spool_id, also)
 
-    def _compose(self, delivery: AnyDelivery, sent: Sent) -> bytes:
+        def note(connection: Connection) -> None:
+            said = action if form is Form.WHOLE else f"{action}, {form.value}"
+            self._note(connection, delivery, "told", said)
+
+        self._mail.send(sent, to, self._compose(delivery, sent, to), delivery.spool_id, also or note)
+
+    def _untold(self, delivery: AnyDelivery, why: str) -> None:
+        """Somebody should have been told: the trace says so, once."""
+        _log.warning("delivery %s: nobody was told (%s)", delivery.delivery_id, why)
+
+        def write(connection: Connection) -> None:
+            said = select(steps.c.id).where(steps.c.spool_id == delivery.spool_id)
+            said = said.where(steps.c.delivery_id == delivery.delivery_id, steps.c.kind == "untold")
+            if connection.execute(said).first() is None:
+                self._note(connection, delivery, "untold", why)
+
+        self._spool._database.transact(write)
+
+    def _note(self, connection: Connection, delivery: AnyDelivery, kind: str, detail: str) -> None:
+        """In the trace, if it was not purged: whoever is to be told is told all the same."""
+        kept = select(messages.c.id).where(messages.c.id == delivery.spool_id)
+        if connection.execute(kept).first() is not None:
+            add_step(connection, self._node, delivery, kind, self._spool._clock(), detail)
+
+    def _compose(self, delivery: AnyDelivery, sent: Sent, to: str) -> bytes:
         action, form = sent.action, sent.form
         status, diagnostic = "2.0.0", ""
         reason: Refusal | None = None
@@ -187,7 +225,7 @@ class DsnConsumer:
                 reporting_mta=self._mail.host,
             ),
             author=self._mail.postmaster,
-            to=delivery.sender,
+            to=to,
             subject=_SUBJECTS[action],
             text=text,
             message_id=self._mail.message_id(sent),
@@ -236,6 +274,8 @@ def _text(delivery: AnyDelivery, name: str, action: str, status: str, diagnostic
     names = (name or nobody for nobody in ("un destinataire sans adresse", "a recipient without address"))
     french, english = (sentence.format(name) for sentence, name in zip(_SENTENCES[action], names, strict=True))
     said = _LAST_DEFERRAL.search(delivery.detail) if diagnostic else None
+    if delivery.origin is Origin.COLLECTED:
+        french, english = f"{french} {_COLLECTED[0]}", f"{english} {_COLLECTED[1]}"
     lines = [f"Bonjour,\n\n{french}"]
     if reason is not None:
         lines.append(f"Motif : {reason.text_fr}")

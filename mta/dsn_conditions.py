@@ -29,10 +29,11 @@ def action_of(delivery: EndedDelivery | AnyDelivery) -> str | None:
 
 
 def wants_warning(delivery: AnyDelivery) -> bool:
-    """Whether the sender may be told that it takes long: unless conditions were named and DELAY was not among them."""
-    return _can_be_told(delivery) and (
-        not valid_notify(delivery.notify) or "DELAY" in delivery.notify.upper().split(",")
-    )
+    """Whether the sender may be told that it takes long: unless conditions were named and DELAY was not among them, or
+    nobody knows who the sender really is (`mta.dsn`)."""
+    if delivery.origin is Origin.COLLECTED or not _can_be_told(delivery):
+        return False
+    return not valid_notify(delivery.notify) or "DELAY" in delivery.notify.upper().split(",")
 
 
 def _can_be_told(delivery: AnyDelivery) -> bool:

@@ -44,7 +44,9 @@ class HandOver:
         """... or it may stand there for any."""
         self._reserved: Counter[str] = Counter()
         self._taken: deque[Lease] = deque()
-        self._contents: dict[str, bytes] = {}
+        self._contents: dict[tuple[str, str], bytes] = {}
+        """By delivery and by the blob that was read: what was accepted can never be taken for what was prepared,
+        whoever had the delivery in between."""
         self._held = 0
 
     @property
@@ -69,20 +71,20 @@ class HandOver:
     def take(self, lease: Lease, content: bytes) -> None:
         """See `mta.spool.Taker`."""
         with self._lock:
-            self._hold(lease.delivery_id, content)
+            self._hold(lease, content)
             self._taken.append(lease)
             first = len(self._taken) == 1
         if first:
             self._begin()
 
-    def hold(self, delivery_id: str, content: bytes) -> None:
-        """What was claimed and read already."""
+    def hold(self, lease: Lease, content: bytes) -> None:
+        """What was claimed, and read already."""
         with self._lock:
-            self._hold(delivery_id, content)
+            self._hold(lease, content)
 
-    def _hold(self, delivery_id: str, content: bytes) -> None:
-        if self._held + len(content) <= HELD_BYTES and delivery_id not in self._contents:
-            self._contents[delivery_id] = content
+    def _hold(self, lease: Lease, content: bytes) -> None:
+        if self._held + len(content) <= HELD_BYTES and _source(lease) not in self._contents:
+            self._contents[_source(lease)] = content
             self._held += len(content)
 
     def cancel(self, destination: str) -> None:
@@ -111,10 +113,10 @@ class HandOver:
                 self._unreserve(lease.destination)
             return leases
 
-    def content(self, delivery_id: str) -> bytes | None:
-        """What was accepted, once; None when it has to be read."""
+    def content(self, lease: Lease) -> bytes | None:
+        """What the attempt starts from, once; None when it has to be read."""
         with self._lock:
-            content = self._contents.pop(delivery_id, None)
+            content = self._contents.pop(_source(lease), None)
             self._held -= 0 if content is None else len(content)
             return content
 
@@ -132,6 +134,10 @@ class HandOver:
         return bool(self._reserved)
 
     def close(self) -> None:
-        """Promise no more places."""
+        """Promise no more places: whoever was promised one by now is counted."""
         with self._lock:
             self._open = False
+
+
+def _source(lease: Lease) -> tuple[str, str]:
+    return lease.delivery_id, lease.prepared_blob or lease.content_blob

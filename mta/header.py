@@ -18,6 +18,9 @@ OWN_PREFIX = "x-relais-"
 """Fields only we may write; lower case."""
 _VERDICTS = frozenset({"authentication-results", "received-spf", "return-path"})
 _ORIGINATORS = ("from", "sender", "resent-from", "resent-sender")
+_COMMENT = re.compile(r"\([^()]*\)")
+_LONGEST = 500
+"""Characters of Auto-Submitted that are looked at."""
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,248}>")
 
 
@@ -62,8 +65,14 @@ def is_automatic(header: Entity) -> bool:
 
     A delivery notification is no answer in that sense: those follow the reverse-path alone (RFC 5321 §6.1).
     """
-    said = (value.partition(";")[0].partition("(")[0].strip().lower() for value in header.values("auto-submitted"))
-    return any(word not in ("", "no") for word in said)
+    return any(_keyword(value[:_LONGEST]) not in ("", "no") for value in header.values("auto-submitted"))
+
+
+def _keyword(value: str) -> str:
+    """The first word that stands in no comment (RFC 5322 §3.2.2), lower case; what cannot be told is itself."""
+    while (bare := _COMMENT.sub(" ", value)) != value:
+        value = bare
+    return value.partition(";")[0].strip().lower()
 
 
 def received(hostname: str, message: Message) -> bytes:

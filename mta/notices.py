@@ -61,6 +61,10 @@ _COVERED_BY = {
 """What is no news after one of these."""
 
 
+_STEPS = {Weight.NEWS: "heard", Weight.REPEATED: "repeated", Weight.CONTRADICTS: "contradicted"}
+"""Kinds of `mta.delivery.Step`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Heard:
     """One receipt about one delivery."""
@@ -88,8 +92,9 @@ class Notices:
         self._node = node
         self._clock = clock
 
-    def hear(self, about: AnyDelivery, notice: str, said: Said) -> Heard:
-        """Write down what a believed receipt says, once; `notice` is the delivery id of the mail that brings it.
+    def hear(self, about: AnyDelivery, notice: str, said: Said, words: str = "") -> Heard:
+        """Write down what a believed receipt says, once, also in the trace: a message's life goes on after it left.
+        `notice` is the delivery id of the mail that brings it, `words` its reason, naming no person.
 
         Asked again for the same mail it answers the same.
         """
@@ -110,10 +115,10 @@ class Notices:
             else:
                 first = False
             heard = weigh(ours + self._said(connection, about.delivery_id, at), said)
-            if first and heard.weight is not Weight.NEWS:
+            if first:
                 what = said.value if heard.before is None else f"{said.value} after {heard.before.value}"
-                kind = "contradicted" if heard.weight is Weight.CONTRADICTS else "repeated"
-                add_step(connection, self._node, about, kind, now, what)
+                what = what if heard.weight is Weight.REPEATED else f"{what} {words}".strip()
+                add_step(connection, self._node, about, _STEPS[heard.weight], now, what)
             return heard
 
         return self._database.transact(write)

@@ -192,6 +192,10 @@ def compose_dsn(
     if returned is None and original:
         returned = Returned(f"Message-ID: {original}\r\n".encode("ascii"))
     if returned is not None:
+        if not returned.content.isascii():  # a part in 8bit makes the whole so (RFC 2045 §6.4)
+            written = written.replace(
+                b"MIME-Version: 1.0\r\n", b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\n", 1
+            )
         written += f"--{boundary}\r\n".encode("ascii") + _returned_part(returned) + b"\r\n"
     return written + f"--{boundary}--\r\n".encode("ascii")
 

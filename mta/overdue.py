@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection, Exists, func, literal, select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 
 from mta.any_delivery import AnyDelivery, AnyReader, add_step
@@ -33,6 +33,10 @@ _log = logging.getLogger("relais.mta.overdue")
 _STORE_FAILURES = (StoreUnavailableError, SQLAlchemyError, OSError)
 _BATCH = 200
 _DAY = 86_400.0
+_LONGEST_HELD = 30 * _DAY
+"""An operator holds mail for no longer, as far as receipts go."""
+_LAST_ID = "g"
+"""Behind every id."""
 _DESTINATIONS = 20
 
 
@@ -41,7 +45,7 @@ class OverdueOptions:
     warning_seconds: float = 4 * 3600.0
     """After which the sender of a mail that still waits is told; 0: never."""
     receipt_seconds: float = 24 * 3600.0
-    """After which a promised receipt counts as missing and the sender is told; 0: never."""
+    """Since it was relayed, after which a promised receipt is missing and the sender is told; 0: never."""
     quarantine_seconds: float = 30 * _DAY
     """After which what is in quarantine is dropped; 0: never."""
     lifetime: float = 5 * _DAY
@@ -73,8 +77,8 @@ class Overdue:
         self._bell = Bell()
         self._warned_to = ""
         """Delivery id up to which nobody is left to warn."""
-        self._missed_to = 0.0
-        """Acceptance up to which every missing receipt has been told of."""
+        self._missed_to = (0.0, "")
+        """When it was relayed, and its delivery id, up to which every missing receipt has been told of."""
         self._cleaned_at: float | None = None
 
     async def run(self) -> None:
@@ -106,10 +110,11 @@ class Overdue:
         now = self._clock()
         patience = self._options.quarantine_seconds
         clean = self._cleaned_at is not None and 0 <= now - self._cleaned_at < _DAY
-        if self._quarantine is None or not patience or clean:
+        if self._quarantine is None or clean:
             return False
-        if self._quarantine.expire(now - patience):
+        if patience and self._quarantine.expire(now - patience):
             return True
+        self._quarantine.sweep(now - self._options.lifetime - _LONGEST_HELD)
         self._cleaned_at = now
         return False
 
@@ -120,44 +125,53 @@ class Overdue:
         start = _id_at(now - self._options.warning_seconds - self._options.lifetime - _DAY)
         if not start <= self._warned_to <= until:  # the first look, or a clock that was set
             self._warned_to = start
-        told = select(messages.c.id).where(messages.c.dedup_key == _key(DELAYED)).correlate(deliveries).exists()
         query = (
-            with_message()
+            select(deliveries.c.id)
             .where(deliveries.c.id > self._warned_to, deliveries.c.id < until)
-            .where(deliveries.c.state == DeliveryState.READY.value, ~told)
+            .where(deliveries.c.state == DeliveryState.READY.value, ~_told(DELAYED))
             .order_by(deliveries.c.id)
             .limit(_BATCH)
         )
-        found = self._deliveries.those(query)
-        for each in found:
+        ids = self._database.read(lambda connection: list(connection.scalars(query)))
+        for each in self._whole(ids):
             if wants_warning(each):
                 self._tell(each, DELAYED, "warned", each.code)
-            self._warned_to = each.delivery_id
-        if len(found) < _BATCH:
-            self._warned_to = until
-            return False
-        return True
+        more = len(ids) == _BATCH
+        self._warned_to = ids[-1] if more else until
+        return more
 
     def _miss(self) -> bool:
-        now = self._clock()
-        until = now - self._options.receipt_seconds
-        if self._missed_to > until:
-            self._missed_to = 0.0
-        told = select(messages.c.id).where(messages.c.dedup_key == _key(SILENT)).correlate(deliveries).exists()
+        """Counted from when it was relayed: what waited here for days is not late the moment it leaves."""
+        until = self._clock() - self._options.receipt_seconds
+        since, after = self._missed_to
+        if since > until:
+            since, after = 0.0, ""
+        # the history of those told long ago is read at the first look only
+        oldest = since - max(self._options.lifetime + _DAY, _LONGEST_HELD)
         query = (
-            with_message()
-            .join(awaited_receipts, awaited_receipts.c.delivery_id == deliveries.c.id)
-            .where(awaited_receipts.c.accepted_at > self._missed_to, awaited_receipts.c.accepted_at <= until, ~told)
-            .order_by(awaited_receipts.c.accepted_at)
+            select(deliveries.c.ended_at, deliveries.c.id)
+            .join_from(awaited_receipts, deliveries)
+            .where(awaited_receipts.c.accepted_at > oldest, deliveries.c.ended_at <= until)
+            .where(tuple_(deliveries.c.ended_at, deliveries.c.id) > tuple_(literal(since), literal(after)))
+            .where(~_told(SILENT))
+            .order_by(deliveries.c.ended_at, deliveries.c.id)
             .limit(_BATCH)
         )
-        found = self._deliveries.those(query)
-        for each in found:
+        rows = self._database.read(lambda connection: connection.execute(query).all())
+        for each in self._whole([row.id for row in rows]):
             self._tell(each, SILENT, "missing", f"no delivery receipt from {domain_of(each.recipient)}")
-        if len(found) < _BATCH:
-            self._missed_to = until
-            return False
-        return True
+        more = len(rows) == _BATCH
+        self._missed_to = (rows[-1].ended_at, rows[-1].id) if more else (until, _LAST_ID)
+        return more
+
+    def _whole(self, ids: Sequence[str]) -> list[AnyDelivery]:
+        """In the order of the ids; without those whose envelope is damaged, which must not hide what is behind them."""
+        if not ids:
+            return []
+        found = {
+            each.delivery_id: each for each in self._deliveries.those(with_message().where(deliveries.c.id.in_(ids)))
+        }
+        return [found[each] for each in ids if each in found]
 
     def _tell(self, delivery: AnyDelivery, action: str, kind: str, detail: str) -> None:
         """One that cannot be written about (its content is damaged) must not hide the others."""
@@ -179,7 +193,7 @@ class Overdue:
         query = (
             select(deliveries.c.destination, func.count())
             .join_from(awaited_receipts, deliveries)
-            .where(awaited_receipts.c.accepted_at <= self._clock() - self._options.receipt_seconds)
+            .where(deliveries.c.ended_at <= self._clock() - self._options.receipt_seconds)
             .group_by(deliveries.c.destination)
             .order_by(func.count().desc())
             .limit(_DESTINATIONS)
@@ -192,5 +206,7 @@ def _id_at(at: float) -> str:
     return f"{max(0, int(at * 1000)):012x}"
 
 
-def _key(action: str) -> object:
-    return literal("dsn:") + deliveries.c.id + literal(f":{action}")
+def _told(action: str) -> Exists:
+    """Whether the notice stands in the spool, under the key that `mta.system_mail` gives it."""
+    key = literal("dsn:") + deliveries.c.id + literal(f":{action}")
+    return select(messages.c.id).where(messages.c.dedup_key == key).correlate(deliveries).exists()

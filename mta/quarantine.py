@@ -24,7 +24,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from mta import refusals
 from mta.any_delivery import AnyDelivery, AnyReader, add_step
-from mta.delivery import EndedDelivery, NewDelivery, Submission
+from mta.delivery import Accepted, EndedDelivery, NewDelivery, Submission
 from mta.message import DeliveryState, Origin, TargetKind
 from mta.quarantine_refusals import DECIDED, NAMELESS, UNKNOWN
 from mta.scanning import RELEASED
@@ -36,9 +36,9 @@ from mta.tables import deliveries, messages, quarantine
 from trust.journal import Journal
 from trust.journal_entry import JournalEntry
 from trust.refusals import Refused
-from trust.store.blobs import BlobStore
+from trust.store.blobs import BlobDamagedError, BlobMissingError, BlobStore
 from trust.store.database import Database
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 _log = logging.getLogger("relais.mta.quarantine")
 
@@ -156,11 +156,18 @@ class Quarantine:
         if isinstance(held, Refused):
             return held
         delivery = held.delivery
+        try:
+            content = self._spool.content(delivery)
+        except BlobMissingError:  # dropped at this moment by somebody else
+            again = self._open_case(delivery_id, by, reason)
+            if isinstance(again, Refused):
+                return again
+            raise
         submission = Submission(
             origin=delivery.origin,
             sender=delivery.sender,
             peer=delivery.peer,
-            content=self._spool.content(delivery),
+            content=content,
             content_type=delivery.content_type,
             deliveries=(
                 NewDelivery(
@@ -182,10 +189,11 @@ class Quarantine:
             )
         except _AlreadyDecidedError:
             return Refused(DECIDED)
-        return kept.spool_id
+        # a repeat was kept by somebody faster, under whose name the decision stands
+        return kept.spool_id if isinstance(kept, Accepted) else Refused(DECIDED, Held.RELEASED.value)
 
     def drop(self, delivery_id: str, by: str, reason: str) -> Refused | None:
-        """Destroy the content, once no other recipient of the message waits for it."""
+        """Destroy the content; where another recipient of the message waits for it, `sweep` does so afterwards."""
         held = self._open_case(delivery_id, by, reason)
         if isinstance(held, Refused):
             return held
@@ -197,12 +205,36 @@ class Quarantine:
         return None
 
     def expire(self, before: float, limit: int = 100) -> int:
-        """Drop what was held before that UNIX time; returns how much. Done once a day by `mta.overdue`."""
+        """Drop what was held before that UNIX time, the oldest first; returns how much. Done once a day by
+        `mta.overdue`. One that cannot be dropped stays for the next day and hides no other."""
         query = select(quarantine.c.delivery_id).where(
             quarantine.c.state == Held.HELD.value, quarantine.c.held_at < before
         )
-        ids = self._database.read(lambda connection: list(connection.scalars(query.limit(limit))))
-        return sum(self.drop(each, "relais", "retention period over") is None for each in ids)
+        ids = self._database.read(lambda connection: list(connection.scalars(query.order_by(quarantine.c.held_at))))
+        dropped = 0
+        for each in ids:
+            try:
+                dropped += self.drop(each, "relais", "retention period over") is None
+            except (BlobDamagedError, OSError) as error:
+                _log.error("delivery %s in quarantine cannot be dropped: %s", each, type(error).__name__)
+            if dropped == limit:
+                break
+        return dropped
+
+    def sweep(self, since: float) -> None:
+        """Destroy what was dropped since that UNIX time and still lies there, for another recipient waited for it or
+        its place could not be written to. Done once a day by `mta.overdue`."""
+        query = select(quarantine.c.delivery_id).where(
+            quarantine.c.state == Held.DROPPED.value, quarantine.c.decided_at > since
+        )
+        ids = self._database.read(lambda connection: list(connection.scalars(query)))
+        for each in ids:
+            delivery = self._deliveries.one(each)
+            try:
+                if delivery is not None and self._spool.content(delivery):
+                    self._destroy(delivery)
+            except (BlobMissingError, BlobDamagedError, OSError) as error:
+                _log.error("the content of delivery %s cannot be destroyed: %s", each, type(error).__name__)
 
     def gauges(self) -> tuple[int, float | None]:
         """How many are held, and since when the oldest."""
@@ -271,7 +303,10 @@ class Quarantine:
             return None
         words: dict[str, str] = {"by": "", "reason": ""}
         if row.sealed is not None:
-            words = json.loads(self._vault.unseal(row.sealed, _context(row.delivery_id)))
+            try:
+                words = json.loads(self._vault.unseal(row.sealed, _context(row.delivery_id)))
+            except VaultError:  # one damaged row hides no other
+                words = {"by": "unreadable", "reason": "unreadable"}
         state = Held(row.state)
         return Quarantined(delivery, row.held_at, state, row.decided_at, words["by"], words["reason"])
 

@@ -16,6 +16,7 @@ about what is delivered afterwards misleads whoever treats the patient.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,13 @@ from mta.message import DeliveryState, Origin, TargetKind
 from mta.queue_listing import Lane, Listed, Page, Wanted, listed
 from mta.smtp.target import xtext
 from mta.spool import Spool
+from mta.spool_reading import CONTENT
 from mta.tables import deliveries, held_destinations, messages, quarantine, steps
 from trust.journal import Journal, JournalEntry
 from trust.refusals import Refusal, Refused
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 READY, FAILED, PARKED = (each.value for each in (DeliveryState.READY, DeliveryState.FAILED, DeliveryState.PARKED))
 MOST_AT_ONCE = 500
@@ -54,6 +56,7 @@ of it when it arrives after all."""
 _HELD_THERE = "held"
 """State of a case in quarantine (`mta.quarantine.Held`) that nobody has decided yet."""
 _BY_MAIL = frozenset(each.value for each in (Origin.SUBMISSION, Origin.LMTP, Origin.OPERATOR, Origin.COLLECTED))
+_PKCS7 = re.compile(rb"^content-type:\s*application/(?:x-)?pkcs7-mime\b[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M)
 _OUTBOUND = frozenset((Origin.SUBMISSION.value, Origin.LMTP.value, Origin.MLLP.value))
 _MAIL = frozenset((TargetKind.SMTP.value, TargetKind.MAILBOX.value))
 
@@ -173,8 +176,13 @@ class Queue:
 
         return self._database.read(read)
 
+    def messages_of(self, ids: Sequence[str]) -> list[str]:
+        """Spool ids of the messages these deliveries belong to."""
+        query = select(deliveries.c.spool_id).where(deliveries.c.id.in_(ids)).distinct()
+        return sorted(self._database.read(lambda connection: connection.scalars(query).all()))
+
     def show(self, delivery_id: str) -> Shown | None:
-        """One delivery. Raises `VaultError` when its envelope was damaged."""
+        """One delivery; without addresses when its envelope was damaged."""
 
         def read(connection: Connection) -> tuple[Row[Any] | None, bool]:
             row = self._row(connection, delivery_id)
@@ -183,11 +191,14 @@ class Queue:
         row, destination_held = self._database.read(read)
         if row is None:
             return None
-        to = self._unseal(row.id, row.recipient)
-        envelope = self._unseal(row.spool_id, row.envelope)
+        try:
+            to = self._unseal(row.id, row.recipient)
+            sender = self._unseal(row.spool_id, row.envelope)["sender"]
+        except VaultError:
+            to, sender = {"recipient": "", "original_recipient": ""}, ""
         return Shown(
             listed=listed(row),
-            sender=envelope["sender"],
+            sender=sender,
             recipient=to["recipient"],
             original_recipient=to["original_recipient"],
             origin=Origin(row.origin),
@@ -201,10 +212,18 @@ class Queue:
         """Where nothing is sent, since when, and who said why."""
         query = select(held_destinations).order_by(held_destinations.c.destination)
         rows = self._database.read(lambda connection: connection.execute(query).all())
-        return [
-            HeldDestination(row.destination, row.held_at, **json.loads(self._vault.unseal(row.sealed, _context(row))))
-            for row in rows
-        ]
+        return [HeldDestination(row.destination, row.held_at, **self._said(row)) for row in rows]
+
+    def held_counts(self) -> tuple[int, int]:
+        """How many deliveries and destinations are held."""
+        return self._database.read(listing.held_counts)
+
+    def _said(self, row: Row[Any]) -> dict[str, str]:
+        try:
+            said: dict[str, str] = json.loads(self._vault.unseal(row.sealed, _context(row)))
+        except VaultError:  # what is held must be seen all the same
+            return {"by": "", "reason": ""}
+        return said
 
     # Acting
 
@@ -214,6 +233,8 @@ class Queue:
 
         def act(_: Connection, row: Row[Any], now: float) -> Done | Refused:
             note = "an attempt is under way: the hold counts from the next one" if self._under_way(row, now) else ""
+            if not row.content_blob:
+                note = "its content was purged before: what is left is kept"
             return Done({"held_at": now if row.held_at is None else row.held_at}, "held", note=note)
 
         return self._act("hold", ids, actor, act)
@@ -246,9 +267,10 @@ class Queue:
             refused = self._final(connection, row, although_told=although_told)
             if refused is not None:
                 return Refused(refused)
-            brake.forget(connection, row.id)
             again = {"state": READY, "due": soon, "lease": None, "ended_at": None, "reported": False}
-            return Done(again | self._to_be_told(row), "reopened")
+            again |= self._to_be_told(row)
+            brake.forget(connection, row.id)
+            return Done(again, "reopened")
 
         return self._act("retry", ids, actor, act)
 
@@ -256,13 +278,17 @@ class Queue:
         """Deliver to another address instead: prepared and protected anew, for the other's keys. `target` is where that
         address is; the caller has made sure that it may be written to. Only for what our own senders send by mail."""
         dropped: list[str] = []
+        sealed = self._sealed_by_sender(delivery_id)
 
         def act(_: Connection, row: Row[Any], now: float) -> Done | Refused:
+            dropped.clear()  # called again, it may find another
             refused = self._undecided(row, now)
             if refused is not None:
                 return Refused(refused)
             if row.origin not in _OUTBOUND or row.target not in _MAIL or target.value not in _MAIL:
                 return Refused(why.NOT_REDIRECTABLE)
+            if sealed:
+                return Refused(why.SEALED_BY_SENDER)
             to = self._unseal(row.id, row.recipient)
             details = {
                 "from": self._vault.pseudonym("address", to["recipient"].lower()),
@@ -295,27 +321,29 @@ class Queue:
     def expire(self, ids: Sequence[str], actor: Actor) -> list[Acted]:
         """Fail now; the sender is told."""
 
-        def act(_: Connection, row: Row[Any], now: float) -> Done | Refused:
+        def act(connection: Connection, row: Row[Any], now: float) -> Done | Refused:
             refused = self._undecided(row, now)
-            return Refused(refused) if refused is not None else self._failed(row, now, why.EXPIRED, reported=False)
+            self._unseal(row.id, row.recipient)  # who cannot be read cannot be told
+            return Refused(refused) if refused else self._failed(connection, row, now, why.EXPIRED, reported=False)
 
         return self._act("expire", ids, actor, act)
 
     def drop(self, ids: Sequence[str], actor: Actor) -> list[Acted]:
         """Fail now and tell nobody but the journal: for what must not be answered, a loop or a forged sender."""
 
-        def act(_: Connection, row: Row[Any], now: float) -> Done | Refused:
+        def act(connection: Connection, row: Row[Any], now: float) -> Done | Refused:
             refused = self._undecided(row, now)
             if refused is not None:
                 return Refused(refused)
             if row.origin == Origin.MLLP.value:
                 return Refused(why.NOT_DROPPABLE)
-            return self._failed(row, now, why.DROPPED, reported=True)
+            return self._failed(connection, row, now, why.DROPPED, reported=True)
 
         return self._act("drop", ids, actor, act)
 
     def hold_destination(self, destination: str, actor: Actor) -> Acted:
-        """No attempt towards it begins until it is released; what is accepted for it waits."""
+        """Nothing that waits for it is taken in hand until it is released; what is accepted for it waits. The few that
+        are in hand already (`under way`) go on."""
 
         def write(connection: Connection) -> None:
             now = self._clock()
@@ -327,7 +355,7 @@ class Queue:
             self._swear(connection, "hold-destination", destination, actor, {})
 
         self._database.transact(write)
-        return Acted(destination)
+        return Acted(destination, note="the few that are in hand already (now under way) are tried once more")
 
     def release_destination(self, destination: str, actor: Actor) -> Acted:
         """Undo `hold_destination`."""
@@ -364,7 +392,10 @@ class Queue:
         row = self._row(connection, delivery_id, lock=True)
         if row is None:
             return Acted(delivery_id, Refused(why.UNKNOWN))
-        done = act(connection, row, now)
+        try:
+            done = act(connection, row, now)
+        except VaultError:
+            done = Refused(why.UNREADABLE)
         if isinstance(done, Refused):
             return Acted(delivery_id, done)
         connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(**done.values))
@@ -394,7 +425,8 @@ class Queue:
         receipt = self._journal.append(connection, entry)
         return f"journal {receipt.writer} {receipt.sequence}"
 
-    def _failed(self, row: Row[Any], now: float, refusal: Refusal, *, reported: bool) -> Done:
+    def _failed(self, connection: Connection, row: Row[Any], now: float, refusal: Refusal, *, reported: bool) -> Done:
+        brake.forget(connection, row.id)
         last = f"{row.code} {row.detail}".strip()[:500]
         values = {
             "state": FAILED,
@@ -423,7 +455,7 @@ class Queue:
             return why.ENDED
         if not row.reported:
             return why.BEING_TOLD
-        if row.state == FAILED and row.attempts == 0:
+        if row.attempts == 0 and row.ended_at == row.accepted_at:
             return why.TOLD  # refused at acceptance: the acknowledgement said so
         if self._quarantined(connection, row.id) is not None:
             return why.QUARANTINED
@@ -446,6 +478,15 @@ class Queue:
         to["notify"] = ",".join(sorted(wishes | {"SUCCESS", "FAILURE"}))
         return {"recipient": self._seal(row.id, to)}
 
+    def _sealed_by_sender(self, delivery_id: str) -> bool:
+        """Whether what was accepted is encrypted already: another recipient could not read it."""
+        row = self._database.read(lambda connection: self._row(connection, delivery_id))
+        if row is None or row.content_type != "message/rfc822" or not row.content_blob:
+            return False
+        header = re.split(rb"\r?\n\r?\n", self._blobs.get(CONTENT, row.content_blob), maxsplit=1)[0]
+        found = _PKCS7.search(header)
+        return found is not None and b"signed-data" not in found[0].lower()
+
     def _quarantined(self, connection: Connection, delivery_id: str) -> str | None:
         """The state of its case (`mta.quarantine.Held`), None when it has none."""
         found = select(quarantine.c.state).where(quarantine.c.delivery_id == delivery_id)
@@ -456,10 +497,11 @@ class Queue:
         return self._vault.seal(json.dumps(values).encode(), b"mta:" + row_id.encode())
 
     def _row(self, connection: Connection, delivery_id: str, *, lock: bool = False) -> Row[Any] | None:
-        wanted = ("origin", "envelope", "content_blob", "dedup_key", "accepted_at", "size")
+        wanted = ("origin", "envelope", "content_blob", "content_type", "dedup_key", "accepted_at", "size")
         query = select(deliveries, *(messages.c[name] for name in wanted)).join_from(deliveries, messages)
         query = query.where(deliveries.c.id == delivery_id)
-        return connection.execute(query.with_for_update(of=deliveries) if lock else query).first()
+        # Its message as well: the purge of another node (`mta.retention`) must not take the content meanwhile.
+        return connection.execute(query.with_for_update() if lock else query).first()
 
     def _unseal(self, row_id: str, sealed: bytes) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._vault.unseal(sealed, b"mta:" + row_id.encode()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,7 @@ def page(connection: Connection, wanted: Wanted, limit: int = 50, after: str = "
         begins = deliveries.c.id < f"{max(int(wanted.accepted_before * 1000), 0):012x}"
         ids = ids.where(begins)
     if after:
-        here, there = tuple_(*order), tuple_(*_position(after, len(order)))
+        here, there = tuple_(*order), tuple_(*_position(after, order))
         ids = ids.where(here < there if latest_first else here > there)
     if latest_first:
         ids = ids.where(deliveries.c.id > _recent(begins))
@@ -139,14 +140,18 @@ def lanes(connection: Connection, limit: int = 20) -> list[Lane]:
     return found + [Lane(name, _waiting(connection, name), 0.0, held=True) for name in others]
 
 
+def held_counts(connection: Connection) -> tuple[int, int]:
+    """Deliveries that wait for a person to release them, and destinations."""
+    ready = deliveries.c.state == DeliveryState.READY.value
+    number = select(func.count()).select_from(deliveries).where(_IS_HELD, ready)
+    places = select(func.count()).select_from(held_destinations)
+    return connection.scalar(number) or 0, connection.scalar(places) or 0
+
+
 def counts(connection: Connection) -> dict[str, int]:
     """How many deliveries are in each of `STATES` but the delivered, whose number says nothing about the queue."""
     number = select(func.count()).select_from(deliveries)
-    ready = deliveries.c.state == DeliveryState.READY.value
-    found = {
-        WAITS: connection.scalar(number.where(WAITING)) or 0,
-        HELD: connection.scalar(number.where(_IS_HELD, ready)) or 0,
-    }
+    found = {WAITS: connection.scalar(number.where(WAITING)) or 0, HELD: held_counts(connection)[0]}
     for state in (DeliveryState.FAILED.value, DeliveryState.PARKED.value):
         found[state] = connection.scalar(number.where(_TROUBLED, deliveries.c.state == state)) or 0
     return found
@@ -207,13 +212,23 @@ def _cursor(position: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode("ascii")
 
 
-def _position(cursor: str, length: int) -> list[Any]:
+def _position(cursor: str, order: Sequence[Any]) -> list[Any]:
     try:
         position = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CursorError(cursor) from error
-    if not isinstance(position, list) or len(position) != length:
+    if not isinstance(position, list) or len(position) != len(order):
         raise CursorError(cursor)
-    if not all(isinstance(each, str | int | float) for each in position):
+    if not all(_fits(value, column) for value, column in zip(position, order, strict=True)):
         raise CursorError(cursor)
     return position
+
+
+def _fits(value: Any, column: Any) -> bool:
+    """Whether both databases can compare them."""
+    kind = column.type.python_type
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) and abs(value) < 2**31 if kind is int else math.isfinite(value) and abs(value) < 1e15

@@ -124,12 +124,27 @@ NOT_REDIRECTABLE = _entry(
     "Cette remise ne peut aller à une autre adresse : seul le peut ce qui part de nos expéditeurs vers un "
     "professionnel.",
 )
+SEALED_BY_SENDER = _entry(
+    "sealed-by-sender",
+    550,
+    "5.7.1",
+    "Its sender encrypted it for its recipient alone: ask the sender to send it to the other address.",
+    "L'expéditeur l'a chiffré pour son seul destinataire : demandez-lui de l'envoyer à l'autre adresse.",
+)
 NOT_DROPPABLE = _entry(
     "not-droppable",
     550,
     "5.7.1",
     "The sending system was promised an answer about this delivery: expire it instead, so that it gets one.",
     "Une réponse a été promise au système émetteur pour cette remise : faites-la expirer, pour qu'il la reçoive.",
+)
+
+UNREADABLE = _entry(
+    "unreadable",
+    550,
+    "5.3.5",
+    "Its envelope cannot be read with the keys held here: restore the vault, or drop it.",
+    "Son enveloppe est illisible avec les clés d'ici : restaurez le coffre, ou supprimez-la.",
 )
 
 CATALOGUE = (
@@ -147,5 +162,7 @@ CATALOGUE = (
     QUARANTINED,
     CONTENT_PURGED,
     NOT_REDIRECTABLE,
+    SEALED_BY_SENDER,
     NOT_DROPPABLE,
+    UNREADABLE,
 )

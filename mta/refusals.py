@@ -327,6 +327,13 @@ EIGHT_BIT_UNSUPPORTED = _entry(
     "The destination does not accept 8-bit content: encode it.",
     "Le destinataire n'accepte pas de contenu 8 bits : encodez-le.",
 )
+SMTPUTF8_UNSUPPORTED = _entry(
+    "smtputf8-unsupported",
+    554,
+    "5.6.7",
+    "The message's header is in UTF-8 and the destination does not take that (SMTPUTF8): encode it (RFC 2047).",
+    "L'en-tête du message est en UTF-8 et le destinataire ne l'accepte pas (SMTPUTF8) : encodez-le (RFC 2047).",
+)
 REMOTE_DEFERRED = _entry(
     "remote-deferred",
     451,
@@ -425,6 +432,7 @@ CATALOGUE = (
     HOST_REFUSED,
     HOST_UNPROVEN,
     EIGHT_BIT_UNSUPPORTED,
+    SMTPUTF8_UNSUPPORTED,
     REMOTE_DEFERRED,
     REMOTE_REFUSED,
     MALWARE_FOUND,

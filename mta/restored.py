@@ -16,8 +16,9 @@ RESTORED = "restored"
 """Kind of the step."""
 
 
-def mark_in_flight(connection: Connection, node: str, now: float, cut_at: str) -> int:
-    """Note every delivery that has not ended, and free it: whoever held its lease is gone. Returns how many."""
+def mark_in_flight(connection: Connection, node: str, now: float, cut_at: str, *, hold: bool = False) -> int:
+    """Note every delivery that has not ended, and free it: whoever held its lease is gone. With `hold` none is tried
+    again before a person has released it (`mta.queue`). Returns how many."""
     waiting = connection.execute(
         select(deliveries.c.id, deliveries.c.spool_id).where(deliveries.c.state == READY)
     ).all()
@@ -25,7 +26,11 @@ def mark_in_flight(connection: Connection, node: str, now: float, cut_at: str) -
         return 0
     held = (deliveries.c.state == READY, deliveries.c.lease.is_not(None))
     connection.execute(update(deliveries).where(*held).values(lease=None, due=now))
-    detail = f"under way at the backup of {cut_at}: it may arrive a second time"
+    if hold:
+        free = (deliveries.c.state == READY, deliveries.c.held_at.is_(None))
+        connection.execute(update(deliveries).where(*free).values(held_at=now))
+    then = "held until a person releases it" if hold else "it may arrive a second time"
+    detail = f"under way at the backup of {cut_at}: {then}"
     rows = [
         {"spool_id": row.spool_id, "delivery_id": row.id, "at": now, "node": node, "kind": RESTORED, "code": ""}
         | {"detail": detail}

@@ -180,11 +180,11 @@ class Retention:
         gone: list[str] = []
 
         def write(connection: Connection) -> int:
+            gone.clear()  # called again, it may find another
             now = self._clock()
+            _lock(connection, ids)
             rows = connection.execute(
-                select(messages.c.id, messages.c.content_blob)
-                .where(messages.c.id.in_(ids), condition)
-                .with_for_update()
+                select(messages.c.id, messages.c.content_blob).where(messages.c.id.in_(ids), condition)
             ).all()
             if not rows:
                 return 0
@@ -197,18 +197,20 @@ class Retention:
             return len(over)
 
         purged = self._database.transact(write)
-        self._delete(gone)
+        self._blobs.delete_all(gone)
         return purged
 
     def _purge_trace(self, ids: Sequence[str], condition: Any) -> int:
         gone: list[str] = []
 
         def write(connection: Connection) -> int:
+            gone.clear()  # called again, it may find another
             now = self._clock()
+            _lock(connection, ids)
             rows = connection.execute(
-                select(messages.c.id, messages.c.content_blob, messages.c.external_id)
-                .where(messages.c.id.in_(ids), condition)
-                .with_for_update()
+                select(messages.c.id, messages.c.content_blob, messages.c.external_id).where(
+                    messages.c.id.in_(ids), condition
+                )
             ).all()
             if not rows:
                 return 0
@@ -238,13 +240,14 @@ class Retention:
             return len(over)
 
         purged = self._database.transact(write)
-        self._delete(gone)
+        self._blobs.delete_all(gone)
         return purged
 
     def _purge_key(self, ids: Sequence[str], condition: Any) -> int:
         def write(connection: Connection) -> int:
             over = list(connection.scalars(select(messages.c.id).where(messages.c.id.in_(ids), condition)))
             connection.execute(delete(purged_names).where(purged_names.c.spool_id.in_(over)))
+            connection.execute(delete(steps).where(steps.c.spool_id.in_(over)))  # written while its trace was purged
             connection.execute(delete(messages).where(messages.c.id.in_(over)))
             _count(connection, What.KEY.value, len(over))
             return len(over)
@@ -280,10 +283,6 @@ class Retention:
             connection.execute(update(deliveries).where(*prepared).values(prepared_blob=None))
         return gone
 
-    def _delete(self, blobs: Sequence[str]) -> None:
-        for blob in blobs:
-            self._blobs.delete(blob)
-
     def _step(self, spool_id: str, delivery_id: str, at: float, what: What) -> dict[str, Any]:
         step = Step(at, self._node, delivery_id, "purged", "", what.value)
         return {"spool_id": spool_id, **{name: getattr(step, name) for name in Step.__dataclass_fields__}}
@@ -310,6 +309,14 @@ def _all_over(*reasons: Any) -> Any:
     open_ = (deliveries.c.state == DeliveryState.READY.value, deliveries.c.reported.is_(False))
     kept = or_(*open_, deliveries.c.held_at.is_not(None), *reasons)
     return ~exists().where(deliveries.c.spool_id == messages.c.id, kept)
+
+
+def _lock(connection: Connection, ids: Sequence[str]) -> None:
+    """Against whoever opens or holds a delivery of these on another node (`mta.queue`). Apart from the question
+    whether they are over: PostgreSQL answers one that waited for the lock as of before it waited."""
+    connection.execute(
+        select(messages.c.id).where(messages.c.id.in_(ids)).order_by(messages.c.id).with_for_update()
+    ).all()
 
 
 def _count(connection: Connection, what: str, number: int) -> None:

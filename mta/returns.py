@@ -42,6 +42,9 @@ class Returns:
             work, awaited = self._arrived.popleft()
             if awaited.done():
                 continue
+            if work.cancelled():  # one that was given up must not stand in the way of the others
+                awaited.cancel()
+                continue
             error = work.exception()
             if error is None:
                 awaited.set_result(work.result())

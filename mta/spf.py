@@ -70,9 +70,8 @@ _EXPANSION = re.compile(r"%\{([A-Za-z])([0-9]*)([rR]?)([-.+,/_=]*)\}|%([%_-])")
 _MACRO_STRING = re.compile(rf"(?:{_MACRO}|[!-$&-~])*")
 _EXPLAINING = re.compile(r"(?:%\{[slodiphcrtvSLODIPHCRTV][0-9]*[rR]?[-.+,/_=]*\}|%%|%_|%-|[!-$&-~])*")
 _WITH_V = re.compile(rf"(?:{_MACRO.replace('slodiphSLODIPH', 'slodiphvSLODIPHV')}|[!-$&-~])*")
-_DOMAIN_END = re.compile(
-    r".*(?:%\{[^}]*\}|%%|%_|%-|\.(?:[A-Za-z0-9]*[A-Za-z][A-Za-z0-9]*|[A-Za-z0-9]+-[A-Za-z0-9-]*[A-Za-z0-9])\.?)"
-)
+_ENDS_IN_MACRO = re.compile(r"(?:%\{[^{}]*\}|%[%_-])\Z")
+_TOP_LABEL = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _CIDR = re.compile(r"(?:/(0|[1-9][0-9]?))?(?://(0|[1-9][0-9]{0,2}))?")
 _BOTH_CIDR = re.compile(r"(.*?)((?:/[0-9]+)?(?://[0-9]+)?)")
 
@@ -168,9 +167,13 @@ def _network(name: str, value: str) -> ipaddress.IPv4Network | ipaddress.IPv6Net
 
 def _is_domain_spec(text: str) -> bool:
     """§7.1: macro-string that ends in a macro or in a top label; `%{c}`, `%{r}` and `%{t}` are for explanations."""
-    if _WITH_V.fullmatch(text) is None or _DOMAIN_END.fullmatch(text) is None:
+    if _WITH_V.fullmatch(text) is None:
         return False
-    return all(int(each[2]) > 0 for each in _EXPANSION.finditer(text) if each[2])
+    if _ENDS_IN_MACRO.search(text) is None:
+        _, dot, label = text.removesuffix(".").rpartition(".")
+        if not dot or _TOP_LABEL.fullmatch(label) is None:
+            return False
+    return all(each[2].strip("0") for each in _EXPANSION.finditer(text) if each[2])
 
 
 # --- Evaluation ------------------------------------------------------------------------------------------------------
@@ -285,8 +288,8 @@ class _Evaluation:
             pieces += [spec[last : macro.start()], await self._macro(macro, domain)]
             last = macro.end()
         name = "".join([*pieces, spec[last:]]).removesuffix(".")
-        while len(name) > 253 and "." in name:
-            name = name.partition(".")[2]
+        if len(name) > 253:
+            name = name[-254:].partition(".")[2] or name[-254:]
         return name
 
     async def _macro(self, macro: re.Match[str], domain: str) -> str:
@@ -313,7 +316,10 @@ class _Evaluation:
         parts = re.split(f"[{re.escape(delimiters)}]", value)
         if reverse:
             parts.reverse()
-        value = ".".join(parts[-int(digits) :] if digits else parts)
+        digits = digits.lstrip("0")
+        if digits and len(digits) <= 4:  # there are never ten thousand parts to choose from
+            parts = parts[-int(digits) :]
+        value = ".".join(parts)
         return quote(value, safe="-._~") if letter.isupper() else value
 
     async def _name_of_client(self, domain: str) -> str:

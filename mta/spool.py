@@ -24,12 +24,14 @@ All methods are synchronous and thread-safe; they raise what the database or the
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from mta import breakdowns as brake
 from mta import claiming, refusals
@@ -50,6 +52,9 @@ from mta.spool_reading import PREPARED, READY, with_message
 from mta.spool_rows import REPEATED_EXTERNAL_ID
 from mta.tables import awaited_receipts, breakdowns, deliveries, steps
 from trust.refusals import Refused
+from trust.store.database import StoreUnavailableError
+
+_log = logging.getLogger("relais.mta.spool")
 
 __all__ = [
     "PREPARED",
@@ -66,6 +71,11 @@ RELAYED = "relayed"
 """Code of a delivered delivery whose next hop reports in our place."""
 _AHEAD_SECONDS = 60.0
 """Beyond the longest pause a next try may lie in the future before a clock that was set back must be the reason."""
+_ALL_ITS_TIME = ("reopened", "redirected")
+"""Steps of an operator (`mta.queue`) after which a delivery has all its time again: else what had to wait for a person
+would be given up at its first refusal."""
+_ONE_TRY = (*_ALL_ITS_TIME, "freed")
+"""... after which it is tried at least once, before its time can be over."""
 
 
 class Spool(Accepting):
@@ -91,10 +101,10 @@ class Spool(Accepting):
         token = f"{self._holder}:{secrets.token_hex(12)}"
         turn = next(self._turns)
 
-        def write(connection: Connection) -> list[Row[Any]]:
+        def write(connection: Connection) -> tuple[list[Row[Any]], dict[str, float]]:
             ids = claiming.claimable(connection, now, limit, skip, holding, turn)
             if not ids:
-                return []
+                return [], {}
             rows = connection.execute(
                 with_message()
                 .add_columns(func.coalesce(breakdowns.c.times, 0).label("breakdowns"))
@@ -106,16 +116,23 @@ class Spool(Accepting):
                 update(deliveries).where(deliveries.c.id.in_(ids)).values(lease=token, due=now + lease_seconds)
             )
             connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, "attempt") for row in rows])
-            return list(rows)
+            nearly_over = now + lease_seconds + self._schedule.longest_pause - self._schedule.lifetime
+            return list(rows), _chances(connection, [row for row in rows if row.message_accepted_at < nearly_over])
 
         # an idle poll takes no write transaction
+        if self._unsure:
+            self._free_unsure()
         if not (expecting or self._found):
             due = self._database.read(lambda connection: claiming.next_due(connection, now, skip, holding))
             if due is None or due > now:
                 self._pull_back(now)
                 return []
         leases, unreadable = [], []
-        found = self._database.transact(write)
+        try:
+            found, chances = self._database.transact(write)
+        except StoreUnavailableError:
+            self._unsure.append((token, now + lease_seconds))
+            raise
         self._found = len(found) == limit
         if not found:
             self._pull_back(now)
@@ -129,13 +146,36 @@ class Spool(Accepting):
                 token=token,
                 destination=row.destination,
                 attempts=row.attempts,
+                counts_from=max(kept["accepted_at"], chances.get(row.id, 0.0)),
                 breakdowns=row.breakdowns,
                 expires=now + lease_seconds,
             )
             leases.append(lease)
         if unreadable:
-            self._database.transact(lambda connection: self._park_unreadable(connection, unreadable))
+            try:
+                self._database.transact(lambda connection: self._park_unreadable(connection, unreadable))
+            except (StoreUnavailableError, SQLAlchemyError) as error:  # the others are leased all the same
+                _log.error("what cannot be read could not be parked: %s", type(error).__name__)
         return leases
+
+    def _free_unsure(self) -> None:
+        """Leases of commits that were told as failed, but were not: nobody works under them, and they would stand in
+        the way until they are over."""
+        now, unsure = self._clock(), list(self._unsure)
+
+        def write(connection: Connection) -> None:
+            for token, expires in unsure:  # found by their end, in the index
+                of_class = deliveries.c.priority.in_([each.value for each in Priority])
+                leased = (claiming.WAITING, of_class, deliveries.c.due == expires, deliveries.c.lease == token)
+                rows = connection.execute(select(deliveries.c.id, deliveries.c.spool_id).where(*leased)).all()
+                for row in rows:
+                    mine = deliveries.c.id == row.id, deliveries.c.lease == token
+                    if connection.execute(update(deliveries).where(*mine).values(lease=None, due=now)).rowcount == 1:
+                        connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, "release")])
+
+        self._database.transact(write)
+        for _ in unsure:
+            self._unsure.popleft()
 
     def _park_unreadable(self, connection: Connection, rows: Collection[Row[Any]]) -> None:
         """Whom it is from and to is lost: nobody can be told but the operator."""
@@ -219,7 +259,7 @@ class Spool(Accepting):
                 words = f"{reason.refusal.code} {reason.detail}".strip()
                 if times >= brake.BREAKDOWNS:
                     state, reason = DeliveryState.PARKED, Refused(refusals.PARKED, words)
-                elif now + pause > lease.accepted_at + self._schedule.lifetime:
+                elif now + pause > lease.counts_from + self._schedule.lifetime:
                     reason = Refused(refusals.EXPIRED, words)
                 else:
                     state = DeliveryState.READY
@@ -290,12 +330,18 @@ class Spool(Accepting):
         """End what waits for these destinations, which nobody tries, once its time is over; at most `limit`. Returns
         how many. The reason is that of the last attempt, or that there was none."""
         now = self._clock()
-        # ids begin with the time of acceptance
-        before = f"{max(0, int((now - self._schedule.lifetime) * 1000)):012x}"
+        since = now - self._schedule.lifetime
+        before = f"{max(0, int(since * 1000)):012x}"  # ids begin with the time of acceptance
+        chance = (
+            select(steps.c.id)
+            .where(steps.c.spool_id == deliveries.c.spool_id, steps.c.delivery_id == deliveries.c.id)
+            .where(steps.c.kind.in_(_ONE_TRY), steps.c.at >= since)
+            .correlate(deliveries)
+        )
         over = (
             select(deliveries.c.id, deliveries.c.spool_id, deliveries.c.code, deliveries.c.detail)
             .where(claiming.WAITING, deliveries.c.destination.in_(sorted(destinations)))
-            .where(deliveries.c.id < before, deliveries.c.lease.is_(None))
+            .where(deliveries.c.id < before, deliveries.c.lease.is_(None), ~chance.exists())
             .limit(limit)
         )
         if not self._database.read(lambda connection: connection.execute(over.limit(1)).first()):
@@ -354,6 +400,19 @@ class Spool(Accepting):
                 connection.execute(steps.insert(), [step])
 
         self._database.transact(write)
+
+
+def _chances(connection: Connection, rows: Collection[Row[Any]]) -> dict[str, float]:
+    """When operators last gave these deliveries all their time again, for those of which they did."""
+    if not rows:
+        return {}
+    given = (
+        select(steps.c.delivery_id, func.max(steps.c.at).label("at"))
+        .where(steps.c.spool_id.in_({row.spool_id for row in rows}), steps.c.kind.in_(_ALL_ITS_TIME))
+        .where(steps.c.delivery_id.in_([row.id for row in rows]))
+        .group_by(steps.c.delivery_id)
+    )
+    return {row.delivery_id: row.at for row in connection.execute(given)}
 
 
 def _held(lease: Lease) -> tuple[Any, Any]:

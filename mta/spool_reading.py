@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from mta.retention import ended_before, name_of
 from mta.tables import awaited_receipts, deliveries, messages, purged_names, steps
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
-from trust.vault import KeyVault, VaultError
+from trust.vault import KeyVault
 
 _log = logging.getLogger("relais.mta.spool")
 
@@ -100,13 +100,13 @@ class SpoolReader:
             return self.content(delivery)  # it is sent as it was accepted
         return None if delivery.prepared_blob is None else self._blobs.get(PREPARED, delivery.prepared_blob)
 
-    def small_contents(self, deliveries: Collection[KeptDelivery]) -> list[tuple[str, bytes]]:
+    def small_contents(self, deliveries: Collection[KeptDelivery]) -> dict[str, bytes]:
         """By delivery id what the next attempt starts from (`prepared`, else `content`), where that is quick to read;
         what cannot be read is left out."""
         blobs = {each.delivery_id: each.prepared_blob or each.content_blob for each in deliveries}
         prepared = {each.prepared_blob for each in deliveries if each.prepared_blob != each.content_blob}
         found = self._blobs.get_rows((PREPARED if blob in prepared else CONTENT, blob) for blob in blobs.values())
-        return [(delivery_id, found[blob]) for delivery_id, blob in blobs.items() if blob in found]
+        return {delivery_id: found[blob] for delivery_id, blob in blobs.items() if blob in found}
 
     def steps(self, spool_id: str) -> list[Step]:
         """What happened to one message, in order."""
@@ -215,7 +215,7 @@ class SpoolReader:
     # The road
 
     def counts(self) -> dict[DeliveryState, int]:
-        """How many deliveries are in each state."""
+        """How many deliveries are in each state. Reads all there are: `gauges` is for whoever asks often."""
         query = select(deliveries.c.state, func.count()).group_by(deliveries.c.state)
         found = dict(self._database.read(lambda connection: [(s, n) for s, n in connection.execute(query)]))
         return {state: found.get(state.value, 0) for state in DeliveryState}
@@ -226,12 +226,17 @@ class SpoolReader:
         Only the first call reads the history, once, to count what ended before this process began.
         """
         now = self._clock()
-        # held ones have not ended either, and each half has its own partial index
-        ready = (claiming.WAITING, and_(deliveries.c.held_at.is_not(None), deliveries.c.state == READY))
-        waiting = select(func.count()).select_from(deliveries)
+        # held ones have not ended either, and each half has its own partial index; every destination has a name, and
+        # SQLite is led by it to the one index of the first half that holds what is asked
+        ready = (
+            and_(claiming.WAITING, deliveries.c.destination >= ""),
+            and_(deliveries.c.held_at.is_not(None), deliveries.c.state == READY),
+        )
+        # ids begin with the time of acceptance, and stand in the index: no message is read for it
+        waiting = select(func.count(), func.min(deliveries.c.id))
         soon = (claiming.WAITING, deliveries.c.priority.in_([each.value for each in Priority]))
-        accepted = select(func.min(messages.c.accepted_at)).join_from(deliveries, messages)
-        unreported = select(func.count()).select_from(deliveries).where(_UNREPORTED)
+        due = select(func.count()).select_from(deliveries).where(*soon, deliveries.c.due <= now)
+        accepted = select(messages.c.accepted_at).join_from(deliveries, messages)
         awaited = select(func.count()).select_from(awaited_receipts)
         unanswered = select(func.min(awaited_receipts.c.accepted_at)).where(
             awaited_receipts.c.accepted_at > now - self._receipt_patience
@@ -249,18 +254,24 @@ class SpoolReader:
                 self._tally = {kind: self._tally[kind] + counted.get(kind, 0) for kind in _ENDS}
                 self._tallied_step = last
             young = _ended(connection, steps.c.id > self._tallied_step)
-            oldest = (connection.scalar(accepted.where(half)) for half in ready)
-            oldest_waiting = min((at for at in oldest if at is not None), default=None)
-            since = (oldest_waiting, connection.scalar(accepted.where(_UNREPORTED)), connection.scalar(unanswered))
+            halves = [connection.execute(waiting.where(half)).one() for half in ready]
+            unreported, first_unreported = connection.execute(waiting.where(_UNREPORTED)).one()
+
+            def accepted_at(delivery_ids: Iterable[str | None]) -> float | None:
+                first = min(filter(None, delivery_ids), default=None)
+                return None if first is None else connection.scalar(accepted.where(deliveries.c.id == first))
+
+            oldest_waiting = accepted_at(first for _, first in halves)
+            since = (oldest_waiting, accepted_at([first_unreported]), connection.scalar(unanswered))
             return SpoolGauges(
                 at=now,
                 states={
-                    DeliveryState.READY: sum(connection.scalar(waiting.where(half)) or 0 for half in ready),
+                    DeliveryState.READY: sum(count for count, _ in halves),
                     **{DeliveryState(kind): count + young.get(kind, 0) for kind, count in self._tally.items()},
                 },
-                due=connection.scalar(waiting.where(*soon, deliveries.c.due <= now)) or 0,
+                due=connection.scalar(due) or 0,
                 oldest_waiting=oldest_waiting,
-                unreported=connection.scalar(unreported) or 0,
+                unreported=unreported,
                 awaited=connection.scalar(awaited) or 0,
                 oldest_unanswered=min((at for at in since if at is not None), default=None),
             )
@@ -276,33 +287,33 @@ class SpoolReader:
     # Rows
 
     def _kept(self, row: Row[Any]) -> dict[str, Any] | None:
-        """The fields of `KeptDelivery` from a row of `with_message`; None, and a line in the log, when its envelope was
+        """The fields of `KeptDelivery` from a row of `with_message`; None, and a line in the log, when what it says was
         damaged: one such row must not hide the others."""
         try:
             envelope = self._unseal(row.spool_id, row.message_envelope)
             to = self._unseal(row.id, row.recipient)
-        except VaultError:
+            return {
+                "delivery_id": row.id,
+                "spool_id": row.spool_id,
+                "message_id": row.message_id,
+                "origin": Origin(row.message_origin),
+                "target": TargetKind(row.target),
+                "sender": envelope["sender"],
+                "recipient": to["recipient"],
+                "peer": envelope["peer"],
+                "content_type": row.message_content_type,
+                "accepted_at": row.message_accepted_at,
+                "content_blob": row.message_content_blob,
+                "prepared_blob": row.prepared_blob,
+                "envelope_id": envelope["envelope_id"],
+                "notify": to["notify"],
+                "original_recipient": to["original_recipient"],
+                "flags": tuple(envelope["flags"]),
+                "facts": json.loads(row.facts),
+            }
+        except (ValueError, LookupError):  # `VaultError` is one of them
             _log.error("delivery %s of message %s: its envelope cannot be read", row.id, row.spool_id)
             return None
-        return {
-            "delivery_id": row.id,
-            "spool_id": row.spool_id,
-            "message_id": row.message_id,
-            "origin": Origin(row.message_origin),
-            "target": TargetKind(row.target),
-            "sender": envelope["sender"],
-            "recipient": to["recipient"],
-            "peer": envelope["peer"],
-            "content_type": row.message_content_type,
-            "accepted_at": row.message_accepted_at,
-            "content_blob": row.message_content_blob,
-            "prepared_blob": row.prepared_blob,
-            "envelope_id": envelope["envelope_id"],
-            "notify": to["notify"],
-            "original_recipient": to["original_recipient"],
-            "flags": tuple(envelope["flags"]),
-            "facts": json.loads(row.facts),
-        }
 
     def _unseal(self, row_id: str, sealed: bytes) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._vault.unseal(sealed, b"mta:" + row_id.encode()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from sqlalchemy import Connection
@@ -121,18 +121,23 @@ class SystemMail:
         )
         return True
 
-    def to_say_again(self, ended: EndedDelivery) -> Sent | None:
-        """What to write instead of this delivery, None when it is no failed mail of ours or there is nothing left to
-        try."""
+    def not_sent(self, ended: EndedDelivery) -> Sent | None:
+        """Which mail of ours failed here; None when this is none, or it was delivered."""
         if ended.delivered or ended.origin is not Origin.SYSTEM or ended.sender:
             return None
         found = self._pattern.fullmatch(ended.message_id)
-        if found is None or found[4] == Form.CLEAR.value:
+        return None if found is None else Sent(found[1], found[2], found[3], Form(found[4] or Form.WHOLE.value))
+
+    def to_say_again(self, ended: EndedDelivery) -> Sent | None:
+        """What to write instead of this delivery, None when it is no failed mail of ours or there is nothing left to
+        try."""
+        sent = self.not_sent(ended)
+        if sent is None or sent.form is Form.CLEAR:
             return None
         unprotected = _PROTECTION.match(f"{ended.code} {ended.detail}") is not None
-        if found[4] is not None and not unprotected:
+        if sent.form is Form.BARE and not unprotected:
             return None
-        return Sent(found[1], found[2], found[3], Form.CLEAR if unprotected else Form.BARE)
+        return replace(sent, form=Form.CLEAR if unprotected else Form.BARE)
 
     def shown(self, address: str, form: Form) -> str:
         """The address as a mail of that form may name it: a patient's, or a bare matricule, not in clear."""

@@ -223,8 +223,14 @@ class Worker:
         """In one go with what is read faster than another thread is asked to read it."""
         expecting = self._handover.behind
         leases = self._spool.claim(limit, self._options.lease_seconds, busy, holding, expecting=expecting)
-        for delivery_id, content in self._spool.small_contents(leases):
-            self._handover.hold(delivery_id, content)
+        try:
+            contents = self._spool.small_contents(leases)
+        except Exception as error:  # what is under lease must not be forgotten: each attempt reads for itself
+            _report("contents could not be read ahead", error)
+            return leases
+        for lease in leases:
+            if lease.delivery_id in contents:
+                self._handover.hold(lease, contents[lease.delivery_id])
         return leases
 
     async def _start_waiting(self) -> None:
@@ -233,7 +239,7 @@ class Worker:
         self._take_over()
         stale = [lease for destination in list(self._waiting) for lease in self._start(destination)]
         for lease in stale:
-            self._handover.content(lease.delivery_id)
+            self._handover.content(lease)
         if stale:
             await self._in_thread(self._spool.release, stale)
 
@@ -357,7 +363,7 @@ class Worker:
 
     async def _attempt(self, lease: Lease) -> Outcome | None:
         """The outcome; None when the lease turned out to be stale."""
-        content = self._handover.content(lease.delivery_id)
+        content = self._handover.content(lease)
         if content is None:
             content = await self._in_thread(self._load, lease)
         message = Message(

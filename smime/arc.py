@@ -7,6 +7,7 @@ are those of DKIM (§4).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from smime.dkim import (
     VerdictError,
     check_signature,
     decode,
+    is_named,
     parse_tags,
     published_key,
     relaxed_field,
@@ -28,8 +30,8 @@ from smime.dkim import (
 )
 from smime.mime import Entity, Field, MimeError, parse_entity
 
-MAX_INSTANCES = 20
-"""Far fewer than the fifty a verifier has to take (§5.1.1.1): each costs a question to the DNS."""
+MAX_INSTANCES = 50
+"""The most a chain may have (§4.2.1); their keys are asked for all at once."""
 _RESULTS, _SIGNATURE, _SEAL = "arc-authentication-results", "arc-message-signature", "arc-seal"
 _KINDS = (_RESULTS, _SIGNATURE, _SEAL)
 
@@ -71,8 +73,8 @@ def keys_of(header: Entity) -> tuple[tuple[str, str], ...]:
     except _BrokenError:
         return ()
     last = [chain[-1].signature] if chain else []
-    named = [(tags.get("d", "").lower(), tags.get("s", "")) for tags in [*last, *(each.seal for each in chain)]]
-    return tuple(dict.fromkeys(name for name in named if all(name)))
+    found = [tags for tags in (*last, *(each.seal for each in chain)) if is_named(tags)]
+    return tuple(dict.fromkeys((tags["d"].lower(), tags["s"]) for tags in found))
 
 
 def verify_arc(message: bytes, public_key: Callable[[str, str], str | None], at: datetime | None = None) -> ArcResult:
@@ -97,8 +99,10 @@ def verify_arc(message: bytes, public_key: Callable[[str, str], str | None], at:
             raise VerdictError("permerror", "h=")
         tags = {name: value for name, value in last.signature.items() if name != "i"} | {"v": "1"}
         check_signature(entity, Body(entity.body), last.fields[_SIGNATURE], tags, public_key, at or datetime.now(UTC))
-        for number in range(len(chain), 0, -1):
-            _check_seal(chain[:number], public_key)
+        # one after the other, each over what stood there before it: nothing is read twice however long the chain
+        before = b""
+        for one in chain:
+            before = _check_seal(one, before, public_key)
     except VerdictError as verdict:
         return ArcResult("fail", domain, verdict.detail)
     return ArcResult("pass", domain)
@@ -144,24 +148,24 @@ def _instance(field: Field) -> int:
     return 0
 
 
-def _check_seal(chain: list[_Set], public_key: Callable[[str, str], str | None]) -> None:
-    """The seal of the last of `chain` covers every instance up to it (§5.1.1). Raises `VerdictError`."""
-    tags = chain[-1].seal
+def _check_seal(one: _Set, before: bytes, public_key: Callable[[str, str], str | None]) -> bytes:
+    """The seal covers its own instance and `before`, the canonical form of all earlier ones (§5.1.1); returns both
+    together, for the next. Raises `VerdictError`."""
+    tags = one.seal
     if not all(tags.get(tag) for tag in ("a", "b", "d", "s")):
         raise VerdictError("permerror", "a required tag is missing")
     if tags["a"] not in ("rsa-sha256", "ed25519-sha256"):
         raise VerdictError("permerror", "algorithm")
     signature = decode(tags["b"])
     key, _ = published_key({name: value for name, value in tags.items() if name != "i"}, public_key)
-    pieces = [relaxed_field(each.fields[kind]) for each in chain for kind in _KINDS]
-    pieces[-1] = relaxed_field(without_signature(chain[-1].fields[_SEAL])).removesuffix(b"\r\n")
-    data = b"".join(pieces)
+    before += relaxed_field(one.fields[_RESULTS]) + relaxed_field(one.fields[_SIGNATURE])
+    seal = one.fields[_SEAL]
+    data = before + relaxed_field(without_signature(seal)).removesuffix(b"\r\n")
     try:
         if isinstance(key, rsa.RSAPublicKey):
             key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
         else:
-            digest = hashes.Hash(hashes.SHA256())
-            digest.update(data)
-            key.verify(signature, digest.finalize())
+            key.verify(signature, hashlib.sha256(data).digest())  # RFC 8463 §3
     except InvalidSignature:
         raise VerdictError("fail", "seal") from None
+    return before + relaxed_field(seal)

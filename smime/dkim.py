@@ -215,7 +215,7 @@ def signatures_of(entity: Entity) -> tuple[tuple[str, str], ...]:
             tags = parse_tags(field.value)
         except VerdictError:
             continue
-        if tags.get("d") and tags.get("s"):
+        if is_named(tags):
             found.append((tags["d"].lower(), tags["s"]))
     return tuple(dict.fromkeys(found))
 
@@ -285,7 +285,7 @@ def check_signature(
     if "from" not in names or len(names) > MAX_SIGNED_NAMES:
         raise VerdictError("permerror", "h=")
     _check_times(tags, at)
-    if "l" in tags and (not tags["l"].isdecimal() or len(tags["l"]) > 20):
+    if "l" in tags and (_DIGITS.fullmatch(tags["l"]) is None or len(tags["l"]) > 76):
         raise VerdictError("permerror", "l=")
 
     body_hash = decode(tags["bh"])
@@ -310,10 +310,15 @@ def check_signature(
     return "y" in flags
 
 
+_DIGITS = re.compile(r"[0-9]+")
+
+
 def _check_times(tags: dict[str, str], at: datetime) -> None:
     for tag in ("t", "x"):
-        if tag in tags and (not tags[tag].isdecimal() or len(tags[tag]) > 12):
+        if tag in tags and (_DIGITS.fullmatch(tags[tag]) is None or len(tags[tag]) > 12):
             raise VerdictError("permerror", f"{tag}=")
+    if "t" in tags and "x" in tags and int(tags["x"]) <= int(tags["t"]):
+        raise VerdictError("permerror", "x=")
     if "x" in tags and at.timestamp() > int(tags["x"]):
         raise VerdictError("fail", "expired")
 
@@ -334,10 +339,21 @@ def without_signature(field: Field) -> Field:
     return Field(field.name, name + b":" + _SIGNATURE_VALUE.sub(rb"\1", value, count=1) + b"\r\n")
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
+"""As `d=` and `s=` are written: A-labels, without a final dot (RFC 6376 §3.5, RFC 8616 §5)."""
+
+
+def is_named(tags: dict[str, str]) -> bool:
+    """Whether these tags name a domain and a selector whose key may be asked for."""
+    return all(len(tags.get(tag, "")) <= 253 and _NAME.fullmatch(tags.get(tag, "")) for tag in ("d", "s"))
+
+
 def published_key(
     tags: dict[str, str], public_key: Callable[[str, str], str | None]
 ) -> tuple[rsa.RSAPublicKey | ed25519.Ed25519PublicKey, frozenset[str]]:
     """The key and the flags (`t=`) of its record."""
+    if not is_named(tags):
+        raise VerdictError("permerror", "domain or selector")
     try:
         published = public_key(tags["d"].lower(), tags["s"])
     except (LookupError, OSError):

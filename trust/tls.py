@@ -143,8 +143,18 @@ def presented(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
     Only Python 3.13 has a public call for it; before, the object below has the same one. Where neither is there, the
     end entity alone.
     """
+    return _chain(connection, "get_unverified_chain")
+
+
+def verified_path(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
+    """The path OpenSSL found from the peer's certificate to an anchor of ours, both included, DER. Unlike what was
+    `presented`, every certificate of it vouches for the one before. Where Python has no call for it, as there."""
+    return _chain(connection, "get_verified_chain")
+
+
+def _chain(connection: ssl.SSLObject | ssl.SSLSocket, how: str) -> tuple[bytes, ...]:
     below: Any = getattr(connection, "_sslobj", None)
-    call = getattr(connection, "get_unverified_chain", None) or getattr(below, "get_unverified_chain", None)
+    call = getattr(connection, how, None) or getattr(below, how, None)
     try:
         if call is not None:
             chain = [each if isinstance(each, bytes) else each.public_bytes(_DER) for each in call() or ()]

@@ -16,6 +16,7 @@ from bridges.hl7 import coherence, er7
 from bridges.hl7.er7 import Er7Message, Segment
 from bridges.hl7.observations import read_observations
 from bridges.hl7.people import Participants, read_participants, read_patient
+from bridges.hl7.urgency import is_urgent
 from bridges.report import Action, Audience, Document, Finding, Flags, PatientIdentity, Report
 from trust.refusals import Refused
 
@@ -93,6 +94,7 @@ def parse(
         body_patient=observations.body_patient,
         content_type_code=_content_type(message, findings),
         findings=tuple(findings),
+        urgent=is_urgent(message),
     )
 
 

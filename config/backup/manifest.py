@@ -47,6 +47,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     relais: str
     """Version that wrote it."""
+    cut: str
+    """Its name in the store: a renamed cut, or a part of another one, is not taken for this."""
+    places: tuple[str, ...]
+    """`place` of each part of the cut."""
     cut_at: str
     """RFC 3339, UTC: the moment the database was fixed; what came later is not in it."""
     place: str
@@ -69,6 +73,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the journal in its heads."""
     head: int
     """Number of the last signed head; 0 for none."""
+    vault: str
+    """Where the vault is, below the state."""
+    elsewhere: dict[str, str]
+    """What stood outside of the state and comes back into it: name there, and the path it had."""
     notes: tuple[str, ...] = ()
     """What is not in it, a sentence each."""
     objects_file: FileDigest

@@ -7,6 +7,7 @@ killed between them, it goes on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,27 +16,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.backup.manifest import MANIFEST, Manifest, Row
 from config.backup.overlay import OverlayError, load_private
+from config.backup.portable import load, refuse_filled
 from config.backup.sealed_files import SealedFileError
-from config.backup.sources import BLOBS, CONFIGURATION, DATABASE, OVERLAY, RESTORING
+from config.backup.sources import BLOBS, CONFIGURATION, DATABASE, OVERLAY, RESTORING, alone
 from config.backup.store import BackupError, BackupStore, parts, read_listing, read_manifest
 from config.backup.verifying import verify
 from config.migrations import upgrade
-from config.vaults import vault_of
 from mta.restored import mark_in_flight
 from trust.journal import Journal, JournalEntry
 from trust.journal_check import against_published, check
 from trust.kept_heads import last_number
-from trust.sealing import Sealing
+from trust.sealing import Sealing, VaultError
 from trust.signed_heads import SealedHeadSigner, parse_head, parse_line
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
@@ -72,9 +74,16 @@ class Restore:
         keks: Mapping[str, bytes],
         say: Callable[[str], None],
         heads: Sequence[Path] = (),
+        *,
+        hold: bool = False,
+        server: Database | None = None,
+        handed_over: frozenset[str] = frozenset(),
     ) -> None:
-        """`keks` by fingerprint; `heads` are files of published heads. Raises `BackupError` when a key is missing."""
+        """`keks` by fingerprint, of which those `handed_over` are not written to disk; `heads` are files of published
+        heads. With `hold` nothing that was under way goes out before a person has looked. The database goes to
+        `server` when there is one. Raises `BackupError` when a key is missing."""
         self._store, self._cut, self._base, self._say, self._heads = store, cut, state, say, heads
+        self._hold, self._server, self._handed_over = hold, server, handed_over
         self._parts = {part: read_manifest(part) for part in parts(cut)}
         self._keks = keks
         for manifest in self._parts.values():
@@ -83,10 +92,15 @@ class Restore:
                     f"the key-encryption key {manifest.key} of {manifest.host or 'the gateway'} is needed: give its "
                     "file with --kek, or recover it from its shares (relais keys recover)"
                 )
+        if server is not None and len(self._parts) > 1:
+            raise BackupError("this cut is of several gateways, which cannot share one database: leave --config out")
 
     def run(self) -> list[Restored]:
         """Raises `BackupError`, what the migrations raise, OSError when the disk refuses."""
-        staging = self._base / RESTORING
+        with alone(self._base):
+            return self._run(self._base / RESTORING)
+
+    def _run(self, staging: Path) -> list[Restored]:
         if not (staging / _COMPLETE).exists():
             self._say("checking the backup")
             for each in verify(self._store, self._cut, {key: Sealing((kek,)) for key, kek in self._keks.items()}):
@@ -94,45 +108,35 @@ class Restore:
                     raise BackupError("; ".join(each.problems[:3]))
             for part, manifest in self._parts.items():
                 self._refuse_to_overwrite(part, manifest)
+            if self._server is not None:
+                refuse_filled(self._server)
             if staging.exists():
                 shutil.rmtree(staging)
             make_private_directory(staging)
             restored = [self._stage(part, manifest, staging) for part, manifest in self._parts.items()]
             os.sync()  # all files at once, before anything says they are there
-            write_durably(staging / _COMPLETE, self._cut.name.encode())
+            write_durably(staging / _COMPLETE, msgspec.json.encode((self._cut.name, restored), enc_hook=str))
         else:
-            if (staging / _COMPLETE).read_text() != self._cut.name:
-                raise BackupError(f"another cut is being restored in {self._base}: finish that one first")
-            restored = [
-                Restored(self._state_of(manifest), manifest, 0, manifest.waiting, 0, 0, ())
-                for manifest in self._parts.values()
-            ]
+            kept = (staging / _COMPLETE).read_bytes()
+            cut, restored = msgspec.json.decode(
+                kept, type=tuple[str, list[Restored]], dec_hook=lambda kind, text: kind(text)
+            )
+            if cut != self._cut.name:
+                raise BackupError(f"cut {cut} is being restored in {self._base}: finish that one first, with --cut")
         notes = self._place(staging)
-        if any(manifest.place for manifest in self._parts.values()):
+        if any(each.manifest.place for each in restored):
             notes += self._load_directory()
         shutil.rmtree(staging)
         sync_directory(self._base)
-        if notes:
-            last = restored.pop()
-            restored.append(
-                Restored(
-                    last.state,
-                    last.manifest,
-                    last.files,
-                    last.in_flight,
-                    last.journal_entries,
-                    last.later_heads,
-                    (*last.notes, *notes),
-                )
-            )
-        return restored
+        *others, last = restored
+        return [*others, replace(last, notes=(*last.notes, *notes))]
 
     # --- Before ---------------------------------------------------------------------------------------------------
 
     def _refuse_to_overwrite(self, part: Path, manifest: Manifest) -> None:
         state = self._state_of(manifest)
-        blobs = state / BLOBS
-        there = [state / DATABASE, state / "journal.key", vault_of(state) / "check", vault_of(state) / "keys"]
+        blobs, vault = state / BLOBS, state / manifest.vault
+        there = [state / DATABASE, state / "journal.key", vault / "check", vault / "keys"]
         found = [path for path in there if path.exists()]
         found += [blobs] if blobs.exists() and any(each.is_file() for each in blobs.rglob("*")) else []
         for row in self._rows(part, manifest):
@@ -172,10 +176,14 @@ class Restore:
                         pass
             except SealedFileError as error:
                 raise BackupError(str(error)) from error
-        root = vault_of(top)
+        root = top / manifest.vault
         root.chmod(0o700)
-        write_durably(root / "kek", self._keks[manifest.key])
-        return self._examine(top, manifest, KeyVault.open(root), files)
+        if manifest.key not in self._handed_over:
+            write_durably(root / "kek", self._keks[manifest.key])
+        try:
+            return self._examine(top, manifest, KeyVault.open(root), files)
+        except VaultError as error:
+            raise BackupError(f"the vault of the cut does not open: {error}") from error
 
     def _examine(self, top: Path, manifest: Manifest, vault: KeyVault, files: int) -> Restored:
         """Migrate and check what was staged, and write into it what the restored gateway has to know."""
@@ -187,7 +195,7 @@ class Restore:
         database = Database(f"sqlite:///{top / DATABASE}")
         try:
             upgrade(database)
-            keys = self._head_keys(top, vault)
+            keys = _head_keys((top / "journal.key", top / manifest.vault / "journal.key"), vault)
             verdict = database.read(lambda connection: check(connection, vault, keys=keys))
             if not verdict.ok:
                 raise BackupError(f"the journal of the cut does not hold: {verdict.problem}")
@@ -196,9 +204,9 @@ class Restore:
             now = time.time()
 
             def write(connection: Connection) -> int:
-                marked = mark_in_flight(connection, host[:64], now, manifest.cut_at)
+                marked = mark_in_flight(connection, host[:64], now, manifest.cut_at, hold=self._hold)
                 details = {"cut": self._cut.name, "cut_at": manifest.cut_at, "in_flight": str(marked)}
-                details |= {"later_heads": str(later)}
+                details |= {"later_heads": str(later), "held": str(marked if self._hold else 0)}
                 entry = JournalEntry(
                     "relais restore", "state.restored", "done", object_id=self._cut.name, details=details
                 )
@@ -212,7 +220,8 @@ class Restore:
             ) from error
         finally:
             database.close()
-        notes = list(manifest.notes)
+        notes = [f"not in the backup: {each}" for each in manifest.notes]
+        notes += self._moved(manifest)
         if later:
             notes.append(
                 f"{later} heads of the journal were published after the cut: what they cover is lost here, and the "
@@ -220,9 +229,14 @@ class Restore:
             )
         return Restored(self._state_of(manifest), manifest, files, marked, verdict.entries, later, tuple(notes))
 
-    def _head_keys(self, top: Path, vault: KeyVault) -> tuple[bytes, ...]:
-        path = top / "journal.key"
-        return (SealedHeadSigner.open(path, vault).public_key,) if path.exists() else ()
+    def _moved(self, manifest: Manifest) -> Iterator[str]:
+        """What stood outside of the state and is in it now."""
+        for name, before in sorted(manifest.elsewhere.items()):
+            here = self._state_of(manifest) / name
+            if name != DATABASE:
+                yield f"{here} was {before}: move it there, or name it in relais.toml, before the gateway starts"
+            elif self._server is None:
+                yield f"{here} holds what was in {before}: give --config with store.url to bring it there, or leave it"
 
     def _compare_heads(self, database: Database, top: Path, manifest: Manifest, keys: Sequence[bytes]) -> int:
         """How many published heads are later than the cut. Raises `BackupError` when an earlier one does not agree."""
@@ -258,12 +272,16 @@ class Restore:
             if source.name == DATABASE:
                 databases.append((source, target))
             else:
-                source.rename(target)
+                _move(source, target)
         for folder in {target.parent for _, target in databases} | {self._base}:
             sync_directory(folder)
         for source, target in databases:
             for leftover in ("-wal", "-shm"):
-                source.with_name(source.name + leftover).unlink(missing_ok=True)
+                source.with_name(source.name + leftover).unlink(missing_ok=True)  # closed: nothing is in them
+            if self._server is not None:
+                load(source, self._server)
+                source.unlink()
+                continue
             source.rename(target)
             sync_directory(target.parent)
         return notes
@@ -326,6 +344,28 @@ class Restore:
                 return Path(row.path)
             case _:
                 return Path(manifest.place) / CONFIGURATION / row.path
+
+
+def _head_keys(files: Sequence[Path], vault: KeyVault) -> tuple[bytes, ...]:
+    return tuple(SealedHeadSigner.open(path, vault).public_key for path in files if path.exists())
+
+
+def _move(source: Path, target: Path) -> None:
+    """Also into a directory that is a file system of its own."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = target.with_name(f".{target.name}.tmp")
+        if source.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(source, aside)
+        else:
+            shutil.copy2(source, aside)
+        os.sync()
+        aside.rename(target)
+        shutil.rmtree(source) if source.is_dir() else source.unlink()
 
 
 def _moves(source: Path, target: Path, below: Path, notes: list[str]) -> Iterator[tuple[Path, Path]]:

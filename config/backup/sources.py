@@ -7,9 +7,11 @@ made anew by itself. The files that the configuration names elsewhere come along
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +19,27 @@ from typing import Any
 import msgspec
 
 from config.backup.manifest import Root
+from config.backup.store import BackupError
 from config.key_places import Place
-from config.vaults import vault_of
 
 DATABASE = "relais.db"
 BLOBS = "blobs"
 RECORD = "backup.json"
 """Of the last backup, in the state; monitoring reads it."""
 RESTORING = ".restoring"
+SCRATCH = ".backup-"
+"""How the names of folders begin in which a database is copied."""
 CONFIGURATION = "configuration"
 """Below a restored state: what stood elsewhere on the machine."""
+VAULT = "vault"
+"""Where in a restored state the vault is that stood elsewhere."""
 OVERLAY = "directory-overlay.ldif"
 """LDIF of what the directory holds beside the national files."""
 
 _OWN_WAY = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal", BLOBS, RECORD, RESTORING}
-_NOT_KEPT = {"serve.lock", "lock", "endpoints.json", ".relais-state", "log"}
+_NOT_KEPT = {"serve.lock", "lock", "endpoints.json", ".relais-state", "log", "ballast"}
+_KEYS = {"kek", "kek.new"}
+"""In a vault: the key-encryption key, and the one that is about to take its place."""
 _LONGEST_NAMED = 16 * 1024 * 1024
 """Of a file that the configuration names: lists, certificates, keys, passwords."""
 
@@ -58,6 +66,24 @@ class Source:
         return self.state / DATABASE
 
     @property
+    def remote(self) -> bool:
+        """Whether the database is a PostgreSQL server's."""
+        return self.place.loaded is not None and bool(self.place.loaded.settings.store.url)
+
+    @property
+    def vault(self) -> str:
+        """Where the vault is in the backup, below the state."""
+        own = self.place.vault
+        return own.relative_to(self.state).as_posix() if own.is_relative_to(self.state) else VAULT
+
+    @property
+    def elsewhere(self) -> dict[str, str]:
+        """What a restore brings into the state though it stood outside of it: name there, and path it had."""
+        found = {DATABASE: "PostgreSQL"} if self.remote else {}
+        found |= {} if self.place.vault == self.state / self.vault else {self.vault: str(self.place.vault)}
+        return found if self.blobs == self.state / BLOBS else found | {BLOBS: str(self.blobs)}
+
+    @property
     def blobs(self) -> Path:
         """Where message bytes are that are not in the database."""
         loaded = self.place.loaded
@@ -75,9 +101,17 @@ class Source:
     def files(self, notes: list[str]) -> Iterator[tuple[Root, Path, Path]]:
         """Root, path below it, and where the file is. What cannot be read is noted."""
         skipped = {self.state / each for each in _OWN_WAY | _NOT_KEPT}
-        skipped |= {vault_of(self.state) / "kek", vault_of(self.state) / "lock", self.blobs, *self._remade()}
+        vault, place = self.place.vault, self.state / self.vault
+        skipped |= {top / name for top in (vault, self.state / VAULT) for name in (*_KEYS, "lock")}
+        skipped |= {self.blobs, *self._remade()}
+        if vault != place and place.exists():
+            notes.append(f"{place}, which is not used: the vault is {vault}")
+            skipped.add(place)
         for path in _tree(self.state, skipped, notes):
             yield "state", path.relative_to(self.state), path
+        if vault != place:
+            for path in _tree(vault, skipped, notes):
+                yield "state", Path(self.vault) / path.relative_to(vault), path
         if self.shared is not None:
             skipped = {self.shared / each for each in _NOT_KEPT | self.siblings | {"directory", "dovecot"}}
             for path in _tree(self.shared, skipped, notes):
@@ -123,9 +157,23 @@ class Source:
                 status = path.stat()
             except OSError:
                 continue
-            if stat.S_ISREG(status.st_mode) and status.st_size <= _LONGEST_NAMED and path.name != "kek":
+            if stat.S_ISREG(status.st_mode) and status.st_size <= _LONGEST_NAMED and path.name not in _KEYS:
                 found.add(path)
         return found
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Be the only backup or restore of this state. Raises `BackupError`."""
+    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupError(f"another backup or restore of {state} is under way") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -149,7 +197,7 @@ def _tree(top: Path, skipped: set[Path], notes: list[str]) -> Iterator[Path]:
     for folder, directories, names in os.walk(top, onerror=failed):
         here = Path(folder)
         for name in list(directories):
-            if here / name in skipped:
+            if here / name in skipped or name.startswith(SCRATCH):
                 directories.remove(name)
             elif (here / name).is_symlink():
                 notes.append(f"{here / name} is a link to a directory elsewhere: back that up by itself")

@@ -19,6 +19,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -144,34 +145,56 @@ class BackupStore:
         folder.mkdir(mode=0o700)
         return folder
 
-    def finish(self, folder: Path, name: str) -> str:
-        """Give the cut its name, once and for all; returns it."""
+    def free_name(self, moment: datetime) -> str:
+        """For a cut of this moment: the last of all in order, also when the clock was set back."""
+        name = f"{moment:%Y%m%dT%H%M%SZ}"
+        last = max(self.cuts(), default="")
+        if name > last:
+            return name
+        base, _, number = last.partition("-")
+        return f"{base}-{int(number or 0) + 1:04d}"
+
+    def finish(self, folder: Path, name: str) -> None:
+        """Give the cut its name, once and for all."""
         self.settle()
         for each in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
             sync_directory(each)
-        wanted, taken = name, 1
-        while (self._cuts / wanted).exists():
-            wanted, taken = f"{name}-{taken}", taken + 1
-        folder.rename(self._cuts / wanted)
+        folder.rename(self._cuts / name)
         sync_directory(self._cuts)
-        return wanted
 
     def keep_only(self, number: int) -> tuple[int, int]:
-        """Remove all but the newest cuts, and the objects that none of these needs; how many of each."""
+        """Remove all but the newest cuts, and the objects that none of these needs; how many of each. Raises
+        `BackupError` when a cut that stays is not whole: then nothing can be told to be needed no more."""
         names = self.cuts()
         old = names[:-number]
+        needed = {name for cut in names[-number:] for name in _needed(self._cuts / cut)}
         for name in old:
-            shutil.rmtree(self._cuts / name)
+            folder = self._unfinished / name
+            (self._cuts / name).rename(folder)
+            shutil.rmtree(folder)
         sync_directory(self._cuts)
-        needed = {digest for name in names[-number:] for part in parts(self._cuts / name) for digest in hashes(part)}
         removed = 0
         for shard in range(256):
             folder = self._objects / f"{shard:02x}"
             for each in os.scandir(folder):
-                if bytes.fromhex(folder.name + each.name) not in needed:
+                if _NAME.fullmatch(folder.name + each.name) and bytes.fromhex(folder.name + each.name) not in needed:
                     Path(each.path).unlink()
                     removed += 1
         return len(old), removed
+
+
+def _needed(cut: Path) -> Iterator[bytes]:
+    """Names of the objects of a cut. Raises `BackupError`."""
+    found = {part: read_manifest(part) for part in parts(cut)}
+    if not found or {each.place for each in found.values()} != {
+        place for each in found.values() for place in each.places
+    }:
+        raise BackupError(f"{cut} is not whole: relais backup verify says why; nothing was removed")
+    for part, manifest in found.items():
+        names = hashes(part)
+        if file_digest(part / OBJECTS) != manifest.objects_file:
+            raise BackupError(f"{part / OBJECTS} is not the file the manifest names: nothing was removed")
+        yield from names
 
 
 def parts(cut: Path) -> list[Path]:
@@ -203,6 +226,16 @@ def hashes(part: Path) -> dict[bytes, bytes]:
     except OSError as error:
         raise BackupError(f"{part / OBJECTS} cannot be read: {error.strerror}") from error
     return found
+
+
+def file_digest(path: Path) -> FileDigest | None:
+    """Of a small file of a cut; None when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return FileDigest(digest.hexdigest(), file.tell())
+    except OSError:
+        return None
 
 
 def write_listing(path: Path, rows: Iterable[Row], vault: Sealing) -> FileDigest:

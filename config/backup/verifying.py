@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from config.backup.manifest import LISTING, OBJECTS, FileDigest, Manifest
-from config.backup.store import BackupError, BackupStore, hashes, parts, read_listing, read_manifest
+from config.backup.manifest import LISTING, OBJECTS, Manifest
+from config.backup.store import BackupError, BackupStore, file_digest, hashes, parts, read_listing, read_manifest
 from trust.escrow import fingerprint
 from trust.sealing import Sealing
 
@@ -35,17 +34,26 @@ def keys_by_fingerprint(keks: list[bytes]) -> dict[str, Sealing]:
 
 def verify(store: BackupStore, cut: Path, keys: Mapping[str, Sealing]) -> list[Verified]:
     """Each gateway's part of one cut. Raises `BackupError` when there is nothing to read."""
-    found = [_verify(store, part, keys) for part in parts(cut)]
-    if not found:
+    manifests = {part: read_manifest(part) for part in parts(cut)}
+    if not manifests:
         raise BackupError(f"{cut} holds no manifest")
+    places = {each.place for each in manifests.values()}
+    found = []
+    for part, manifest in manifests.items():
+        vault = keys.get(manifest.key)
+        problems = [*_misplaced(cut, part, manifest, places), *islice(_problems(store, part, manifest, vault), 20)]
+        found.append(Verified(manifest, tuple(problems), vault is not None))
     return found
 
 
-def _verify(store: BackupStore, part: Path, keys: Mapping[str, Sealing]) -> Verified:
-    manifest = read_manifest(part)
-    vault = keys.get(manifest.key)
-    problems = list(islice(_problems(store, part, manifest, vault), 20))
-    return Verified(manifest, tuple(problems), vault is not None)
+def _misplaced(cut: Path, part: Path, manifest: Manifest, places: set[str]) -> Iterator[str]:
+    """What each part says of the whole."""
+    if manifest.cut != cut.name:
+        yield f"{part} was made as {manifest.cut}: somebody gave an old cut another name, or mixed two"
+    if part != (cut / manifest.place if manifest.place else cut):
+        yield f"{part} is the part {manifest.place or 'of a gateway of its own'} under another name"
+    if missing := sorted(set(manifest.places) - places):
+        yield f"{cut} lacks {', '.join(missing)}"
 
 
 def _problems(store: BackupStore, part: Path, manifest: Manifest, vault: Sealing | None) -> Iterator[str]:
@@ -53,7 +61,7 @@ def _problems(store: BackupStore, part: Path, manifest: Manifest, vault: Sealing
         yield f"the manifest in {part} was altered, or was not written by this gateway"
         return
     for name, wanted in ((OBJECTS, manifest.objects_file), (LISTING, manifest.listing_file)):
-        if _digest(part / name) != wanted:
+        if file_digest(part / name) != wanted:
             yield f"{part / name} is not the file the manifest names"
             return
     known = hashes(part)
@@ -82,13 +90,3 @@ def _problems(store: BackupStore, part: Path, manifest: Manifest, vault: Sealing
         items = iter(known.items())
         while batch := list(islice(items, 256)):
             yield from filter(None, threads.map(check, batch))
-
-
-def _digest(path: Path) -> FileDigest | None:
-    try:
-        content = path.open("rb")
-    except OSError:
-        return None
-    with content:
-        digest = hashlib.file_digest(content, "sha256")
-        return FileDigest(digest.hexdigest(), content.tell())

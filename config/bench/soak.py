@@ -46,16 +46,20 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0
 _DRAIN_SECONDS = 300.0
 _CLIENTS = 4
-_LEAST_FAULTS = 10
+_LEAST_FAULTS, _FEWEST_FAULTS = 10, 5
+"""While the messages come, of four kinds."""
 _FAULT_SECONDS = 180.0
 _SENDER, _RECIPIENT = "laboratory", "adam.hoda@test-ci-sis.mssante.fr"
 _DOMAIN = "labo-tilleuls.mssante.fr"
 _SHOWN = 20
+_FORBIDDEN = ("lost", "delivered_twice", "clear", "strangers", "unfounded_dsn", "refused")
+"""Rows that must be 0."""
 _CLEAR = "texte-en-clair-du-soak"
 _HOPELESS = 40
 """Every so many messages one is refused for good by the hop."""
 _LATE_SECONDS = 2.5
 """So long the hop may think before it takes a message; the gateway may have died meanwhile."""
+_FAILED = re.compile(rb"^action:\s*failed", re.IGNORECASE | re.MULTILINE)
 _TOLD = re.compile(rb"^in-reply-to:\s*<soak-(\d+)@", re.IGNORECASE | re.MULTILINE)
 
 
@@ -118,9 +122,15 @@ def _died_between(one: Copy, following: Copy, kills: list[float], deaths: list[f
 
 
 def soak(
-    messages: int, *, seed: int = 1, pause: float = 4.0, say: Callable[[str], None] = lambda _: None
+    messages: int,
+    *,
+    seed: int = 1,
+    pause: float = 4.0,
+    once: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The whole run; the JSON object of every benchmark. Raises `BenchError` when it cannot go on."""
+    """The whole run, with each kind of fault at least twice, or just `once`; the JSON object of every benchmark. Raises
+    `BenchError` when it cannot go on."""
     with ExitStack() as stack:
         place = Path(tempfile.mkdtemp(prefix="relais-soak-"))
         stack.callback(shutil.rmtree, place, ignore_errors=True)
@@ -133,14 +143,20 @@ def soak(
         hop.start()
         stack.callback(hop.stop)
         _point_at(gateway, state, hop.port)
-        faults = Faults(state, gateway, seed, fill=not disk, pause=pause, forbidden=lambda: up.poll() is not None)
+        faults = Faults(
+            *(state, gateway, seed),
+            fill=not disk,
+            pause=pause,
+            forbidden=lambda: up.poll() is not None,
+            once=once,
+        )
         faults.harm.disk = disk
         _restart(faults)
         endpoints = json.loads((state / "endpoints.json").read_text())
         faults.start()
         began = time.monotonic()
         # Not faster than the faults come, or a short run would be over before them.
-        clients = _Clients(endpoints, messages, _LEAST_FAULTS * pause / messages, say)
+        clients = _Clients(endpoints, messages, (_FEWEST_FAULTS if once else _LEAST_FAULTS) * pause / messages, say)
         clients.run()
         faults.wait_for_each(_FAULT_SECONDS)
         faults.stop()
@@ -166,7 +182,8 @@ def soak(
                 ("ambiguous_hops", verdict.ambiguous, "messages"),
                 ("dsn", verdict.dsn, "messages"),
                 ("lost", len(verdict.lost), "messages"),
-                ("clear", verdict.clear, "copies"),
+                ("clear", verdict.clear + hop.arrivals.shown, "copies"),
+                ("strangers", hop.arrivals.unknown, "copies"),
                 ("unfounded_dsn", verdict.unfounded, "messages"),
                 ("refused", len(clients.refused), "messages"),
                 ("repeated_submissions", clients.repeated, "submissions"),
@@ -214,7 +231,7 @@ def _steps(number: int, gateway: Path) -> list[tuple[float, dict[str, Any]]]:
 def failed(answer: dict[str, Any]) -> bool:
     """Whether anything was lost, doubled without reason, or shown."""
     values = {each["id"]: each["value"] for each in answer["rows"]}
-    return any(values[name] for name in ("lost", "delivered_twice", "clear", "unfounded_dsn", "refused"))
+    return any(values[name] for name in _FORBIDDEN)
 
 
 class _Clients:
@@ -421,11 +438,9 @@ def _told(endpoints: dict[str, Any]) -> set[int]:
         client.select("INBOX", readonly=True)
         _, found = client.search(None, "ALL")
         numbers = found[0].split()
-        for at in range(0, len(numbers), 500):
-            _, parts = client.fetch(
-                b",".join(numbers[at : at + 500]).decode(), "(BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO SUBJECT)])"
-            )
+        for at in range(0, len(numbers), 100):
+            _, parts = client.fetch(b",".join(numbers[at : at + 100]).decode(), "(BODY.PEEK[])")
             for part in parts:
-                if isinstance(part, tuple) and (match := _TOLD.search(part[1])):
+                if isinstance(part, tuple) and _FAILED.search(part[1]) and (match := _TOLD.search(part[1])):
                     told.add(int(match[1]))
     return told

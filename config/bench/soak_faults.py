@@ -30,6 +30,7 @@ time.sleep(float(sys.argv[2]))
 connection.execute("ROLLBACK")
 """
 _MOUNT_SECONDS = 30
+_BLOCK = 4096
 _PATIENCE = 0.9
 
 
@@ -81,22 +82,31 @@ class Faults:
     """One thread that harms, at random moments, until it is told to stop."""
 
     def __init__(
-        self, state: Path, gateway: Path, seed: int, *, fill: bool, pause: float, forbidden: Callable[[], bool]
+        self,
+        state: Path,
+        gateway: Path,
+        seed: int,
+        *,
+        fill: bool,
+        pause: float,
+        forbidden: Callable[[], bool],
+        once: bool = False,
     ) -> None:
         """`gateway` is the state of the one that is harmed, `pause` the mean time between two faults in seconds,
-        `forbidden` says when nothing may be done."""
+        `forbidden` says when nothing may be done, and with `once` each way is gone once and that is all."""
         self._state, self._gateway = state, gateway
         self._random = random.Random(seed)  # noqa: S311 - faults, not keys
         self._fill = fill
         self._pause = pause
         self._forbidden = forbidden
+        self._once = once
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="faults", daemon=True)
         self.harm = Harm()
         self._done = threading.Event()
 
     def wait_for_each(self, seconds: float) -> None:
-        """Until each way was gone at least twice."""
+        """Until each way was gone as often as it has to be."""
         self._done.wait(seconds)
 
     def start(self) -> None:
@@ -118,7 +128,7 @@ class Faults:
         return True
 
     def _work(self) -> None:
-        ways: list[tuple[Callable[[], object], int]] = [
+        ways: list[tuple[Callable[[], bool], int]] = [
             (self.kill_gateway, 6),
             (self._kill_other, 1),
             (self._lock, 2),
@@ -126,16 +136,19 @@ class Faults:
         if self._fill:
             ways.append((self._fill_disk, 2))
         works, weights = zip(*ways, strict=True)
-        # Each way twice, then at random: also a short run has seen them all.
-        first = [*works, *works]
+        first = list(works) if self._once else [*works, *works]  # then at random: also a short run has seen them all
         while not self._stopped.wait(self._random.uniform(0.5, 1.5) * self._pause):
             # Mostly when it is up, or it would hardly get any further; sometimes while it starts.
             if self._forbidden() or (self._random.random() < _PATIENCE and not self._answers()):
                 continue
-            work = first.pop(0) if first else self._random.choices(works, weights)[0]
-            work()
+            if not first:
+                self._random.choices(works, weights)[0]()
+            elif first[0]():  # else there was nothing to harm just then
+                del first[0]
             if not first:
                 self._done.set()
+                if self._once:
+                    return
 
     def _answers(self) -> bool:
         try:
@@ -143,14 +156,19 @@ class Faults:
         except ControlError:
             return False
 
-    def _kill_other(self) -> None:
+    # Each of these says whether it did any harm.
+
+    def _kill_other(self) -> bool:
         """slapd or Dovecot."""
         files = [self._state / "dovecot" / "run" / "master.pid", *(self._state / "directory").rglob("slapd.pid")]
-        with contextlib.suppress(OSError, ValueError, ProcessLookupError):
+        try:
             os.kill(int(self._random.choice(files).read_text()), signal.SIGKILL)
-            self.harm.others_killed += 1
+        except (OSError, ValueError):
+            return False
+        self.harm.others_killed += 1
+        return True
 
-    def _lock(self) -> None:
+    def _lock(self) -> bool:
         """Another process holds the database's write lock."""
         database = self._gateway / "relais.db"
         owner = database.stat()
@@ -165,25 +183,27 @@ class Faults:
             **identity,  # type: ignore[call-overload]
         )
         self.harm.locks += held.returncode == 0
+        return bool(held.returncode == 0)
 
-    def _fill_disk(self) -> None:
+    def _fill_disk(self) -> bool:
         """Until nothing more goes in; then room again."""
         ballast = self._state / ".soak-ballast"
         try:
             with ballast.open("wb", buffering=0) as file:
-                block = bytes(1 << 20)
-                while not self._stopped.is_set():
+                room = os.statvfs(self._state)
+                size = room.f_bavail * room.f_frsize
+                while size >= _BLOCK and not self._stopped.is_set():
                     try:
-                        file.write(block)
+                        os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
                     except OSError as error:
                         if error.errno != errno.ENOSPC:
                             raise
-                        if len(block) == 1 << 12:
-                            break
-                        block = bytes(1 << 12)
+                        size //= 2
             self.harm.fills += 1
             self._stopped.wait(self._random.uniform(0.5, 2.5))
         except OSError:
-            return
+            return False
+        else:
+            return True
         finally:
             ballast.unlink(missing_ok=True)

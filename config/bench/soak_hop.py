@@ -67,6 +67,9 @@ class Arrivals:
     copies: dict[int, list[Copy]] = field(default_factory=dict)
     moods: dict[Mood, int] = field(default_factory=dict)
     unknown: int = 0
+    """Messages that nobody sent."""
+    shown: int = 0
+    """Messages in the clear that were not taken, and conversations without TLS that went on."""
 
 
 class BadHop:
@@ -145,8 +148,18 @@ class BadHop:
         if number is None:
             self.arrivals.unknown += 1
             return
-        clear = self._clear_word in content or b"pkcs7-mime" not in content.lower()
+        clear = self._readable(content, whole=True)
         self.arrivals.copies.setdefault(number, []).append(Copy(time.monotonic(), answered, clear))
+
+    def heard(self, content: bytes, *, whole: bool) -> None:
+        """What was sent here and not taken, or only begun."""
+        self.arrivals.shown += self._readable(content, whole=whole)
+
+    def heard_without_tls(self) -> None:
+        self.arrivals.shown += 1
+
+    def _readable(self, content: bytes, *, whole: bool) -> bool:
+        return self._clear_word in content or (whole and b"pkcs7-mime" not in content.lower())
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -181,6 +194,8 @@ class _Conversation:
                     encrypted = True
                 case b"MAIL":
                     mood = self._hop.mood()
+                    if not encrypted:
+                        self._hop.heard_without_tls()
                     await self._say("250 2.1.0 ok" if encrypted else "530 5.7.0 STARTTLS first")
                 case b"RCPT":
                     await self._say("450 4.2.0 not now" if mood is Mood.RCPT_4XX else "250 2.1.5 ok")
@@ -203,20 +218,25 @@ class _Conversation:
         content, cut_after = bytearray(), 1500 if mood is Mood.CUT else None
         while (line := await asyncio.wait_for(self._reader.readline(), _IDLE_SECONDS)) != b".\r\n":
             if not line:
+                self._hop.heard(bytes(content), whole=False)
                 return False
             content += line[1:] if line.startswith(b"..") else line
             if cut_after is not None and len(content) > cut_after:
                 if self._hop.leaves_alone(_number(bytes(content))):
+                    self._hop.heard(bytes(content), whole=False)
                     return False
                 mood, cut_after = Mood.TAKES, None
         taken = bytes(content)
         number = _number(taken)
         if self._hop.hopeless(number):
+            self._hop.heard(taken, whole=True)
             self._hop.note(Mood.REFUSES)
             await self._say("550 5.7.1 refused for good")
             return True
         if mood in (Mood.SILENT, Mood.DIES, Mood.CUT) and not self._hop.leaves_alone(number):
             mood = Mood.TAKES
+        if mood in (Mood.DATA_4XX, Mood.SILENT, Mood.CUT):
+            self._hop.heard(taken, whole=True)
         match mood:
             case Mood.DATA_4XX:
                 await self._say("451 4.3.0 not now")

@@ -17,7 +17,10 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL = rf"{_ATOM}(?:\.{_ATOM})*"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"({_LOCAL})@({_LABEL}(?:\.{_LABEL})*)")
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+(?!7F)[2-9A-F][0-9A-F])+")
+"""Without control characters under its code: where it is decoded they would write lines of their own."""
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+"""Name of a parameter (RFC 5321 §4.1.2), type of an address (RFC 3461 §4.2; `utf-8`: RFC 6533 §3)."""
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
@@ -84,7 +87,8 @@ def parse_path(argument: str, keyword: str, *, postmaster_domain: str = "") -> P
     for word in tail.split():
         name, equals, value = word.partition("=")
         name = name.upper()
-        if not word.isascii() or not name.isalnum() or (equals and not value) or name in parameters:
+        foreign = not word.isascii() and name != "ORCPT"  # RFC 6533 §3
+        if foreign or _KEYWORD.fullmatch(name) is None or (equals and not value) or name in parameters:
             return None
         parameters[name] = value
     return PathCommand(path, parameters, international, deliverable)
@@ -98,7 +102,22 @@ def valid_envid(value: str) -> bool:
 def valid_orcpt(value: str) -> bool:
     """RFC 3461 §4.2: address type, semicolon, xtext; at most 500 characters."""
     kind, semicolon, address = value.partition(";")
-    return len(value) <= 500 and bool(semicolon) and kind.isalnum() and _XTEXT.fullmatch(address) is not None
+    if len(value) > 500 or not semicolon or _KEYWORD.fullmatch(kind) is None:
+        return False
+    return _XTEXT.fullmatch(address) is not None
+
+
+def original_recipient(value: str, *, utf8: bool) -> str | None:
+    """ORCPT in ASCII; None when it is malformed.
+
+    With `utf8` an address of type `utf-8` may be outside ASCII, and gets the form in which it may travel everywhere
+    (RFC 6533 §3, `utf-8-addr-xtext`).
+    """
+    if not value.isascii():
+        if not utf8 or value.partition(";")[0].lower() != "utf-8":
+            return None
+        value = "".join(each if each.isascii() else f"\\x{{{ord(each):X}}}" for each in value)
+    return value if valid_orcpt(value) else None
 
 
 def valid_notify(value: str) -> bool:

@@ -94,14 +94,16 @@ class SmtpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.failure:
             return
+        heard = False
         try:
-            replies = self._reader.feed(data)
-            for reply in replies:
+            # one by one: an answer that came whole counts, whatever nonsense came behind it
+            for reply in self._reader.read(data):
                 self._take_reply(reply)
+                heard = True
         except ReplyError as error:
             self._fail(str(error))
             return
-        if self._pipeline is not None and replies:
+        if self._pipeline is not None and heard:
             if self._pipeline.finished:
                 self._fail("closed")
             else:
@@ -133,8 +135,8 @@ class SmtpConnection(asyncio.Protocol):
                     _, connection = await loop.create_connection(lambda: cls(timeouts), host, port)
         except TimeoutError:
             raise ConnectionBrokenError("connect", "timeout") from None
-        except OSError as error:
-            raise ConnectionBrokenError("connect", error.strerror or type(error).__name__) from None
+        except (OSError, UnicodeError) as error:  # a name that is none
+            raise ConnectionBrokenError("connect", getattr(error, "strerror", None) or type(error).__name__) from None
         try:
             greeting = await connection._ask("greeting", None, timeouts.greeting)
             if greeting.code != 220:
@@ -235,6 +237,14 @@ class SmtpConnection(asyncio.Protocol):
         except ConnectionBrokenError:
             pass
         finally:
+            self.abort()
+
+    def leave(self) -> None:
+        """Say goodbye and close, without waiting for the answer (RFC 5321 §4.1.1.10 demands the word)."""
+        if self.idle and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"QUIT\r\n")
+            self._fail("closed", politely=True)
+        else:
             self.abort()
 
     def abort(self) -> None:
@@ -350,21 +360,25 @@ class SmtpConnection(asyncio.Protocol):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, *, politely: bool = False) -> None:
         if self.failure:
             return
         self.failure = why
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._transport is not None:
+        if self._transport is not None and politely:
+            self._transport.close()  # what was written still goes out
+        elif self._transport is not None:
             self._transport.abort()
         if self._asked is not None and not self._asked.done():
             self._asked.set_exception(ReplyError(why))
-        if self._pipeline is not None:
-            for token, broken in self._pipeline.broken(why):
-                self._on_result(token, broken)
-        self._on_lost()
+        try:
+            if self._pipeline is not None:
+                for token, broken in self._pipeline.broken(why):
+                    self._on_result(token, broken)
+        finally:
+            self._on_lost()
 
 
 def _ignore(token: object, result: Result) -> None:

@@ -26,6 +26,8 @@ logging.getLogger("mail.log").setLevel(logging.CRITICAL + 1)
 _MOST_SKIPPED = 64 * 1024
 """Octets of a line without an end."""
 _MOST_UNSENT = 16 * 1024
+_MOST_AT_ONCE = 32
+"""Lines that came together, after which it is others' turn."""
 _GOODBYE_SECONDS = 5.0
 """To fetch the last reply, and for the peer's TLS goodbye."""
 
@@ -102,7 +104,8 @@ class Connection(SMTP):
         self._sink: Sink | None = None
         self._stirred = asyncio.Event()
         self._content_until = self._until = math.inf
-        self._over = False
+        self._at_once = 0
+        self._over = self._securing = False
 
     def __dir__(self) -> Iterable[str]:
         """aiosmtpd looks through these for commands and hooks, four times for every connection."""
@@ -124,7 +127,7 @@ class Connection(SMTP):
             return
         rest = self._sink.feed(data)
         if rest is None:
-            self._await_block()
+            self._await_client()
             self.block_taken()
             return
         self._sink = None
@@ -173,8 +176,15 @@ class Connection(SMTP):
         self.say("421 4.4.2 Too slow, closing the connection" if self._sink is None else "421 4.4.2 DATA took too long")
         self.close()
 
-    def _await_block(self) -> None:
+    def _await_client(self) -> None:
         self._reset_timeout(min(self._limits.idle_seconds, self._content_until - self.loop.time()))
+
+    def begin_content(self) -> None:
+        """What comes in parts has no more time than what comes at once, commands between its parts included."""
+        self._content_until = self.loop.time() + self._limits.data_seconds
+
+    def end_content(self) -> None:
+        self._content_until = math.inf
 
     # Reading
 
@@ -186,7 +196,9 @@ class Connection(SMTP):
                 raise SessionEnded
             if not self._reader.holds_line:
                 await self.flush()
-                self._reset_timeout(self._limits.idle_seconds)
+                self._await_client()
+            else:
+                await self._go_on()
             try:
                 line = await self._reader.line()
             except asyncio.LimitOverrunError as error:
@@ -199,12 +211,22 @@ class Connection(SMTP):
                 raise LineTooLongError
             return line
 
+    async def _go_on(self) -> None:
+        """More came than one line: neither may the replies pile up, nor others wait for all of it."""
+        self._at_once += 1
+        if self._at_once % _MOST_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        if len(self._unsent) > _MOST_UNSENT:
+            await self.flush()
+
     async def fill(self, sink: Sink) -> None:
         """Let `sink` have what comes until it is content.
 
         `proceed` is called whenever `stir` was called, and once at the beginning.
         """
-        self._content_until = self.loop.time() + self._limits.data_seconds
+        until = self._content_until
+        if until == math.inf:
+            self.begin_content()
         self._sink = sink
         try:
             if early := self._reader.taken():
@@ -218,11 +240,12 @@ class Connection(SMTP):
                 self._reset_timeout()
                 await self.proceed()
                 if self._sink is not None and self.transport is not None:
-                    self._await_block()
+                    self._await_client()
                     self.transport.resume_reading()
                     await self._stirred.wait()
         finally:
             self._sink = None
+            self._content_until = until
             self._reset_timeout()
 
     async def proceed(self) -> None:
@@ -247,12 +270,8 @@ class Connection(SMTP):
         await self._writer.drain()
         self._reset_timeout()
 
-    @property
-    def much_unsent(self) -> bool:
-        return len(self._unsent) > _MOST_UNSENT
-
     def _send(self) -> None:
-        if self._unsent and not self.over:
+        if self._unsent and not self.over and not self._securing:  # nothing in clear into a handshake
             self._writer.write(bytes(self._unsent))
         self._unsent.clear()
 
@@ -303,6 +322,7 @@ class Connection(SMTP):
             raise ConnectionResetError
         early = self._reader.taken() if keep else b""
         self._reader.taken()
+        self._securing = True
         handshake = self.loop.start_tls(
             transport,
             self,
@@ -327,6 +347,7 @@ class Connection(SMTP):
         self.transport = secured
         self._reader.moved(secured)
         self._writer._transport = secured  # type: ignore[attr-defined]
+        self._securing = False
         self.session = self._create_session()
         self.reset()
 

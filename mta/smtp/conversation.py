@@ -77,7 +77,7 @@ class Conversation(Connection):
         self._greeted = self._draining = False
         self._errors = self._failures = 0
         self._refused_login: tuple[str, bytes, Refused] | None = None
-        self._digest_key = secrets.token_bytes(32)
+        self._digest_key = b""
         self._patience: asyncio.TimerHandle | None = None
         self.peer = self.client = ""
         """The IP addresses at the other end, and, which a proxy may have said, of the client."""
@@ -137,7 +137,7 @@ class Conversation(Connection):
 
     def _end_stranger(self) -> None:
         if (self.identity if self._options.mechanisms else self.certificate_name()) is None:
-            self.abandon()
+            self._end_now("421 4.4.2 You did not say who you are, closing the connection")
 
     async def _handle_client(self) -> None:
         try:
@@ -211,8 +211,11 @@ class Conversation(Connection):
 
     def cut(self) -> None:
         """End now, not without a word: content whose reply has not been said is the client's to repeat."""
+        self._end_now("421 4.3.2 Shutting down, try again in a moment")
+
+    def _end_now(self, text: str) -> None:
         if self._greeted:
-            self.say("421 4.3.2 Shutting down, try again in a moment")
+            self.say(text)
         self.close()
 
     async def ended(self) -> None:
@@ -237,8 +240,6 @@ class Conversation(Connection):
         self.say(status)
         if status[0] == "5":
             await self._count_error()
-        elif self.much_unsent:
-            await self.flush()
 
     async def _count_error(self) -> None:
         self._errors += 1
@@ -259,8 +260,6 @@ class Conversation(Connection):
         if refused.refusal.smtp == 421:
             self.end(refused.reply)
         self.say(refused.reply)
-        if self.much_unsent:
-            await self.flush()
 
     async def next_command(self) -> bytes:
         """aiosmtpd bears with line ends of all kinds, and with five unknown commands whatever they are."""
@@ -359,12 +358,12 @@ class Conversation(Connection):
                 return
             if isinstance(claim, PasswordClaim):
                 self._refused_login = (name, self._digest(claim), refused)
-        if isinstance(claim, TokenClaim):
+        if isinstance(claim, TokenClaim) and refused.refusal.permanent:  # else nothing is wrong with the token
             await self._challenge(TOKEN_FAILED)  # whatever the client answers, the reply follows (RFC 7628 §3.2.3)
         await self._refuse("AUTH", refused)
         self._failures += 1
         if self._failures >= self._limits.authentication_failures:
-            self.end()
+            self.end("421 4.7.0 Too many refused logins, closing the connection")
 
     async def _claim(self, name: str, initial: str) -> Claim | None:
         first = decoded(initial) if initial else None
@@ -388,6 +387,8 @@ class Conversation(Connection):
             line = await self.read_line()
         except LineTooLongError:
             return None
+        if line == b"\r\n":
+            return b""  # RFC 4954 §8: an answer may be empty; `=` stands for that after AUTH only
         text = _command_text(line)
         return None if text is None or not text.isascii() else decoded(text.strip(" "))
 
@@ -401,6 +402,7 @@ class Conversation(Connection):
         return refused if tried != mechanism and digest == self._digest(claim) else None
 
     def _digest(self, claim: PasswordClaim) -> bytes:
+        self._digest_key = self._digest_key or secrets.token_bytes(32)  # few sessions need one
         words = f"{len(claim.login)}:{claim.login}{claim.password}".encode()
         return hmac.digest(self._digest_key, words, "sha256")
 

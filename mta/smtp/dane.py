@@ -17,7 +17,7 @@ from mta.dns import Answer, MxRecord, State, TlsaRecord
 from mta.smtp.mta_sts import certified_for
 from mta.smtp.routes import Doubt, Lookup
 from trust.refusals import Refused
-from trust.tls import presented
+from trust.tls import verified_path
 
 _ANCHOR, _END_ENTITY = 2, 3
 _DIGESTS = {1: hashlib.sha256, 2: hashlib.sha512}
@@ -37,23 +37,28 @@ class Dane:
         be keeping them from us (RFC 7672 §2.1.3)."""
         found: dict[str, tuple[Doubt, ...]] = {}
         for each in exchanges:
-            doubts = await self._of_host(each.exchange) if answer.authenticated else ()
+            doubts = await self._of_host(each.exchange, domain) if answer.authenticated else ()
             if doubts is not None:
                 found[each.exchange] = doubts
         if not found:
             return Refused(refusals.DNS_UNAVAILABLE, f"TLSA of {domain}")
         return found
 
-    async def _of_host(self, host: str) -> tuple[Doubt, ...] | None:
+    async def _of_host(self, host: str, domain: str) -> tuple[Doubt, ...] | None:
         """None when nobody could say."""
         addresses = [await self._resolver.lookup(host, kind) for kind in ("A", "AAAA")]
-        if not any(each.state is State.FOUND and each.authenticated for each in addresses):
+        secure = [each for each in addresses if each.state is State.FOUND and each.authenticated]
+        if not secure:
             return ()  # RFC 7672 §2.2.2: without a secure address there is no secure TLSA
-        answer = await self._resolver.lookup(f"_{self._port}._tcp.{host}", "TLSA")
-        if answer.state is State.TEMPORARY:
-            return None
-        usable = tuple(each for each in answer.associations if _usable(each)) if answer.authenticated else ()
-        return (_doubt(host, usable),) if usable else ()
+        # a host that is an alias: the records of what it stands for first, else its own
+        for base in dict.fromkeys((secure[0].name or host, host)):
+            answer = await self._resolver.lookup(f"_{self._port}._tcp.{base}", "TLSA")
+            if answer.state is State.TEMPORARY:
+                return None
+            if answer.associations and answer.authenticated:
+                usable = tuple(each for each in answer.associations if _usable(each))
+                return (_doubt(host, (base, host, domain), usable),) if usable else ()
+        return ()
 
 
 def _usable(record: TlsaRecord) -> bool:
@@ -63,15 +68,18 @@ def _usable(record: TlsaRecord) -> bool:
     return record.usage in (_ANCHOR, _END_ENTITY) and record.selector in (0, 1) and right_size
 
 
-def _doubt(host: str, records: tuple[TlsaRecord, ...]) -> Doubt:
+def _doubt(host: str, names: tuple[str, ...], records: tuple[TlsaRecord, ...]) -> Doubt:
+    """`names`: those a certificate below a trust anchor may bear (RFC 7672 §3.2.2)."""
+
     def doubt(session: ssl.SSLObject) -> Refused | None:
-        chain = presented(session)
+        # the path that was verified: anybody can put somebody's anchor beside a certificate it has not issued
+        path = verified_path(session)
         for record in records:
-            if record.usage == _END_ENTITY and chain and matches(record, chain[0]):
+            if record.usage == _END_ENTITY and path and matches(record, path[0]):
                 return None
             # a trust anchor says nothing about names: those are looked at (RFC 7672 §3.1.2)
-            anchored = record.usage == _ANCHOR and any(matches(record, each) for each in chain[1:])
-            if anchored and certified_for(session, host):
+            anchored = record.usage == _ANCHOR and any(matches(record, each) for each in path[1:])
+            if anchored and any(certified_for(session, name) for name in names):
                 return None
         return Refused(refusals.HOST_UNPROVEN, f"DANE: {host}")
 

@@ -13,6 +13,9 @@ from mta.smtp.content import MAX_LINE, pairs_only
 from trust.refusals import Refusal, Refused
 
 _END = b"\r\n.\r\n"
+_SMALL = 4096
+"""Octets of a block that is joined with the one before: what a few octets cost as a block of their own is counted
+nowhere, and a client may send them one by one."""
 _CR, _LF, _DOT = 13, 10, 46
 
 
@@ -56,7 +59,10 @@ class Checked:
             self.drop(refusals.LINE_TOO_LONG)
         else:
             self.held += len(block)
-            self._blocks.append(block)
+            if len(block) < _SMALL and self._blocks and len(self._blocks[-1]) < _SMALL:
+                self._blocks[-1] += block
+            else:
+                self._blocks.append(block)
 
     def _well_ended(self, block: bytes) -> bool:
         """Every CR is followed by LF and every LF preceded by CR."""

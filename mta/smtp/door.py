@@ -142,7 +142,7 @@ class SubmissionDoor(Door):
         connection = session.tls
         if self._certificates is None or connection is None:
             return Refused(CERTIFICATE_REFUSED)
-        found = await self._in_thread(self._certificates, connection, login)
+        found = await self._in_login_thread(self._certificates, connection, login)
         if isinstance(found, Refused):
             return found
         session.identity = found
@@ -151,14 +151,16 @@ class SubmissionDoor(Door):
     async def authenticate_token(self, session: DoorSession, login: str, token: str) -> Refused | None:
         if self._tokens is None:
             return Refused(refusals.SENDER_NOT_ALLOWED)
-        found = await self._in_thread(self._tokens, login, token)
+        found = await self._in_login_thread(self._tokens, login, token)
         if isinstance(found, Refused):
             return found
         session.identity = found
         return None
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
-        found = await self._in_thread(self._accounts.authenticate, login, password, session.client, Service.SUBMISSION)
+        found = await self._in_login_thread(
+            self._accounts.authenticate, login, password, session.client, Service.SUBMISSION
+        )
         if isinstance(found, Refused):
             return found
         session.identity = found

@@ -154,10 +154,29 @@ class Meter:
         return self._failures.spent(name)
 
 
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one message has of the memory."""
+
+    holder: str = ""
+    """Who hands it over; empty: nobody in particular."""
+    octets: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    share: Share
+    octets: int
+    granted: asyncio.Future[None]
+
+
 class MemoryBudget:
     """Octets of content that all connections together may hold at once; who comes first is served first.
 
-    For one event loop. A message larger than the whole budget is let in alone: its size was allowed elsewhere.
+    One holder has half of it at most, or whoever sends many large messages slowly would shut everybody else out. A
+    message that alone is larger than that, or than all there is, comes in when nothing else is in: its size was allowed
+    elsewhere. One message at a time that has begun may have more than is left, or many that grow would wait for each
+    other. For one event loop.
     """
 
     def __init__(self, octets: int) -> None:
@@ -167,54 +186,71 @@ class MemoryBudget:
         """The most that was ever taken."""
         self.refused = 0
         """How often somebody waited in vain."""
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: Counter[str] = Counter()
+        self._exempt: Share | None = None
+        self._waiting: deque[_Waiting] = deque()
 
-    async def take(self, octets: int, seconds: float, *, more: bool = False) -> bool:
-        """Whether the octets were free, or became so within `seconds`. Give them back.
+    async def take(self, share: Share, octets: int, seconds: float) -> bool:
+        """Whether so many octets more were free, or became so within `seconds`; they are in the share then.
 
-        `more` is for who holds some already and goes before those who hold none: what is begun is to end.
+        Who has some already goes before those who have none: what is begun is to end.
         """
-        if (more or not self._waiting) and self._fits(octets):
-            self._grant(octets)
-            return True
-        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (octets, free)
-        if more:
-            self._waiting.appendleft(entry)
+        wanted = _Waiting(share, octets, asyncio.get_running_loop().create_future())
+        if share.octets:
+            self._waiting.appendleft(wanted)
         else:
-            self._waiting.append(entry)
+            self._waiting.append(wanted)
+        self._serve()
+        if wanted.granted.done():
+            return True
         try:
             async with asyncio.timeout(seconds):
-                await free
+                await wanted.granted
         except TimeoutError:
-            self.refused += 1
-            return False
-        except asyncio.CancelledError:
-            if free.done() and not free.cancelled():  # granted at the same moment
-                self.give_back(octets)
-            raise
+            if wanted.granted.cancelled():  # and not granted at the same moment
+                self.refused += 1
+                return False
         finally:
-            if not free.done() or free.cancelled():
-                self._waiting.remove(entry)
+            if wanted in self._waiting:
+                self._waiting.remove(wanted)
                 self._serve()
         return True
 
-    def give_back(self, octets: int) -> None:
-        self.taken -= octets
+    def give_back(self, share: Share) -> None:
+        """All of it."""
+        self.taken -= share.octets
+        self._held[share.holder] -= share.octets
+        if not self._held[share.holder]:
+            del self._held[share.holder]
+        if self._exempt is share:
+            self._exempt = None
+        share.octets = 0
         self._serve()
 
     def _serve(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            octets, free = self._waiting[0]
-            if free.done():  # gave up; removes itself
-                return
-            self._waiting.popleft()
-            self._grant(octets)
-            free.set_result(None)
+        """Those whose turn it is. Who waits for its holder's half alone keeps nobody else waiting."""
+        for each in list(self._waiting):
+            if each.granted.done():  # gave up; removes itself
+                continue
+            full = self.taken > 0 and self.taken + each.octets > self.octets
+            if (full or self._has_its_half(each)) and not self._goes_on(each.share):
+                if full:
+                    return
+                continue
+            self._waiting.remove(each)
+            self.taken += each.octets
+            self._held[each.share.holder] += each.octets
+            each.share.octets += each.octets
+            self.most = max(self.most, self.taken)
+            each.granted.set_result(None)
 
-    def _fits(self, octets: int) -> bool:
-        return self.taken + octets <= self.octets or not self.taken
+    def _has_its_half(self, wanted: _Waiting) -> bool:
+        share = wanted.share
+        held = self._held.get(share.holder, 0) if share.holder else 0
+        return held > share.octets and held + wanted.octets > self.octets // 2
 
-    def _grant(self, octets: int) -> None:
-        self.taken += octets
-        self.most = max(self.most, self.taken)
+    def _goes_on(self, share: Share) -> bool:
+        """Whether this is the one message that may."""
+        if self._exempt is None and share.octets:
+            self._exempt = share
+        return self._exempt is share

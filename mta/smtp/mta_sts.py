@@ -146,6 +146,9 @@ class Policies:
         self._under_way: dict[str, asyncio.Task[Policy | None]] = {}
         # of its own: web servers that hang must not take the threads others need
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="mta-sts")
+        self._told: set[str] = set()
+        """Domains with a policy of whose mismatch the log knows."""
+        self._saving = asyncio.Lock()
         self.mismatches = 0
         """Exchanges outside their domain's policy, and certificates without their host's name; also in testing mode."""
         if kept is not None:
@@ -163,7 +166,7 @@ class Policies:
         answer = await self._resolver.lookup(f"_mta-sts.{domain}", "TXT")
         known = self._known(domain)
         current = policy_id(answer.texts) if answer.state is State.FOUND else ""
-        if not current or (known is not None and known.id == current):
+        if not current or (known is not None and known.id == current and not self._aged(known)):
             return None if known is None else known.policy
         if self._failed.get(domain, 0.0) > self._clock():
             return None if known is None else known.policy
@@ -185,7 +188,9 @@ class Policies:
         allowed = {name for name in everything if policy.allows(name)}
         if len(allowed) < len(everything):
             self.mismatches += 1
-            log.warning("mta-sts.exchange-outside-policy", domain=domain, mode=policy.mode.value)
+            if domain not in self._told:  # once for each policy that was read, not for each message
+                self._told.add(domain)
+                log.warning("mta-sts.exchange-outside-policy", domain=domain, mode=policy.mode.value)
         testing = policy.mode is Mode.TESTING
         if not allowed and not testing:
             return Refused(refusals.HOST_REFUSED, f"{domain}: no exchange is in its MTA-STS policy")
@@ -208,6 +213,11 @@ class Policies:
             return None
         return kept
 
+    def _aged(self, kept: _Kept) -> bool:
+        """Half its time is over: it is read again while it still holds, or whoever can stop us from reading at the
+        moment it ends would be rid of it (RFC 8461 §10.2)."""
+        return self._clock() >= kept.until - kept.policy.max_age / 2
+
     async def _read(self, domain: str, current: str) -> Policy | None:
         url = f"https://mta-sts.{domain}/.well-known/mta-sts.txt"
         loop = asyncio.get_running_loop()
@@ -223,12 +233,15 @@ class Policies:
                 self._failed.popitem(last=False)
             return None
         self._failed.pop(domain, None)
-        self._kept[domain] = _Kept(policy, current, self._clock() + policy.max_age)
+        self._told.discard(domain)
+        # one that is to be forgotten at once is not read for each message
+        self._kept[domain] = _Kept(policy, current, self._clock() + max(policy.max_age, _AGAIN_SECONDS))
         self._kept.move_to_end(domain)
         if len(self._kept) > self._entries:
             self._kept.popitem(last=False)
         if self._file is not None:
-            await loop.run_in_executor(self._threads, self._save, self._file, dict(self._kept))
+            async with self._saving:  # one after the other, so that the newest stays
+                await loop.run_in_executor(self._threads, self._save, self._file, dict(self._kept))
         return policy
 
     def _save(self, file: Path, kept: dict[str, _Kept]) -> None:

@@ -47,6 +47,8 @@ class Transaction:
     dsn: DsnRequest = DsnRequest()
     require_tls: bool = False
     """RFC 8689; the caller has checked that the server announces it."""
+    utf8: bool = False
+    """Its header is in UTF-8 (RFC 6531 §3.4); the caller has checked that the server announces SMTPUTF8."""
 
 
 class Fate(Enum):
@@ -294,6 +296,8 @@ class Pipeline(Generic[T]):
             line += f" ENVID={dsn.envid}" if dsn.envid else ""
         if transaction.require_tls:
             line += " REQUIRETLS"
+        if transaction.utf8:
+            line += " SMTPUTF8"
         return f"{line}\r\n".encode("ascii")
 
     def _rcpt(self, transaction: Transaction) -> bytes:

@@ -83,6 +83,10 @@ class Policy(Protocol):
         """Whether one more message of so many recipients and octets is within what the client may."""
         ...
 
+    def holder(self, session: DoorSession) -> str:
+        """Who hands over mail: the name under which its share of the memory is counted."""
+        ...
+
     def charge(self, session: DoorSession, messages: int, recipients: int, octets: int) -> None:
         """So much was used."""
         ...

@@ -57,6 +57,8 @@ def _version_1(data: bytes) -> ProxyHeader | None:
     kind = ipaddress.IPv4Address if words[1] == "TCP4" else ipaddress.IPv6Address
     try:
         source, _ = kind(words[2]), kind(words[3])
+        if "%" in words[2]:  # an interface, which may have any name
+            raise ValueError
     except ValueError:
         raise ProxyHeaderError("malformed address in a header of version 1") from None
     if not all(_is_port(port) for port in words[4:]):

@@ -66,7 +66,7 @@ class DoorOptions:
     """Our name in the greeting, and the domain of the Message-IDs made here."""
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     threads: int = 16
-    """For what blocks: directory, accounts, spool. Accepts that wait together share one disk sync."""
+    """For what blocks: directory, accounts, spool; and as many for logins. Accepts that wait share one disk sync."""
     proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """Load balancers that speak the PROXY protocol, and whose word on clients' addresses is taken."""
     shared: Shared = field(default_factory=Shared)
@@ -91,6 +91,8 @@ class Door(ABC):
         self._limits = options.limits
         self._memory, self._meter = options.shared.memory, options.shared.meter
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix=f"mta-{self.origin.value}")
+        # apart, or whoever guesses passwords, each of which costs a hash, keeps everybody's mail waiting
+        self._login_threads = ThreadPoolExecutor(options.threads, thread_name_prefix=f"login-{self.origin.value}")
         self._sessions: set[DoorSession] = set()
         self._counted: dict[DoorSession, list[str]] = {}
         self._returns: Returns | None = None
@@ -144,6 +146,7 @@ class Door(ABC):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
+        self._login_threads.shutdown(wait=False)
 
     async def _ended(self, seconds: float) -> None:
         if self._sessions:
@@ -187,16 +190,17 @@ class Door(ABC):
 
     async def admit(self, session: DoorSession) -> Refused | None:
         """See `mta.smtp.policy.Policy`."""
-        return self._enter(session, _client_name(session), self._limits.client)
+        refused = self._enter(session, _client_name(session), self._limits.client)
+        if refused is not None:
+            self.refused(session, "CONNECT", refused)
+        return refused
 
     def _enter(self, session: DoorSession, name: str, quota: Quota) -> Refused | None:
         entered = self._counted.setdefault(session, [])
         if name in entered:
             return None
         if not self._meter.enter(name, quota):
-            refused = Refused(refusals.TOO_MANY_CONNECTIONS)
-            self.refused(session, "CONNECT", refused)
-            return refused
+            return Refused(refusals.TOO_MANY_CONNECTIONS, name.partition(" ")[0])
         entered.append(name)
         return None
 
@@ -215,6 +219,10 @@ class Door(ABC):
                 return Refused(refusals.RATE_EXCEEDED, name.partition(" ")[0])
         return None
 
+    def holder(self, session: DoorSession) -> str:
+        """See `mta.smtp.policy.Policy`."""
+        return self._peer(session)
+
     def charge(self, session: DoorSession, messages: int, recipients: int, octets: int) -> None:
         """See `mta.smtp.policy.Policy`."""
         for name, _ in self._quotas(session):
@@ -222,6 +230,9 @@ class Door(ABC):
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def _in_login_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._login_threads, function, *arguments)
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
         """Overridden where somebody can log in."""

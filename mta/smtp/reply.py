@@ -7,7 +7,7 @@ for a patient's address is an identity and replies end up in traces and receipts
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 MAX_LINE = 2048
@@ -72,17 +72,20 @@ class ReplyReader:
 
     def feed(self, data: bytes) -> list[Reply]:
         """The replies that are complete now. Raises `ReplyError` on anything that is not a reply."""
+        return list(self.read(data))
+
+    def read(self, data: bytes) -> Iterator[Reply]:
+        """The same one by one: what came whole is told before `ReplyError` is raised for what follows it. Nothing more
+        is read after that."""
         self._buffer += data
-        replies: list[Reply] = []
         while (end := self._buffer.find(b"\n")) >= 0:
             line = bytes(self._buffer[:end]).removesuffix(b"\r")
             del self._buffer[: end + 1]
             reply = self._line(line)
             if reply is not None:
-                replies.append(reply)
+                yield reply
         if len(self._buffer) > MAX_LINE:
             raise ReplyError("reply line too long")
-        return replies
 
     def _line(self, line: bytes) -> Reply | None:
         match = _LINE.fullmatch(line) if len(line) <= MAX_LINE else None

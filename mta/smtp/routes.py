@@ -123,8 +123,10 @@ class Router:
             for each in exchanges
             if each.preference < limit and len(each.exchange) <= 253 and _HOST_NAME.fullmatch(each.exchange)
         ]
+        # of too many always the same, or whom connections are shared with would change with each message
+        first = sorted(set(fit), key=lambda each: (each.preference, each.exchange))[:MAX_HOSTS]
         # among equals by chance, so that load is shared (RFC 5321 §5.1)
-        return tuple(sorted(fit, key=lambda each: (each.preference, random.random())))[:MAX_HOSTS]  # noqa: S311
+        return tuple(sorted(first, key=lambda each: (each.preference, random.random())))  # noqa: S311
 
     async def _located(
         self, domain: str, chosen: list[MxRecord], doubts: dict[str, tuple[Doubt, ...]]

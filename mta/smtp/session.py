@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mta import refusals
-from mta.smtp.address import PathCommand, parse_path, valid_envid, valid_notify, valid_orcpt
+from mta.smtp.address import PathCommand, original_recipient, parse_path, valid_envid, valid_notify
 from mta.smtp.conversation import Conversation
 from mta.smtp.data import Checked, Chunked, Dotted
-from mta.smtp.limits import Limits, MemoryBudget
+from mta.smtp.limits import Limits, MemoryBudget, Share
 from mta.smtp.policy import Policy, RecipientRequest, SessionOptions, Transaction
 from mta.smtp.sasl import Claim, PasswordClaim, TokenClaim, bearer_of
 from trust.refusals import Refused
@@ -46,7 +46,7 @@ class DoorSession(Conversation):
         self._policy = policy
         self._on_open, self._on_close = on_open, on_close
         self._memory = memory
-        self._reserved = 0
+        self._share = Share()
         self._refused_recipients = 0
         self._incoming: Checked | None = None
         self._chunks: Chunked | None = None
@@ -69,6 +69,7 @@ class DoorSession(Conversation):
     def _set_post_data_state(self) -> None:
         self.envelope = Transaction()
         self._chunks = None
+        self.end_content()
         self._release()
 
     def opened(self) -> bool:
@@ -162,8 +163,9 @@ class DoorSession(Conversation):
         if path is None:
             await self.push("501 5.1.3 Syntax: RCPT TO:<address> [parameters]")
             return
-        notify, orcpt = path.parameters.pop("NOTIFY", None), path.parameters.pop("ORCPT", None)
-        if (notify is not None and not valid_notify(notify)) or (orcpt is not None and not valid_orcpt(orcpt)):
+        notify, said = path.parameters.pop("NOTIFY", None), path.parameters.pop("ORCPT", None)
+        orcpt = None if said is None else original_recipient(said, utf8=self.transaction.utf8)
+        if (notify is not None and not valid_notify(notify)) or (said is not None and orcpt is None):
             await self.push("501 5.5.4 Malformed NOTIFY or ORCPT")
             return
         if path.parameters:
@@ -217,7 +219,8 @@ class DoorSession(Conversation):
         await self._finish("DATA", content)
 
     async def smtp_BDAT(self, argument: str | None) -> None:  # noqa: N802 - aiosmtpd finds it by this name
-        """RFC 3030, without BINARYMIME. A refused chunk is read all the same: its octets are no commands."""
+        """RFC 3030, without BINARYMIME. A refused chunk is read all the same: its octets are no commands. With it the
+        transaction ends, whatever chunks were to follow."""
         size, _, last = (argument or "").partition(" ")
         if not size.isdigit() or len(size) > 12 or last.upper() not in ("", "LAST"):
             self.end("501 5.5.4 Syntax: BDAT size [LAST]")  # where the next command begins is anybody's guess
@@ -226,6 +229,7 @@ class DoorSession(Conversation):
             refused = await self._may_send()
             if refused is None:
                 self._chunks = Chunked(self._limits.message_bytes)
+                self.begin_content()
         chunks = self._chunks or Chunked(0)
         chunks.expect(int(size))
         if int(size):
@@ -235,7 +239,7 @@ class DoorSession(Conversation):
             await self._refuse("BDAT", refused)
         elif self._chunks is None:
             await self.push("503 5.5.1 RCPT first")
-        elif last:
+        elif last or chunks.refused:
             await self._finish("BDAT", chunks)
         else:
             await self.push(f"250 2.0.0 {int(size)} octets taken")
@@ -243,14 +247,15 @@ class DoorSession(Conversation):
     async def _may_send(self) -> Refused | None:
         """Why no content can come in now; otherwise it is counted, and has its share of the memory."""
         transaction = self.transaction
-        refused = self._policy.check_quota(self, len(transaction.recipients), transaction.size)
-        if refused is not None:
-            return refused
-        size = transaction.size
+        size, recipients = transaction.size, len(transaction.recipients)
+        self._share.holder = self._policy.holder(self)
         if not await self._reserve(size + size // 64 + _FRAMING if size else _UNDECLARED):
             return Refused(refusals.BUSY)
-        self._policy.charge(self, 1, len(transaction.recipients), 0)
-        return None
+        # together, after the wait: what others were charged meanwhile counts
+        refused = self._policy.check_quota(self, recipients, size)
+        if refused is None:
+            self._policy.charge(self, 1, recipients, size)
+        return refused
 
     async def _receive(self, content: Dotted | Chunked) -> None:
         self._incoming = content
@@ -269,7 +274,7 @@ class DoorSession(Conversation):
             if isinstance(content, Refused):
                 reply: str | Refused = content
             else:
-                self._policy.charge(self, 0, 0, len(content))
+                self._policy.charge(self, 0, 0, max(0, len(content) - transaction.size))
                 reply = await self._policy.accept(self, transaction, content)
             del content
             self.reset()
@@ -288,20 +293,16 @@ class DoorSession(Conversation):
 
     # Memory for content
 
-    async def _reserve(self, octets: int, *, more: bool = False) -> bool:
-        if not await self._memory.take(octets, self._limits.memory_seconds, more=more):
-            return False
-        self._reserved += octets
-        return True
+    async def _reserve(self, octets: int) -> bool:
+        return await self._memory.take(self._share, octets, self._limits.memory_seconds)
 
     def _release(self) -> None:
-        if self._reserved:
-            self._memory.give_back(self._reserved)
-            self._reserved = 0
+        if self._share.octets:
+            self._memory.give_back(self._share)
 
     def block_taken(self) -> None:
         content = self._incoming
-        if content is not None and (content.held > self._reserved or (content.refused and self._reserved)):
+        if content is not None and (content.held > self._share.octets or (content.refused and self._share.octets)):
             self.stir()
 
     async def proceed(self) -> None:
@@ -309,8 +310,8 @@ class DoorSession(Conversation):
         content = self._incoming
         if content is None:
             return
-        while content.held > self._reserved:
-            if not await self._reserve(max(self._reserved // 2, _UNDECLARED), more=True):
+        while content.held > self._share.octets:
+            if not await self._reserve(max(self._share.octets // 2, _UNDECLARED)):
                 content.drop(refusals.BUSY)
         if content.refused:
             self._release()

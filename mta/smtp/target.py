@@ -2,16 +2,19 @@
 
 Nothing is said to a server before its certificate's name has been found among the operators of the recipient's domain,
 and nothing is ever sent in the clear. Where a domain's mail goes is `mta.smtp.routes`' to say; which connection carries
-it, `mta.smtp.pool`'s.
+it, `mta.smtp.destination`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
+import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,13 +34,16 @@ from mta.smtp.client import (
 from mta.smtp.content import crlf_only
 from mta.smtp.gate import Gate
 from mta.smtp.pool import MAYBE_TAKEN, Counts, Destination, Job, NotOpenedError, Pool, PoolOptions, delivered
-from mta.smtp.routes import Host, Route, Router
+from mta.smtp.routes import MAX_ADDRESSES, Host, Route, Router
 from trust.names import DistinguishedName
 from trust.refusals import Refused
 from trust.tls import Context, PeerJudge, in_force, peer_name
 
 REQUIRE_TLS = "REQUIRETLS"
 """Flag of a message whose sender demands TLS all the way (RFC 8689 §3)."""
+UTF8 = "SMTPUTF8"
+"""Flag of a message whose sender said that its header may be in UTF-8 (RFC 6531 §3.4). Without it octets outside ASCII
+in a header are an old client's, and travel as they always did."""
 _OF_DOMAIN = (
     refusals.NO_ROUTE,
     refusals.DNS_UNAVAILABLE,
@@ -128,10 +134,19 @@ class SmtpTarget:
         self._remember(domain, destination)
         dsn = dsn_request(message)
         transaction = Transaction(
-            message.sender, message.recipient, message.content, dsn, require_tls=REQUIRE_TLS in message.flags
+            message.sender,
+            message.recipient,
+            message.content,
+            dsn,
+            require_tls=REQUIRE_TLS in message.flags,
+            utf8=UTF8 in message.flags and international(message.content),
         )
         job = Job(transaction, lambda connection: self._admit(connection, domain, transaction), _conclusion(dsn))
-        return self._of_domain(domain, self._paced(message.delivery_id, await destination.deliver(job)))
+        try:
+            outcome = await destination.deliver(job)
+        finally:  # also when nobody waits for it any more
+            self._pace(message.delivery_id, job)
+        return self._of_domain(domain, outcome)
 
     async def close(self) -> None:
         """Say goodbye to idle peers."""
@@ -211,7 +226,7 @@ class SmtpTarget:
         clock = asyncio.get_running_loop().time
         deadline = clock() + _ROUNDS * self._options.timeouts.connect
         for host in route.hosts:
-            for address in host.addresses:
+            for address in await self._located(host):
                 if clock() > deadline:
                     break
                 try:
@@ -221,6 +236,20 @@ class SmtpTarget:
                     if told is None or told.refusal is refusals.UNREACHABLE:
                         told = error.refused
         raise NotOpenedError(told or Refused(refusals.UNREACHABLE, "no address"))
+
+    async def _located(self, host: Host) -> Sequence[str]:
+        """Each of its addresses is tried, with time of its own: what is configured may be a name."""
+        found: list[str] = []
+        for each in host.addresses:
+            if _is_address(each):
+                found.append(each)
+                continue
+            look = asyncio.get_running_loop().getaddrinfo(each, host.port, type=socket.SOCK_STREAM)
+            # nobody knows it now: `UNREACHABLE`
+            with contextlib.suppress(OSError, UnicodeError, TimeoutError):
+                async with asyncio.timeout(self._options.timeouts.connect):
+                    found += [str(info[4][0]) for info in await look]
+        return list(dict.fromkeys(found))[:MAX_ADDRESSES]
 
     async def _open_one(self, host: Host, address: str) -> SmtpConnection:
         options = self._options
@@ -238,9 +267,7 @@ class SmtpTarget:
             reply = await connection.start_tls(in_force(self._context), host.name)
             if reply.code != 220:
                 raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, reply.words))
-            doubt = host.doubt(connection.ssl_object)
-            if doubt is not None:
-                raise NotOpenedError(doubt)
+            await self._believe(host, connection)
             hello = await connection.hello(options.helo_name)
             if hello.code != 250:
                 raise NotOpenedError(Refused(refusals.REMOTE_DEFERRED, hello.words))
@@ -255,6 +282,19 @@ class SmtpTarget:
             if not kept:
                 connection.abort()
 
+    async def _believe(self, host: Host, connection: SmtpConnection) -> None:
+        """That the peer is an operator at all, and the host the domain means: if not, the route's next host may be.
+        Whose operator it is, is asked for each message (`_admit`). Raises `NotOpenedError`."""
+        session = connection.ssl_object
+        name = None if session is None else peer_name(session)
+        if session is None or name is None or not self._trust_list().is_operator(name):
+            raise NotOpenedError(Refused(refusals.PEER_NOT_OPERATOR, f"{host.name}: {name or 'no name'}"))
+        doubt = host.doubt(session)
+        if doubt is None and self._judge is not None:
+            doubt = await self._judged(connection, self._judge, session, host.name)
+        if doubt is not None:
+            raise NotOpenedError(doubt)
+
     def _admit(
         self, connection: SmtpConnection, domain: str, transaction: Transaction
     ) -> Refused | Awaitable[Refused | None] | None:
@@ -264,6 +304,8 @@ class SmtpTarget:
         if name is None or name not in self._trust_list().operators_of(domain):
             return Refused(refusals.PEER_NOT_OPERATOR, f"{domain}: {name or 'no name'}")
         refused = admissible(connection, transaction)
+        if refused is None and transaction.utf8 and UTF8 not in connection.capabilities:
+            refused = Refused(refusals.SMTPUTF8_UNSUPPORTED)
         if refused is not None or self._judge is None or session is None:
             return refused
         if asyncio.get_running_loop().time() - connection.judged_at < self._options.judged_seconds:
@@ -271,11 +313,11 @@ class SmtpTarget:
         return self._judged(connection, self._judge, session, domain)
 
     async def _judged(
-        self, connection: SmtpConnection, judge: PeerJudge, session: ssl.SSLObject, domain: str
+        self, connection: SmtpConnection, judge: PeerJudge, session: ssl.SSLObject, whose: str
     ) -> Refused | None:
         doubt = await asyncio.to_thread(judge, session)
         if doubt:
-            return Refused(refusals.PEER_NOT_BELIEVED, f"{domain}: {doubt}")
+            return Refused(refusals.PEER_NOT_BELIEVED, f"{whose}: {doubt}")
         connection.judged_at = asyncio.get_running_loop().time()
         return None
 
@@ -286,18 +328,17 @@ class SmtpTarget:
             return None
         return Deferred(Refused(refusals.CONNECTION_LOST, f"sent whole {held[0]} times, no answer; {MAYBE_TAKEN}"))
 
-    def _paced(self, delivery_id: str, outcome: Outcome) -> Outcome:
+    def _pace(self, delivery_id: str, job: Job) -> None:
         """What was sent whole and never answered is repeated once as the schedule says, then ever less often."""
-        if isinstance(outcome, Deferred) and outcome.reason.detail.endswith(MAYBE_TAKEN):
+        if job.unknown:
             times = self._unanswered.pop(delivery_id, (0, 0.0))[0]
             pauses = self._options.unanswered_pauses
             until = asyncio.get_running_loop().time() + pauses[min(times, len(pauses) - 1)]
             self._unanswered[delivery_id] = (times + 1, until)
             if len(self._unanswered) > _REMEMBERED:
                 self._unanswered.popitem(last=False)
-        elif self._unanswered and not isinstance(outcome, Deferred):
+        elif self._unanswered and job.decided:
             self._unanswered.pop(delivery_id, None)
-        return outcome
 
 
 def _conclusion(dsn: DsnRequest) -> Callable[[SmtpConnection, Answered], Outcome]:
@@ -317,6 +358,20 @@ def admissible(connection: SmtpConnection, transaction: Transaction) -> Refused 
     if transaction.require_tls and REQUIRE_TLS not in announced:
         return Refused(refusals.REQUIRETLS_UNSUPPORTED)
     return None
+
+
+def international(content: bytes) -> bool:
+    """Whether the message's header is outside ASCII: an internationalized message (RFC 6532)."""
+    end = content.find(b"\r\n\r\n")
+    return not (content if end < 0 else content[:end]).isascii()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(domain: str) -> str:
@@ -347,19 +402,20 @@ def dsn_request(message: Message) -> DsnRequest:
     if not notify and message.origin is Origin.MLLP:
         notify = "SUCCESS,FAILURE"
     envid, orcpt = facts.get("dsn.envid", ""), facts.get("dsn.orcpt", "")
+    ret = facts.get("dsn.ret", "").upper()
     return DsnRequest(
         envid=envid if valid_envid(envid) else message.spool_id,
-        ret=facts.get("dsn.ret", ""),
+        ret=ret if ret in ("FULL", "HDRS") else "",
         notify=notify if valid_notify(notify) else "",
         orcpt=orcpt if valid_orcpt(orcpt) else f"rfc822;{xtext(message.recipient)}",
     )
 
 
 def xtext(text: str) -> str:
-    """RFC 3461 §4: printable ASCII but `+` and `=`, the rest as `+HH`."""
-    return "".join(
-        chr(octet) if 33 <= octet <= 126 and octet not in b"+=" else f"+{octet:02X}" for octet in text.encode()
-    )
+    """RFC 3461 §4: printable ASCII but `+` and `=`, the rest as `+HH`; control characters, which none is to decode, as
+    `?`."""
+    octets = (63 if octet < 32 or octet == 127 else octet for octet in text.encode())
+    return "".join(chr(octet) if 33 <= octet <= 126 and octet not in b"+=" else f"+{octet:02X}" for octet in octets)
 
 
 def _tls_words(error: ssl.SSLError) -> str:

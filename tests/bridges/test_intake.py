@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from sqlalchemy import select
 
 from bridges.hl7 import reader
 from bridges.hl7.mllp import FrameError
@@ -21,9 +22,11 @@ from directory.records import MailboxKind, Recipient
 from directory.refusals import RECIPIENT_UNKNOWN
 from directory.resolve import DirectoryUnavailableError
 from mta.message import DeliveryState, Failed, TargetKind
+from mta.priority import Priority
 from mta.refusals import REMOTE_REFUSED
 from mta.schedule import RetrySchedule
 from mta.spool import REPEATED_EXTERNAL_ID, Spool
+from mta.tables import deliveries
 from tests.support import reports
 from tests.support.reports import DOCTOR, OTHER_PATIENT, PATIENT, Correspondent, to_patient
 from trust.refusals import Refused
@@ -262,3 +265,39 @@ def test_a_refusal_is_told_with_its_recipients(make: Make) -> None:
     spoilt = make().take(reports.spoilt()["not-hl7"], SYSTEM)
     assert (spoilt.deliveries, spoilt.spool_id) == ((), "")
     assert spoilt.refused is not None
+
+
+@pytest.mark.parametrize(
+    ("segment", "field", "value", "urgent"),
+    [
+        ("ORC", 7, "^^^^^S", True),
+        ("ORC", 7, "1^^^^^A", True),
+        ("ORC", 7, "^^^^^R", False),
+        ("ORC", 7, "S", False),
+        ("OBR", 27, "^^^^^s", True),
+        ("OBR", 5, "S", True),
+        ("OBR", 5, "R", False),
+        ("TQ1", 9, "A^ASAP^HL70485", True),
+        ("TQ1", 9, "R^Routine^HL70485", False),
+    ],
+)
+def test_what_was_ordered_as_urgent_goes_first(
+    make: Make, spool: Spool, segment: str, field: int, value: str, urgent: bool
+) -> None:
+    lines = reports.message().split(b"\r")
+    if not any(line.startswith(segment.encode()) for line in lines):
+        lines.insert(next(n for n, line in enumerate(lines) if line.startswith(b"OBX")), segment.encode())
+    for place, line in enumerate(lines):
+        if line.startswith(segment.encode()):
+            fields = line.split(b"|")
+            fields += [b""] * (field + 1 - len(fields))
+            fields[field] = value.encode()
+            lines[place] = b"|".join(fields)
+    assert b"|AA|" in make().receive(b"\r".join(lines), SYSTEM)
+    (wanted,) = {lease_priority(spool, lease.delivery_id) for lease in spool.claim(10, 60)}
+    assert wanted == (Priority.URGENT if urgent else Priority.NORMAL)
+
+
+def lease_priority(spool: Spool, delivery_id: str) -> int:
+    query = select(deliveries.c.priority).where(deliveries.c.id == delivery_id)
+    return int(spool._database.read(lambda connection: connection.scalar(query)) or 0)

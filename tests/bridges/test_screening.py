@@ -370,6 +370,17 @@ def test_signed_parts_and_nested_ones_are_seen() -> None:
     assert refusal(signed) == (ARCHIVE_REFUSED, "part 1.2: nested archive")
 
 
+@pytest.mark.parametrize("kind", ["message/rfc822", "message/global"])
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+def test_an_encoded_message_inside_is_opened_as_its_reader_would(kind: str, line_end: bytes) -> None:
+    inside = mail(part(zipped({"a.zip": b"x"}), name="a.zip"), boundary="c").replace(b"\r\n", line_end)
+    assert refusal(mail(part(inside, kind))) == (ARCHIVE_REFUSED, "part 1.1.1: nested archive")
+    twice = mail(part(mail(part(inside, kind), boundary="d"), kind))
+    assert refusal(twice) == (ARCHIVE_REFUSED, "part 1.1.1.1.1: nested archive")
+    unclear = part(inside, kind).replace(b"base64", b"7bit\r\nContent-Transfer-Encoding: 8bit", 1)
+    assert facts(mail(unclear)) == {"warning.screen-mime": "1, 1.1"}
+
+
 def test_what_stays_protected_is_told() -> None:
     assert facts(mail(part(b"0\x80", "application/pkcs7-mime", "smime.p7m"))) == {"warning.screen-protected": "1"}
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from config import backup_command
 from config.backup import restoring
@@ -17,53 +15,13 @@ from config.backup.cutting import Cutter
 from config.backup.manifest import LISTING, MANIFEST, OBJECTS
 from config.backup.sealed_files import SealedFileError, seal, sealed_size, unseal
 from config.backup.store import BackupStore
-from config.cli import relais
 from config.housekeeping import BLOB_REFERENCES
-from config.migrations import upgrade
-from mta.delivery import NewDelivery, Submission
-from mta.message import Origin, TargetKind
-from mta.schedule import RetrySchedule
-from mta.spool import Spool
 from mta.tables import deliveries, messages, steps
-from trust.journal import Journal, JournalEntry
+from tests.config.backup_state import State, backed_up, cut_of, made_in, restored, run, some_object
+from trust.journal import Journal
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault
-
-LARGE = b"a mail of some length\r\n" * 5000
-"""Longer than what is kept in the database itself."""
-
-
-class State:
-    """A gateway's state without the gateway."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.vault = KeyVault.create(root / "vault")
-        self.database = Database(f"sqlite:///{root / 'relais.db'}")
-        upgrade(self.database)
-        self.blobs = BlobStore(root / "blobs", self.vault)
-        self.spool = Spool(self.database, self.blobs, self.vault, node="n1", schedule=RetrySchedule())
-        self.database.transact(
-            lambda connection: Journal(self.vault, "n1").append(connection, JournalEntry("a", "test", "done"))
-        )
-
-    def accept(self, name: str) -> None:
-        self.spool.accept(
-            Submission(
-                origin=Origin.MLLP,
-                sender="resultats@labo-essais.test.mssante.fr",
-                peer="SIL-ESSAI",
-                content=name.encode() + LARGE,
-                content_type="application/hl7-v2",
-                deliveries=(NewDelivery("a@test-ci-sis.mssante.fr", TargetKind.MAILBOX),),
-                dedup_key=name,
-                message_id_domain="labo-essais.test.mssante.fr",
-            )
-        )
-
-    def files(self) -> set[str]:
-        return {blob for blob, _ in self.blobs.ids() if re.fullmatch("[0-9a-f]{32}", blob)}
 
 
 @pytest.fixture(autouse=True)
@@ -74,39 +32,12 @@ def stay_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[State]:
-    made = State(tmp_path / "state")
-    for number in range(3):
-        made.accept(f"mail-{number}")
-    yield made
-    made.database.close()
+    yield from made_in(tmp_path / "state")
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(relais, [*map(str, arguments)])
-
-
-def backed_up(state: State, target: Path) -> dict[str, Any]:
-    done = run("backup", target, "--state", state.root, "--json")
-    assert done.exit_code == 0, done.output
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
-
-
-def restored(state: State, target: Path, to: Path) -> Result:
-    return run("restore", target, "--state", to, "--kek", state.root / "vault" / "kek", "--json")
-
-
-def cut_of(target: Path) -> Path:
-    return BackupStore(target).cut(None)
-
-
-def some_object(target: Path) -> Path:
-    return next(path for path in sorted((target / "objects").rglob("*")) if path.is_file())
 
 
 def test_all_comes_back_and_is_marked(state: State, target: Path, tmp_path: Path) -> None:

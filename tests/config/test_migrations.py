@@ -8,10 +8,18 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, text, update
 
-from config.migrations import metadata, upgrade
+from config.migrations import metadata, roll_back, upgrade
+from config.settings import SettingsError
+from mta.delivery import Accepted, NewDelivery, Submission
+from mta.message import Origin, TargetKind
+from mta.schedule import RetrySchedule
+from mta.spool import Spool
+from mta.tables import deliveries
+from trust.store.blobs import BlobStore
 from trust.store.database import Database
+from trust.vault import KeyVault
 
 
 @pytest.fixture
@@ -62,3 +70,109 @@ def test_upgrading_again_changes_nothing(database: Database) -> None:
     assert schema_of(database) == before
     assert database.read(lambda connection: connection.scalar(text("SELECT count(*) FROM identities"))) == 1
     assert database.read(lambda connection: connection.scalar(text("SELECT count(*) FROM alembic_version"))) == 1
+
+
+# With mail in it
+
+
+def revision_of(database: Database) -> str | None:
+    return database.read(lambda connection: connection.scalar(text("SELECT version_num FROM alembic_version")))
+
+
+def accepted(spool: Spool, number: int) -> str:
+    kept = spool.accept(
+        Submission(
+            origin=Origin.SUBMISSION,
+            sender="a@labo.example",
+            peer="a@labo.example",
+            content=b"Subject: x\r\n\r\n%d\r\n" % number,
+            content_type="message/rfc822",
+            deliveries=(NewDelivery("b@op2.example", TargetKind.SMTP),),
+            dedup_key=f"k{number}",
+            message_id_domain="labo.example",
+        )
+    )
+    assert isinstance(kept, Accepted)
+    return kept.spool_id
+
+
+def waiting(database: Database) -> int:
+    query = text("SELECT count(*) FROM mta_deliveries WHERE state = 'ready'")
+    return database.read(lambda connection: connection.scalar(query)) or 0
+
+
+def small_in_files(database: Database, tmp_path: Path) -> Spool:
+    """As the versions before 0008 kept them."""
+    vault = KeyVault.create(tmp_path / "vault")
+    return Spool(database, BlobStore(tmp_path / "blobs", vault), vault, node="n1", schedule=RetrySchedule())
+
+
+def small_in_rows(database: Database, tmp_path: Path) -> Spool:
+    vault = KeyVault.create(tmp_path / "vault")
+    return Spool(database, BlobStore(tmp_path / "blobs", vault, database), vault, node="n1", schedule=RetrySchedule())
+
+
+def test_a_full_queue_goes_back_and_forward_and_is_delivered(database: Database, tmp_path: Path) -> None:
+    upgrade(database)
+    spool = small_in_files(database, tmp_path)
+    for number in range(50):
+        accepted(spool, number)
+    roll_back(database, "0005")
+    assert waiting(database) == 50
+    upgrade(database)
+    leases = spool.claim(100, 60)
+    assert len(leases) == 50
+    assert {spool.content(lease) for lease in leases} == {b"Subject: x\r\n\r\n%d\r\n" % n for n in range(50)}
+
+
+def test_contents_an_older_version_cannot_read_are_not_thrown_away(database: Database, tmp_path: Path) -> None:
+    upgrade(database)
+    spool = small_in_rows(database, tmp_path)
+    accepted(spool, 1)
+    with pytest.raises(RuntimeError, match="older versions cannot read"):
+        roll_back(database, "0005")
+    assert revision_of(database) == "0008", "what could be undone is undone, and the rest stands"
+    upgrade(database)
+    (lease,) = spool.claim(10, 60)
+    assert spool.content(lease) == b"Subject: x\r\n\r\n1\r\n"
+
+
+@pytest.mark.parametrize("held", ["delivery", "destination"])
+def test_what_a_person_holds_is_not_sent_by_an_older_version(database: Database, tmp_path: Path, held: str) -> None:
+    upgrade(database)
+    accepted(small_in_files(database, tmp_path), 1)
+    hold = (
+        update(deliveries).values(held_at=1.0)
+        if held == "delivery"
+        else text("INSERT INTO mta_held_destinations VALUES ('smtp:op2.example', 1, x'00')")
+    )
+    database.transact(lambda connection: connection.execute(hold) and None)
+    with pytest.raises(RuntimeError, match="held"):
+        roll_back(database, "0005")
+    assert revision_of(database) == "0006"
+    upgrade(database)
+    assert waiting(database) == 1
+
+
+def test_a_revision_that_fails_leaves_nothing_half_done(database: Database, tmp_path: Path) -> None:
+    upgrade(database)
+    spool = small_in_files(database, tmp_path)
+    accepted(spool, 1)
+    roll_back(database, "0006")
+    in_the_way = "CREATE TABLE mta_quarantine (x INTEGER)"
+    database.transact(lambda connection: connection.execute(text(in_the_way)) and None)
+    with pytest.raises(Exception, match="mta_quarantine"):
+        upgrade(database)
+    assert revision_of(database) == "0006"
+    assert not inspect(database.engine).has_table("mta_notices")
+    database.transact(lambda connection: connection.execute(text("DROP TABLE mta_quarantine")) and None)
+    upgrade(database)
+    assert len(spool.claim(10, 60)) == 1
+
+
+def test_an_older_version_says_that_the_database_is_newer(database: Database) -> None:
+    upgrade(database)
+    newer = text("UPDATE alembic_version SET version_num = '9999'")
+    database.transact(lambda connection: connection.execute(newer) and None)
+    with pytest.raises(SettingsError, match="newer version of Relais"):
+        upgrade(database)

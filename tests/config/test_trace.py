@@ -70,6 +70,14 @@ def test_a_name_is_found_with_and_without_brackets_and_spaces(spool: Spool) -> N
         assert ids(spool, reference) == [], reference
 
 
+def test_our_own_ids_are_found_too(spool: Spool) -> None:
+    """What our SMTP replies, the log and the quarantine name."""
+    spool_id = kept(spool, "MSG-1")
+    for reference in (spool_id, *(each.delivery_id for each in spool.deliveries(spool_id))):
+        assert ids(spool, reference) == [spool_id]
+    assert ids(spool, "0" * 32) == []
+
+
 def test_a_reused_control_id_shows_every_message_oldest_first(spool: Spool) -> None:
     kept(spool, "OTHER")
     wanted = [kept(spool, "SAME", partner) for partner in ("sil-1", "sil-2", "sil-3")]
@@ -120,12 +128,21 @@ def test_what_a_partner_wrote_does_not_steer_the_terminal(spool: Spool) -> None:
         ("delivered", [("delivered", "relayed"), ("answered", "")], ""),
         ("delivered", [("delivered", "")], ""),
         ("failed", [("failed", "mta.expired")], ""),
+        ("ready", [("deferred", "mta.unreachable"), ("held", "")], "waits for an operator's release: relais queue"),
+        ("ready", [("held", ""), ("freed", "")], "waits for its delivery, for 30 h"),
+        (
+            "failed",
+            [("failed", "mta.malware-found"), ("quarantined", "")],
+            "a person's decision: relais quarantine show d",
+        ),
+        ("failed", [("failed", "mta.malware-found"), ("quarantined", ""), ("dropped", "")], ""),
     ],
 )
 def test_what_is_missing_is_said(state: str, steps: list[tuple[str, str]], expected: str) -> None:
     accepted = time.time() - 30.5 * 3600
     told = [{"at": accepted, "node": "n", "step": kind, "code": code, "detail": "", "text": ""} for kind, code in steps]
     delivery = {"recipient": "dr@op2.example", "target": "smtp", "state": state, "message_id": "<1@x>", "facts": {}}
+    delivery |= {"delivery_id": "d"}
     message = {"spool_id": "s", "origin": "submission", "size": 1, "external_id": "", "flags": [], "steps": []}
     lives = {"labo": [message | {"accepted_at": accepted, "deliveries": [delivery | {"steps": told}]}]}
     waits = [line.strip() for line in render(lives) if "waits for" in line]

@@ -7,6 +7,7 @@ import random
 import signal
 import smtplib
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ from tests.support.nodes import RECIPIENT, SENDER, Farm, Node, farm, mail
 from tests.support.postgresql import PostgresServer
 from tests.support.private import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("nodes")]
 
 BROKEN = (OSError, smtplib.SMTPException)
 
@@ -32,6 +33,23 @@ def submit(node: Node, number: str, size: int = 200) -> bool:
     finally:
         if client is not None:
             client.close()
+
+
+@pytest.fixture(scope="module")
+def house(postgresql: PostgresServer) -> Iterator[Farm]:
+    """For tests of one process: each has a node of its own name."""
+    with farm(postgresql) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def ended(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No node works on for the next test."""
+    yield
+    if "house" in request.fixturenames:
+        for node in request.getfixturevalue("house").nodes.values():
+            node.kill()
+            node.hang_up()
 
 
 def unsettled(house: Farm) -> int:
@@ -131,83 +149,82 @@ def test_processes_of_one_machine_share_a_port_and_its_state(postgresql: Postgre
         assert house.mailboxes.filed["after"] == 1
 
 
-def test_the_database_is_stopped_and_started(postgresql: PostgresServer) -> None:
-    with farm(postgresql) as house:
-        node = house.node("one")
-        node.start()
-        assert submit(node, "before")
-        postgresql.stop(signal.SIGQUIT)
-        try:
-            assert not submit(node, "meanwhile"), "nothing is promised that nobody keeps"
-        finally:
-            postgresql.start()
-        until(lambda: submit(node, "after"), 60, "a node that found its database again")
-        until(lambda: unsettled(house) == 0, 60, "an empty queue")
-        filed = house.mailboxes.filed
-        assert filed["before"] == filed["after"] == 1
-        assert filed["meanwhile"] <= 1
-        assert node.process is not None
-        assert node.process.poll() is None
+def test_the_database_is_stopped_and_started(house: Farm) -> None:
+    node = house.node("database")
+    node.start()
+    assert submit(node, "before")
+    house.postgresql.stop(signal.SIGQUIT)
+    try:
+        assert not submit(node, "meanwhile"), "nothing is promised that nobody keeps"
+    finally:
+        house.postgresql.start()
+    until(lambda: submit(node, "after"), 60, "a node that found its database again")
+    until(lambda: unsettled(house) == 0, 60, "an empty queue")
+    filed = house.mailboxes.filed
+    assert filed["before"] == filed["after"] == 1
+    assert filed["meanwhile"] <= 1
+    assert node.process is not None
+    assert node.process.poll() is None
 
 
-def test_sigterm_lets_what_is_coming_in_come_in(postgresql: PostgresServer) -> None:
-    with farm(postgresql) as house:
-        node = house.node("one")
-        node.start()
-        idle, sending = node.connect(), node.connect()
-        sending.mail(SENDER)
-        sending.rcpt(RECIPIENT)
-        assert sending.docmd("DATA")[0] == 354
-        message = mail("drained")
-        sending.send(message[:100])
-        node.signal(signal.SIGTERM)
-        assert idle.getreply()[0] == 421
-        sending.send(message[100:] + b".\r\n")
-        assert sending.getreply()[0] == 250
-        assert node.process is not None
-        assert node.process.wait(20) == 0
-        with pytest.raises(OSError):
-            node.connect(2)
-        database = house.url.rpartition("/")[2]
-        assert postgresql.execute("SELECT count(*) FROM mta_deliveries WHERE lease IS NOT NULL", database) == "0"
-        assert postgresql.execute("SELECT count(*) FROM nodes", database) == "0"
-        node.start()
-        until(lambda: unsettled(house) == 0, 60, "an empty queue")
-        assert house.mailboxes.filed["drained"] == 1
+def test_sigterm_lets_what_is_coming_in_come_in(house: Farm) -> None:
+    node = house.node("drain")
+    node.start()
+    idle, sending = node.connect(), node.connect()
+    sending.mail(SENDER)
+    sending.rcpt(RECIPIENT)
+    assert sending.docmd("DATA")[0] == 354
+    message = mail("drained")
+    sending.send(message[:100])
+    node.signal(signal.SIGTERM)
+    assert idle.getreply()[0] == 421
+    sending.send(message[100:] + b".\r\n")
+    assert sending.getreply()[0] == 250
+    assert node.process is not None
+    assert node.process.wait(20) == 0
+    with pytest.raises(OSError):
+        node.connect(2)
+    database = house.url.rpartition("/")[2]
+    assert house.postgresql.execute("SELECT count(*) FROM mta_deliveries WHERE lease IS NOT NULL", database) == "0"
+    assert house.postgresql.execute("SELECT count(*) FROM nodes WHERE name = 'drain'", database) == "0"
+    node.start()
+    until(lambda: unsettled(house) == 0, 60, "an empty queue")
+    assert house.mailboxes.filed["drained"] == 1
 
 
-def test_sigterm_is_bounded(postgresql: PostgresServer) -> None:
+def test_sigterm_is_bounded(house: Farm) -> None:
     """A client that stops in the middle of its message holds nobody up for longer than the drain."""
-    with farm(postgresql) as house:
-        node = house.node("one")
-        node.start()
-        slow = node.connect()
-        slow.mail(SENDER)
-        slow.rcpt(RECIPIENT)
-        slow.docmd("DATA")
-        slow.send(b"From: x\r\n")
-        assert node.stop(20) == 0
-        assert slow.getreply()[0] == 421
+    node = house.node("bounded")
+    node.start()
+    slow = node.connect()
+    slow.mail(SENDER)
+    slow.rcpt(RECIPIENT)
+    slow.docmd("DATA")
+    slow.send(b"From: x\r\n")
+    assert node.stop(20) == 0
+    assert slow.getreply()[0] == 421
 
 
-def test_sighup_changes_limits_and_log_level_and_keeps_the_session(postgresql: PostgresServer) -> None:
-    with farm(postgresql) as house:
-        node = house.node("one")
-        node.start()
-        session = node.connect()
-        pid = node.process.pid if node.process else 0
-        node.extra = ("max_message_bytes = 2000", "[log]", 'level = "DEBUG"', "[metrics]", "port = 0")
-        node.configure(*node.extra)
-        node.signal(signal.SIGHUP)
-        until(lambda: bool(node.logged("reload.done")), 20, "the reload")
-        assert node.logged("reload.needs-restart")[-1]["keys"] == ["metrics"]
-        assert session.sendmail(SENDER, [RECIPIENT], mail("old", 5000)) == {}, "the open session keeps its limits"
-        assert not submit(node, "too large", 5000)
-        assert submit(node, "small")
-        node.path.write_text("not toml [")
-        node.signal(signal.SIGHUP)
-        until(lambda: bool(node.logged("reload.refused")), 20, "the refusal")
-        assert submit(node, "still here")
-        assert node.process is not None
-        assert node.process.pid == pid
-        assert node.process.poll() is None
+def test_sighup_changes_limits_and_log_level_and_keeps_the_session(house: Farm) -> None:
+    node = house.node("reload")
+    node.start()
+    session = node.connect()
+    pid = node.process.pid if node.process else 0
+    node.extra = ("max_message_bytes = 2000", "[log]", 'level = "DEBUG"', "[doors]", "recipients = 1")
+    node.extra += ("[metrics]", "port = 0")
+    node.configure(*node.extra)
+    node.signal(signal.SIGHUP)
+    until(lambda: bool(node.logged("reload.done")), 20, "the reload")
+    assert node.logged("reload.needs-restart")[-1]["keys"] == ["metrics"]
+    assert session.sendmail(SENDER, [RECIPIENT], mail("old", 5000)) == {}, "the open session keeps its limits"
+    assert session.ehlo()[0] == 250 and session.esmtp_features["limits"] != "RCPTMAX=1"
+    assert node.connect().esmtp_features["limits"] == "RCPTMAX=1"
+    assert not submit(node, "too large", 5000)
+    assert submit(node, "small")
+    node.path.write_text("not toml [")
+    node.signal(signal.SIGHUP)
+    until(lambda: bool(node.logged("reload.refused")), 20, "the refusal")
+    assert submit(node, "still here")
+    assert node.process is not None
+    assert node.process.pid == pid
+    assert node.process.poll() is None

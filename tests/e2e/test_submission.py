@@ -70,6 +70,14 @@ def test_a_letter_reaches_the_hospital_whose_key_is_on_a_curve(up: Running) -> N
     assert "signature=valid" in arrived["X-Relais-Verdict"]
 
 
+def test_the_same_door_under_tls_from_the_first_octet(up: Running) -> None:
+    account, endpoint = up.account("gp"), up.endpoints["submissions"]
+    context = ssl.create_default_context(cafile=up.endpoints["ca_file"])
+    with smtplib.SMTP_SSL(endpoint["host"], endpoint["port"], timeout=20, context=context) as client:
+        client.login(account["user"], account["password"])
+        assert client.send_message(letter(up)) == {}
+
+
 def test_nobody_sends_without_a_password(up: Running) -> None:
     with connected(up) as client, pytest.raises(smtplib.SMTPException) as refused:
         client.send_message(letter(up))

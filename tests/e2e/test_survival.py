@@ -12,7 +12,8 @@ import sys
 import threading
 import zipfile
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,77 @@ def relais(*arguments: str | Path, fails: bool = False) -> str:
     return done.stderr if fails else done.stdout
 
 
-def wiped(state: Path) -> None:
-    shutil.rmtree(state)
-
-
-@pytest.mark.timeout(240)
-def test_the_machine_is_lost_under_traffic_and_everything_comes_back(tmp_path: Path) -> None:
+@pytest.mark.timeout(180)
+def test_the_machine_is_lost_under_traffic_and_everything_comes_back() -> None:
+    """One backup while reports come in, the state directory wiped, one restore."""
     with running() as up:
-        target, kept = up.state.parent / "backup", up.state.parent / "kept"
+        before = [oru(f"BEFORE-{n}", flags=Flags(to_dossier=n == 0)) for n in range(2)]
+        for message in before:
+            up.accepted(message)
+        with traffic(up) as during:
+            relais("backup", up.state.parent / "backup", "--state", up.state)
+        up.stop()
+        keks = keys_kept(up)
+        shutil.rmtree(up.state)
+        restored = json.loads(relais("restore", up.state.parent / "backup", "--state", up.state, *keks, "--json"))
+        up.start()
+        after = oru("AFTER-1")
+        up.accepted(after)
+        up.wait_settled()
+        arrived = documents(up)
+        wanted = [*before, *during[:FIRST], after]
+        assert [arrived[digest_of(message)] for message in wanted] == [1] * len(wanted)
+        assert {Path(each["state"]).name for each in restored} == {"laboratoire", "ville"}
+        assert up.ask("laboratoire", "dossier.list", **{"every": False, **DOCTOR, "patient": PATIENT.matricule})
+
+
+FIRST = 3
+"""So many reports are accepted before a backup begins."""
+
+
+@contextmanager
+def traffic(up: Running) -> Iterator[list[bytes]]:
+    """Reports coming in, of which the list holds those that were accepted; `FIRST` of them before it is yielded."""
+    stopped = threading.Event()
+    during: list[bytes] = []
+
+    def send() -> None:
+        number = 0
+        while not stopped.wait(0.2):
+            message = oru(f"DURING-{number}")
+            number += 1
+            try:
+                if acknowledgement_code(up.send(message)) == "AA":
+                    during.append(message)
+            except OSError:
+                return
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        until(lambda: len(during) >= FIRST, 30, "traffic")
+        yield during
+    finally:
+        stopped.set()
+        sender.join()
+
+
+def keys_kept(up: Running) -> list[str | Path]:
+    """Copies of the key-encryption keys that survive the machine, as options of `relais restore`."""
+    options: list[str | Path] = []
+    for operator in ("laboratoire", "ville"):
+        kept = up.state.parent / f"{operator}.kek"
+        shutil.copy2(up.state / operator / "vault" / "kek", kept)
+        options += ["--kek", kept]
+    return options
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(300)
+def test_every_command_about_a_machine_that_is_lost() -> None:
+    """Two backups under traffic, mailboxes and accounts of people, what is refused, and the journal afterwards."""
+    with running() as up:
+        target = up.state.parent / "backup"
         before = [oru(f"BEFORE-{n}", flags=Flags(to_dossier=n == 0)) for n in range(3)]
         for message in before:
             up.accepted(message)
@@ -60,45 +124,21 @@ def test_the_machine_is_lost_under_traffic_and_everything_comes_back(tmp_path: P
         up.wait_settled()
         old = {mail["Message-ID"] for mail in up.mails("gp")}
 
-        stopped = threading.Event()
-        during: list[bytes] = []
-
-        def traffic() -> None:
-            number = 0
-            while not stopped.wait(0.2):
-                message = oru(f"DURING-{number}")
-                number += 1
-                try:
-                    if acknowledgement_code(up.send(message)) == "AA":
-                        during.append(message)
-                except OSError:
-                    return
-
-        sender = threading.Thread(target=traffic)
-        sender.start()
-        try:
-            until(lambda: len(during) > 3, 30, "traffic")
+        with traffic(up) as during:
             first = json.loads(relais("backup", target, "--state", up.state, "--json"))
             accepted_before_second = list(during)
             report = json.loads(relais("backup", "--state", up.state, "--keep", "1", "--json", target))
-        finally:
-            stopped.set()
-            sender.join()
         assert not report["notes"], report
         assert report["reused"] >= first["copied"] / 2, "what is there already is not copied again"
         assert relais("backup", "list", target).count("\n") == 2, "the older cut is gone"
 
         up.stop()
-        for operator in ("laboratoire", "ville"):
-            key = up.state / operator / "vault" / "kek"
-            (kept / operator).mkdir(parents=True)
-            shutil.copy2(key, kept / operator / "kek")
-        secret = b"".join((kept / operator / "kek").read_bytes() for operator in ("laboratoire", "ville"))
+        keks = keys_kept(up)
+        secret = b"".join(Path(file).read_bytes() for file in keks[1::2])
         assert_only_ciphertext(target, up, secret)
         passwords = json.loads((up.state / "secrets.json").read_text())
-        wiped(up.state)
+        shutil.rmtree(up.state)
 
-        keks = [option for name in ("laboratoire", "ville") for option in ("--kek", kept / name / "kek")]
         assert "authentic" in relais("backup", "verify", target, *keks)
         assert "not proved" in relais("backup", "verify", target)
         assert "--kek" in relais("restore", target, "--state", up.state, *keks[:2], fails=True)

@@ -34,6 +34,7 @@ from trust.trustlist import ListedDomain, write_trust_list
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.proof,  # tests/config/test_survival_metrics.py is the short one
     pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian package prometheus) is not installed"),
 ]
 _HOUR, _DAY = 3600.0, 86400.0

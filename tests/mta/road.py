@@ -165,7 +165,9 @@ async def a_road(
     directory = Directory.of(mailboxes)
     us = (POSTMASTER, "gate.op1.example", {"op1.example"}, {"op1.example", "op2.example"}.__contains__)
     notices = Notices(database, "n1", clock)
-    teller = DsnConsumer(spool, *us, CATALOGUE, patient_domains=("patient.op2.example",), options=dsn, notices=notices)
+    teller = DsnConsumer(
+        spool, *us, CATALOGUE, patient_domains=("patient.op2.example",), options=dsn, notices=notices, node="n1"
+    )
     mail = SystemMail(spool, *us, ("patient.op2.example",))
     quarantine = Quarantine(spool, database, blobs, vault, journal, mail, node="n1", clock=clock)
     late = Overdue(spool, database, teller, quarantine, overdue or OverdueOptions(), node="n1", clock=clock)

@@ -38,6 +38,8 @@ ALWAYS = 50_000
         (b"X-Priority: 3\r\n", Priority.NORMAL),
         (b"X-Priority: 11\r\n", Priority.NORMAL),
         (b"Priority: normal\r\n", Priority.NORMAL),
+        (b"Content-Type: multipart/report; report-type=delivery-status\r\n", Priority.URGENT),
+        (b"Content-Type: multipart/mixed\r\n", Priority.NORMAL),
         (b"Priority: non-urgent\r\n", Priority.BULK),
         (b"Precedence: bulk\r\n", Priority.BULK),
         (b"List-Id: <all.labo.example>\r\n", Priority.BULK),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +185,41 @@ async def test_it_says_too_large_in_the_middle_of_the_stream(daemon: FakeClamd) 
     daemon.misdeed = refuses
     for _ in range(20):
         assert await client(daemon).scan(b"x" * (3 * 1024 * 1024)) == NotScanned("StreamMaxLength")
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+async def test_what_it_said_before_it_hung_up_is_heard(family: socket.AddressFamily) -> None:
+    """It has closed, and reset what is still being sent, before its words are read."""
+    with service_directory() as folder, socket.socket(family) as listener:
+        path = folder / "clamd.sock"
+        listener.bind(str(path) if family is socket.AF_UNIX else ("127.0.0.1", 0))
+        listener.listen()
+        gone = threading.Event()
+
+        def refuse() -> None:
+            for _ in range(5):
+                connection, _ = listener.accept()
+                connection.recv(20)
+                connection.sendall(b"INSTREAM size limit exceeded. ERROR\0")
+                connection.close()
+                gone.set()
+
+        def late(content: bytes) -> Iterator[bytes]:
+            yield b"zINSTREAM\0" + content[:100]
+            gone.wait(5)  # the loop sees nothing of the answer before it goes on writing
+            gone.clear()
+            while True:
+                yield content
+
+        server = threading.Thread(target=refuse, daemon=True)
+        server.start()
+        place = {"socket": path} if family is socket.AF_UNIX else {"port": listener.getsockname()[1]}
+        clamd = Clamd(replace(QUICK, scan_seconds=5, **place))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mta.clamd.instream", late)
+            for _ in range(5):
+                assert await clamd.scan(b"x" * 100_000) == NotScanned("StreamMaxLength")
+        server.join(5)
 
 
 async def test_no_more_conversations_than_allowed_and_none_forgotten(daemon: FakeClamd) -> None:

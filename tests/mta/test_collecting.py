@@ -18,15 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from mta import collecting as collecting_module
 from mta import refusals
-from mta.collecting import KEYWORD, After, Collector, CollectorOptions
+from mta.collecting import KEYWORD, After, Collector, CollectorOptions, SignIn
+from mta.collecting_options import SecretUnavailableError
 from mta.delivery import Accepted, Duplicate, Lease, Submission
 from mta.message import Origin, TargetKind
 from mta.spool import Spool
 from trust.store.database import StoreUnavailableError
 
 from .conftest import MakeSpool
-from .test_dovecot import Running, a_dovecot, write_certificate
+from .test_dovecot import TOKEN, Running, a_dovecot, write_certificate
 
 PASSWORD = 'pass word/é$"\\'
 HERE = "recueil@hopital.example"
@@ -381,7 +383,7 @@ class Scripted:
         writer.close()
 
     def answer(self, tag: bytes, command: str) -> bytes:
-        words = command.replace("UID ", "").split()
+        words = command.replace("UID ", "").split() or [""]
         name = words[0].lower() + ("_size" if "SIZE" in command else "")
         if words[0] == "STORE":
             self.marked.append(command)
@@ -403,7 +405,13 @@ class Scripted:
 
 @asynccontextmanager
 async def scripted(server: Scripted, spool: Spool, **changes: object) -> AsyncIterator[Collector]:
-    listening = await asyncio.start_server(server.converse, "127.0.0.1", 0, ssl=server.context)
+    served: list[tuple[asyncio.Task[None] | None, asyncio.StreamWriter]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append((asyncio.current_task(), writer))
+        await server.converse(reader, writer)
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server.context)
     context = ssl.create_default_context(cafile=str(server.chain))
     options = CollectorOptions("m", "127.0.0.1", "u", "p", HERE, context, listening.sockets[0].getsockname()[1])
     options = replace(options, first_pause=0.02, longest_pause=0.05, command_seconds=1.0, **changes)
@@ -415,6 +423,10 @@ async def scripted(server: Scripted, spool: Spool, **changes: object) -> AsyncIt
             yield collector
     finally:
         listening.close()
+        for _, writer in served:
+            with contextlib.suppress(AttributeError):  # what asyncio's TLS raises when the client was first
+                writer.transport.abort()
+        await asyncio.gather(*(task for task, _ in served if task), return_exceptions=True)
         await asyncio.sleep(0)
     assert unhandled == []
 
@@ -631,3 +643,212 @@ async def test_what_is_kept_is_logged_by_its_number(
     assert [r.getMessage() for r in caplog.records if "kept" in r.getMessage()] == [
         f"collector m: message {lease.spool_id} kept"
     ]
+
+
+FLOODS: dict[str, dict[str, bytes]] = {
+    "flags of nothing": {"fetch_size": b"* 1 FETCH ()\r\n" * 100_000},
+    "one parenthesis and lines": {"fetch": b"* 1 FETCH (\r\n" + b"x\r\n" * 100_000},
+    "literals of nothing": {"fetch": b"* 1 FETCH (BODY[] {1}\r\nx" * 100_000},
+    "parentheses": {"fetch": (b"* 1 FETCH (" + b"(" * 100 + b"\r\n") * 20_000},
+    "braces": {"fetch": b"* 1 FETCH (" + b"{1" * 500_000 + b"\r\n"},
+    "line feeds": {"fetch": b"* 1 FETCH (" + b"\n" * 2_000_000},
+}
+
+
+@pytest.mark.parametrize("case", FLOODS)
+async def test_a_flood_holds_up_nobody(tmp_path: Path, make_spool: MakeSpool, case: str) -> None:
+    """The loop is everybody's: what one server sends is read in little time."""
+    longest, last = 0.0, time.thread_time()
+
+    async def watch() -> None:
+        nonlocal longest, last
+        while True:
+            last = time.thread_time()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.thread_time() - last)
+
+    server, spool = Scripted(tmp_path, **FLOODS[case]), make_spool()
+    watching = asyncio.create_task(watch())
+    async with scripted(server, spool) as collector:
+        await eventually(lambda: bool(collector.status.trouble) and server.connections >= 2, 20.0)
+    watching.cancel()
+    assert longest < 0.5
+    assert kept(spool) == []
+
+
+@pytest.mark.parametrize("octets", [1, 2, 7])
+async def test_an_answer_may_come_in_any_pieces(tmp_path: Path, make_spool: MakeSpool, octets: int) -> None:
+    class Trickling(Scripted):
+        async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            write = writer.write
+
+            def in_pieces(data: bytes) -> None:
+                for start in range(0, len(data), octets):
+                    write(data[start : start + octets])  # each a record of TLS, and read as one
+
+            writer.write = in_pieces  # type: ignore[method-assign]
+            await super().converse(reader, writer)
+
+    server, spool = Trickling(tmp_path, mail(1, "a\r\n\r\nb (c) {3}\r\n" * 20)), make_spool()
+    async with scripted(server, spool) as collector:
+        await eventually(lambda: collector.status.collected == 1 and collector.status.connected)
+    assert [content for _, content in kept(spool)] == [server.message]
+
+
+# How we sign in
+
+
+async def test_an_access_token_opens_a_mailbox(running: Running, make_spool: MakeSpool) -> None:
+    """Dovecot's own XOAUTH2; asked for anew at each login, and refused without a wait for what never comes."""
+    user, spool, asked = "labo@ville.mssante.test", make_spool(), []
+    tokens = iter(["expired", TOKEN])
+
+    def token() -> str:
+        asked.append(1)
+        return next(tokens)
+
+    with running.imap() as client:
+        said = f"user={user}\x01auth=Bearer {TOKEN}\x01\x01".encode()
+        client.authenticate("XOAUTH2", lambda _: said)
+        assert client.append("INBOX", None, None, mail(1))[0] == "OK"
+    options = options_for(running, user, sign_in=SignIn.TOKEN, secret=token, password="", login_pause=0.05)
+    async with collecting(options, spool) as collector:
+        await eventually(lambda: collector.status.trouble == "login-refused")
+        await eventually(lambda: collector.status.collected == 1)
+    assert len(asked) == 2
+    running.laboratory.failures.clear()
+
+
+class Authenticating(Scripted):
+    """Takes what a client says in AUTHENTICATE, with or without SASL-IR."""
+
+    def __init__(self, directory: Path, *, at_once: bool, verdict: bytes = b"OK") -> None:
+        capability = b"* CAPABILITY IMAP4rev1 IDLE" + (b" SASL-IR" if at_once else b"") + b"\r\nTAG OK\r\n"
+        super().__init__(directory, capability=capability)
+        self.at_once, self.verdict = at_once, verdict
+        self.said: list[str] = []
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            writer.write(self.answers.get("greeting", b"* OK ready\r\n"))
+            while line := await reader.readline():
+                tag, _, command = line.decode().strip().partition(" ")
+                if tag == "DONE":
+                    writer.write(self.idle_tag + b" OK done\r\n")
+                elif command.startswith("AUTHENTICATE"):
+                    mechanism, _, response = command.removeprefix("AUTHENTICATE ").partition(" ")
+                    if not self.at_once:
+                        assert response == ""
+                        writer.write(b"+ \r\n")
+                        response = (await reader.readline()).decode().strip()
+                    self.said.append(f"{mechanism} {response}")
+                    if self.verdict != b"OK":
+                        writer.write(b"+ eyJzdGF0dXMiOiI0MDEifQ==\r\n")
+                        assert await reader.readline() == b"\r\n"
+                    writer.write(tag.encode() + b" " + self.verdict + b" done\r\n")
+                else:
+                    writer.write(self.answer(tag.encode(), command))
+                await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_token_is_said_as_the_server_wants_it(tmp_path: Path, make_spool: MakeSpool, at_once: bool) -> None:
+    server, spool = Authenticating(tmp_path, at_once=at_once), make_spool()
+    async with scripted(server, spool, sign_in=SignIn.TOKEN, secret=lambda: "t0k.en") as collector:
+        await eventually(lambda: collector.status.collected == 1)
+    assert server.said == ["XOAUTH2 dXNlcj11AWF1dGg9QmVhcmVyIHQway5lbgEB"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_refused_token_is_told_and_not_shown(
+    tmp_path: Path, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture, at_once: bool
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = Authenticating(tmp_path, at_once=at_once, verdict=b"NO")
+    async with scripted(server, make_spool(), sign_in=SignIn.TOKEN, secret=lambda: "t0k.en") as collector:
+        await eventually(lambda: collector.status.trouble == "login-refused")
+    assert server.connections == 1
+    assert "t0k" not in caplog.text and "dXNlcj11" not in caplog.text
+
+
+async def test_a_server_that_asks_for_ever_is_left(tmp_path: Path, make_spool: MakeSpool) -> None:
+    server = Scripted(tmp_path, authenticate=b"+ \r\n" * 1000)
+    async with scripted(server, make_spool(), sign_in=SignIn.TOKEN, secret=lambda: "t0k.en") as collector:
+        await eventually(lambda: server.connections >= 2)
+        assert collector.status.trouble
+
+
+async def test_without_a_secret_it_is_asked_for_again(tmp_path: Path, make_spool: MakeSpool) -> None:
+    secrets: list[str] = ["bad\r\nA1 LOGOUT", ""]
+
+    def secret() -> str:
+        if not secrets:
+            raise SecretUnavailableError("token-not-given")
+        return secrets.pop()
+
+    server = Authenticating(tmp_path, at_once=True)
+    async with scripted(server, make_spool(), sign_in=SignIn.TOKEN, secret=secret) as collector:
+        await eventually(lambda: collector.status.trouble == "secret-unusable")
+        await eventually(lambda: collector.status.trouble == "token-not-given")
+    assert server.said == []
+
+
+@pytest.mark.parametrize(
+    ("user", "at_once", "greeting", "said"),
+    [
+        ("u", True, b"* OK ready\r\n", ["EXTERNAL dQ=="]),
+        ("", True, b"* OK ready\r\n", ["EXTERNAL ="]),
+        ("", False, b"* OK ready\r\n", ["EXTERNAL "]),
+        ("", True, b"* PREAUTH known\r\n", []),
+    ],
+)
+async def test_a_certificate_opens_a_mailbox(
+    tmp_path: Path, make_spool: MakeSpool, user: str, at_once: bool, greeting: bytes, said: list[str]
+) -> None:
+    """Over TLS that asks for one: without it the handshake fails."""
+    server, spool = Authenticating(tmp_path, at_once=at_once), make_spool()
+    server.answers["greeting"] = greeting
+    (tmp_path / "client").mkdir()
+    chain, key = write_certificate(tmp_path / "client")
+    server.context.load_verify_locations(chain)
+    server.context.verify_mode = ssl.CERT_REQUIRED
+    ours = ssl.create_default_context(cafile=str(server.chain))
+    changes: dict[str, object] = {"sign_in": SignIn.CERTIFICATE, "user": user, "password": ""}
+    async with scripted(server, spool, context=ours, **changes) as collector:
+        await eventually(lambda: bool(collector.status.trouble))
+    assert server.said == []
+    ours.load_cert_chain(chain, key)
+    async with scripted(server, spool, context=ours, **changes) as collector:
+        await eventually(lambda: collector.status.collected == 1)
+    assert server.said == said
+
+
+# Folders of any size
+
+
+async def test_a_large_folder_is_looked_at_in_windows(
+    running: Running, user: str, make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with more in it than one look may name: the rest comes when that is marked."""
+    monkeypatch.setattr(collecting_module, "_MOST_AT_ONCE", 20)
+    spool = make_spool()
+    for after, first in ((After.MOVE, 0), (After.FLAG, 100)):
+        append(running, user, *(mail(number) for number in range(first, first + 57)))
+        async with collecting(options_for(running, user, search_window=7, after=after), spool) as collector:
+            await eventually(lambda one=collector: one.status.collected == 57)
+            append(running, user, *(mail(number) for number in range(first + 57, first + 60)))
+            await eventually(lambda one=collector: one.status.collected == 60)
+        assert collector.status.repeated == 0
+    assert (len(kept(spool)), len(kept(spool))) == (100, 20)
+
+
+async def test_a_full_folder_that_cannot_be_marked_is_told(
+    tmp_path: Path, make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting_module, "_MOST_AT_ONCE", 1)
+    server = Scripted(tmp_path, store=b"TAG NO read-only\r\n")
+    async with scripted(server, make_spool()) as collector:
+        await eventually(lambda: collector.status.trouble == "folder-too-full")
+    assert collector.status.collected == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -119,3 +121,79 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_comes_twice(tmp_path: 
         delivery, digest = line.split()
         bytes_sent[delivery].add(digest)
     assert {len(digests) for digests in bytes_sent.values()} == {1}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_nothing_is_acknowledged_before_the_disk_has_it(tmp_path: Path) -> None:
+    """As the kernel sees it: what was written is synced, then the sender is told. Rows share the database's sync; a
+    large content is a file, synced and named before."""
+    KeyVault.create(tmp_path / "vault")
+    database = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+    metadata.create_all(database.engine)
+    database.close()
+    calls = tmp_path / "calls"
+    watched = "trace=fdatasync,fsync,write,pwrite64,?rename,?renameat,?renameat2"
+    child = [sys.executable, "-m", "tests.mta.crash_child", str(tmp_path), "accept"]
+    subprocess.run(
+        ["strace", "-f", "-e", watched, "-e", "signal=none", "-s", "32", "-o", str(calls), *child],
+        cwd=ROOT,
+        input="row1\nfile0\nrow2\n",
+        text=True,
+        timeout=60,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    acknowledged, done = [], list[str]()
+    for line in calls.read_text().splitlines():
+        call = re.search(r"(fdatasync|fsync|pwrite64|rename|write)(?:at2?)?(?:\(| resumed)", line)
+        if call is None or "<unfinished ...>" in line:
+            continue
+        if call[1] == "write":
+            if key := re.search(r'write\(1, "(\w+)\\n"', line):
+                acknowledged.append((key[1], done))
+                done = []
+            continue
+        assert "= -1" not in line, line
+        done.append(call[1])
+    assert [key for key, _ in acknowledged] == ["row1", "file0", "row2"]
+    for key, before in acknowledged:
+        assert before[-2:] == ["pwrite64", "fdatasync"], f"{key} was told before its commit was synced: {before}"
+        assert ("rename" in before) == (key == "file0")
+    laid = [call for call in dict(acknowledged)["file0"] if call != "pwrite64"]
+    assert laid == ["fsync", "rename", "fsync", "fdatasync"], "content, its name, then the row that names it"
+
+
+@pytest.mark.e2e
+def test_killed_at_every_commit_on_either_side_of_it(tmp_path: Path) -> None:
+    vault = KeyVault.create(tmp_path / "vault")
+    database = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+    metadata.create_all(database.engine)
+    database.close()
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.mta.crash_child", str(tmp_path), "boundaries"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    commits = int(run.stdout)
+    assert commits >= 4, "two are accepted, prepared and settled"
+    acknowledged = set((tmp_path / "acknowledged").read_text().split())
+    expected = sorted(f"{key}{who}" for key in acknowledged for who in ("a@op2.example", "b@op3.example"))
+    assert len(acknowledged) == 4 * (commits + 1)
+    assert sorted(str(file.readlink()) for file in (tmp_path / "box").iterdir()) == expected
+    bytes_sent = defaultdict(list)
+    for line in (tmp_path / "calls").read_text().splitlines():
+        delivery, digest = line.split()
+        bytes_sent[delivery].append(digest)
+    assert {len(set(digests)) for digests in bytes_sent.values()} == {1}, "every attempt sends the same bytes"
+    reader = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+    spool = Spool(reader, BlobStore(tmp_path / "blobs", vault), vault, node="reader", schedule=RetrySchedule())
+    assert spool.counts()[DeliveryState.DELIVERED] == len(expected)
+    # twice only where the process died between the destination's answer and the commit of our note of it
+    assert sum(len(digests) - 1 for digests in bytes_sent.values()) <= 4 * commits
+    reader.close()

@@ -125,3 +125,62 @@ async def test_records_that_are_kept_from_us_are_waited_for(dns: DnsServer, faul
     refused = await routed(dns)
     assert isinstance(refused, Refused)
     assert refused.refusal.code == "mta.dns-unavailable"
+
+
+# Whom an anchor vouches for
+
+
+async def shaken(space: TrustSpace, context: ssl.SSLContext) -> ssl.SSLObject:
+    listening = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0, ssl=context)
+    port = listening.sockets[0].getsockname()[1]
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=space.client("one"), server_hostname="x")
+    session: ssl.SSLObject = writer.get_extra_info("ssl_object")
+    writer.transport.abort()
+    listening.close()
+    return session
+
+
+def named(space: TrustSpace, host: str, *more: x509.Certificate) -> ssl.SSLContext:
+    """A server with a certificate for `host`, that presents `more` beside its own chain."""
+    issued = space.authority.issue_operator("named", "Operateur nomme", "10B0000001", [host])
+    chain = issued.pem_chain() + b"".join(each.public_bytes(Encoding.PEM) for each in more)
+    space._write("named", chain, issued.pem_key())
+    return space.server("named")
+
+
+def anchored(certificate: x509.Certificate) -> str:
+    return "2 0 1 " + hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+
+
+async def test_an_anchor_counts_only_in_the_path_that_was_verified(dns: DnsServer, space: TrustSpace) -> None:
+    """Anybody can put the certificate of somebody's authority beside his own, which that one has not issued."""
+    elsewhere = type(space.authority).create("Ailleurs").root
+    session = await shaken(space, named(space, HOST, elsewhere))
+    dns.add(TLSA, "TLSA", anchored(elsewhere))
+    assert doubt(await routed(dns), session) is not None
+    dns.add(TLSA, "TLSA", anchored(space.authority.root))
+    assert doubt(await routed(dns), session) is None
+    dns.records[TLSA, "TLSA"] = [anchored(space.authority.intermediate)]
+    assert doubt(await routed(dns), session) is None
+
+
+async def test_the_name_below_an_anchor_may_be_the_domains_own(dns: DnsServer, space: TrustSpace) -> None:
+    """RFC 7672 section 3.2.2: the MX record is proved too, so the domain it stands for is as good as the host."""
+    dns.add(TLSA, "TLSA", anchored(space.authority.root))
+    assert doubt(await routed(dns), await shaken(space, named(space, "op2.example"))) is None
+    assert doubt(await routed(dns), await shaken(space, named(space, "op3.example"))) is not None
+
+
+async def test_a_host_that_is_an_alias(dns: DnsServer, session: ssl.SSLObject) -> None:
+    """RFC 7672 section 2.2.3: the records of what it stands for, else its own."""
+    real, its_tlsa = "real.op2.example", "_25._tcp.real.op2.example"
+    dns.records.pop((HOST, "A"))
+    dns.add(HOST, "CNAME", f"{real}.")
+    dns.add(real, "A", "192.88.98.1")
+    dns.authenticated |= {real, its_tlsa}
+    wrong = "3 1 1 " + "00" * 32
+    right = "3 1 1 " + hashlib.sha256(spki(leaf(session))).hexdigest()
+    dns.add(TLSA, "TLSA", wrong)
+    assert doubt(await routed(dns), session) is not None
+    dns.add(its_tlsa, "TLSA", right)
+    assert doubt(await routed(dns), session) is None

@@ -82,7 +82,7 @@ async def test_no_receipt_about_a_receipt(about: str) -> None:
 
 @pytest.mark.parametrize(
     ("more", "phase"),
-    [({"sender": "a@op1.example"}, Phase.ENRICH), ({"origin": Origin.OPERATOR}, Phase.ENRICH), ({}, Phase.OPEN)],
+    [({"origin": Origin.OPERATOR}, Phase.ENRICH), ({"origin": Origin.MLLP}, Phase.ENRICH), ({}, Phase.OPEN)],
 )
 async def test_nothing_else_is_looked_at(more: dict[str, object], phase: Phase) -> None:
     one = message(report("disposition-notification", OLD), **more)
@@ -117,3 +117,56 @@ def test_both_dialects_are_read() -> None:
         found = parse_notification(content)
         assert isinstance(found, DispositionNotification)
         assert (found.failed, found.error_code, found.automatic) == (True, "902", True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # no mode at all, which the older text shows too
+        ("Disposition: processed/Error: 902^x", "Disposition: manual-action/MDN-sent-manually; processed/error"),
+        ("Disposition: displayed", "Disposition: manual-action/MDN-sent-manually; displayed"),
+        # a second modifier before the error
+        (f"Disposition: {MODE}; processed/warning,Error: 902^x", f"Disposition: {MODE}; processed/error"),
+        (f"Disposition: {MODE}; processed/Failure: 902^x", f"Disposition: {MODE}; processed/error"),
+        # who acted and who sent are two things, both kept
+        (
+            "Disposition: Manual-Action/MDN-sent-automatically; processed/error: 902^x",
+            "Disposition: manual-action/MDN-sent-automatically; processed/error",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sender", ["", "medecin@op1.example"])
+async def test_every_illegal_form_and_whoever_its_client_says_sent_it(old: str, new: str, sender: str) -> None:
+    content = report("disposition-notification", MDN + old + "\n")
+    found = await DispositionStage().apply(message(content, sender=sender), Phase.ENRICH)
+    assert isinstance(found, Message)
+    assert new.encode() + b"\r\n" in found.content
+    assert found.content.count(b"902^x") == old.count("902^x")
+    before, after = parse_notification(content), parse_notification(found.content)
+    assert isinstance(before, DispositionNotification)
+    assert isinstance(after, DispositionNotification)
+    assert (after.failed, after.error_code) == (before.failed, before.error_code)
+
+
+async def test_no_receipt_about_a_receipt_whoever_its_client_says_sent_it() -> None:
+    about = "Content-Type: multipart/report; report-type=disposition-notification; boundary=x\n"
+    content = report("disposition-notification", MDN + "Disposition: a/b; displayed\n", returned=about)
+    found = await DispositionStage().apply(message(content, sender="a@op1.example"), Phase.ENRICH)
+    assert isinstance(found, Refused)
+
+
+async def test_what_a_laboratory_sends_by_itself_and_asks_about_may_be_answered() -> None:
+    about = "Auto-Submitted: auto-generated\nDisposition-Notification-To: labo@op2.example\nMessage-ID: <1@x>\n"
+    content = report("disposition-notification", MDN + f"Disposition: {MODE}; processed\n", returned=about)
+    assert await written(content) == content
+
+
+async def test_a_mail_that_only_quotes_a_receipt_keeps_its_wish() -> None:
+    content = b"Disposition-Notification-To: me@op1.example\r\nContent-Type: multipart/mixed; boundary=m\r\n\r\n"
+    content += b"--m\r\nContent-Type: message/rfc822\r\n\r\n" + report(
+        "disposition-notification", MDN + "Disposition: a/b; displayed\n"
+    )
+    content += b"\r\n--m--\r\n"
+    found = await DispositionStage().apply(message(content, sender="me@op1.example"), Phase.ENRICH)
+    assert isinstance(found, Message)
+    assert found.content == content

@@ -75,3 +75,19 @@ async def test_nobody_can_say(server: DnsServer) -> None:
 async def test_a_long_name_asks_no_more(server: DnsServer) -> None:
     assert await found(server, ".".join("abcdefghijklmnop") + ".example") is None
     assert len(server.asked) == MAX_QUESTIONS
+
+
+async def test_above_a_public_suffix_nobody_is_asked(server: DnsServer) -> None:
+    server.text("_dmarc.gouv.example", "v=DMARC1; p=reject; psd=y")
+    server.text("_dmarc.example", "v=DMARC1; p=none")
+    server.text("_dmarc.fr.example", "v=DMARC1; p=none")
+    policy = await found(server, "a.chu.gouv.example")
+    assert isinstance(policy, DmarcPolicy)
+    assert (policy.organization, policy.policy) == ("chu.gouv.example", "reject")
+    assert policy.judge(["b.chu.gouv.example"], "") == "pass"
+    assert policy.judge(["autre.gouv.example"], "gouv.example") == "fail"
+    server.text("_dmarc.sante.gouv2.fr.example", "v=DMARC1; p=reject; psd=y")
+    policy = await found(server, "chu.sante.gouv2.fr.example")
+    assert isinstance(policy, DmarcPolicy)
+    assert (policy.organization, policy.policy) == ("chu.sante.gouv2.fr.example", "reject")
+    assert policy.judge(["autre.fr.example"], "") == "fail"

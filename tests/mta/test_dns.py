@@ -141,6 +141,22 @@ async def test_so_many_and_no_more_are_remembered(server: DnsServer) -> None:
     assert [server.count(f"n{number}.example", "A") for number in range(5)] == [2, 1, 1, 1, 1]
 
 
+async def test_a_stranger_s_long_answers_do_not_fill_the_memory(server: DnsServer) -> None:
+    clock = Clock()
+    asking = resolver(server, clock, octets=10_000)
+    for number in range(5):
+        server.text(f"n{number}.example", "x" * 4000)
+        server.faults[f"n{number}.example"] = Fault.TRUNCATED
+    for number in (0, 1, 2, 3, 4, 4, 3, 0):
+        assert (await asking.lookup(f"n{number}.example", "TXT")).texts == ("x" * 4000,)
+    assert [server.count(f"n{number}.example", "TXT") // 2 for number in range(5)] == [2, 1, 1, 1, 1]
+    clock.now += 3600
+    server.text("n9.example", "y")
+    for name in ("n0.example", "n3.example", "n9.example"):
+        await asking.lookup(name, "TXT")
+    assert asking._octets <= 10_000
+
+
 async def test_the_same_question_is_asked_once(server: DnsServer) -> None:
     """And whoever asked first may go away."""
     server.add("op.example", "A", "192.0.2.1")

@@ -459,6 +459,7 @@ async def test_who_only_guesses_is_shown_out(submission_port: int, space: TrustS
     async with secured(submission_port, space.anonymous()) as client:
         for _ in range(10):
             assert await client.say(plain("nobody", "x")) == Refused(AUTHENTICATION_FAILED).reply
+        assert (await client.reply()).startswith("421 4.7.0")
         assert await client.closed()
 
 
@@ -498,10 +499,12 @@ async def test_strangers_do_not_hold_a_place(
         port = await submission.start("127.0.0.1", 0)
         async with secured(port, space.anonymous()) as stranger, secured(port, space.anonymous()) as doctor:
             await doctor.say(plain("gris", "mot de passe"))
+            assert (await stranger.reply()).startswith("421 4.4.2")
             assert await stranger.closed()
             assert (await doctor.say("NOOP")).startswith("250")
         port = await operators.start("127.0.0.1", 0)
         async with raw(port) as stranger, secured(port, space.client("two")) as operator:
+            assert (await stranger.reply()).startswith("421 4.4.2")
             assert await stranger.closed()
             assert (await operator.say("NOOP")).startswith("250")
     finally:

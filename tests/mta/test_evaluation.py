@@ -273,6 +273,30 @@ async def test_no_verdict_can_be_forged(world: World, forged: bytes, where: str)
     assert "author=operator" in str(opened["X-Relais-Verdict"])
 
 
+@pytest.mark.parametrize("forged", FORGED, ids=range(len(FORGED)))
+@pytest.mark.parametrize("shape", ["protected", "protected-and-encrypted", "wrapped", "wrapped-and-encrypted"])
+async def test_no_verdict_is_lifted_out_of_what_we_open(world: World, forged: bytes, shape: str) -> None:
+    """Header protection (RFC 9788) and a wrapped message (RFC 8551 §3.1) bring an inner header to light."""
+    if shape.startswith("protected"):
+        hp = b"cipher" if shape.endswith("encrypted") else b"clear"
+        inner = b'Content-Type: text/plain; hp="%s"\r\n' % hp
+        inner += f"From: X <{LABO}>\r\nTo: {NOIR}\r\nSubject: inside\r\n".encode() + forged + b"\r\nhello\r\n"
+    else:
+        inner = b"Content-Type: message/rfc822; forwarded=no\r\n\r\n" + mail(LABO, forged)
+    world.mailboxes.install(world.vault, LABO)
+    body = sign(inner, world.vault.signer(LABO))
+    if shape.endswith("encrypted"):
+        body = encrypt(body, [world.mailboxes.keys[NOIR][KeyUse.ENCRYPTION].certificate])
+    transport, _ = split_message(mail())
+    opened = await world.opened(incoming(join_message(transport, body)))
+    for name, ours in (("Authentication-Results", f"{HOST};"), ("X-Relais-Verdict", "decrypted=")):
+        (only,) = opened.get_all(name)
+        assert str(only).startswith(ours)
+        assert "dkim=pass" not in str(only) and "author=smime" not in str(only)
+    assert "Received-SPF" not in opened
+    assert "signature=valid" in str(opened["X-Relais-Verdict"])
+
+
 async def test_what_the_client_calls_itself_stays_in_its_place(world: World) -> None:
     message = replace(
         incoming(mail(), sender=""), flags=connection_flags("192.0.2.1", "x; dkim=pass\r\nX-Relais-Verdict: forged")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import insert, select
+from sqlalchemy.exc import OperationalError
 
 from mta.delivery import Lease
 from mta.handover import HELD_BYTES, HandOver
@@ -80,7 +82,8 @@ def test_what_a_claim_gives_and_what_is_handed_over_are_the_same(spool: Spool, t
     assert taker.missing == [taker.leases[0].destination]
     (claimed,) = spool.claim(10, 60)
     (handed,) = taker.leases
-    different = {"delivery_id", "spool_id", "message_id", "accepted_at", "content_blob", "token", "expires"}
+    different = {"delivery_id", "spool_id", "message_id", "accepted_at", "counts_from", "content_blob", "token"}
+    different |= {"expires"}
     for name in Lease.__dataclass_fields__:
         if name not in different:
             assert getattr(claimed, name) == getattr(handed, name), name
@@ -167,15 +170,50 @@ def test_an_idle_destination_has_the_spool_looked_at() -> None:
     assert said == ["wake"]
 
 
-def test_contents_are_held_up_to_a_limit_and_given_once() -> None:
+def test_contents_are_held_up_to_a_limit_and_given_once(spool: Spool, taker: Taker) -> None:
     made, _ = handover()
-    made.hold("a", bytes(HELD_BYTES - 1))
-    made.hold("b", b"xx")
-    assert made.content("b") is None
-    assert made.content("a") is not None
-    assert made.content("a") is None
-    made.hold("b", b"xx")
-    assert made.content("b") == b"xx"
+    spool.accept(submission(key="a"))
+    spool.accept(submission(key="b"))
+    a, b = taker.leases
+    made.hold(a, bytes(HELD_BYTES - 1))
+    made.hold(b, b"xx")
+    assert made.content(b) is None
+    assert made.content(a) is not None
+    assert made.content(a) is None
+    made.hold(b, b"xx")
+    assert made.content(b) == b"xx"
+
+
+def test_what_was_accepted_is_never_taken_for_what_was_prepared(spool: Spool, taker: Taker) -> None:
+    """Held under one lease and left there, it would be sent in clear under the next."""
+    made, _ = handover()
+    spool.accept(submission())
+    (lease,) = taker.leases
+    made.take(lease, b"in clear")
+    again = replace(lease, token="n1:other", prepared_blob="t" + "0" * 32)
+    assert made.content(again) is None
+    made.hold(again, b"encrypted")
+    assert made.content(again) == b"encrypted"
+
+
+async def test_what_cannot_be_read_ahead_is_tried_all_the_same(
+    make_spool: MakeSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leased and forgotten, it would wait until the lease is over."""
+    spool, target = make_spool(), Slow()
+    target.gate.set()
+    for number in range(3):
+        spool.accept(submission(key=str(number)))
+
+    def failing(_: object) -> None:
+        raise OperationalError("SELECT", None, Exception("disk I/O error"))
+
+    monkeypatch.setattr(spool, "small_contents", failing)
+    worker = Worker(spool, [], {TargetKind.SMTP: target}, WorkerOptions(poll_seconds=30))
+    running = asyncio.create_task(worker.run())
+    await until(lambda: spool.counts()[DeliveryState.DELIVERED] == 3)
+    await worker.stop(5)
+    await running
 
 
 class Slow:
@@ -237,10 +275,13 @@ async def test_results_come_back_to_the_loop_together(monkeypatch: pytest.Monkey
     returns, work = Returns(), [Future() for _ in range(20)]
     awaited = [returns.of(each) for each in work]
     awaited[3].cancel()
+    work[2].cancel()
     for number, each in enumerate(work):
-        each.set_exception(ValueError("no")) if number == 5 else each.set_result(number)
+        if number != 2:
+            each.set_exception(ValueError("no")) if number == 5 else each.set_result(number)
     async with asyncio.timeout(5):
-        assert [await each for number, each in enumerate(awaited) if number not in (3, 5)][-1] == 19
+        assert [await each for number, each in enumerate(awaited) if number not in (2, 3, 5)][-1] == 19
         with pytest.raises(ValueError, match="no"):
             await awaited[5]
+    assert awaited[2].cancelled()
     assert len(calls) == 1

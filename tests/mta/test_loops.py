@@ -75,6 +75,11 @@ def test_so_many_are_looked_up() -> None:
         (b"Auto-Submitted: something-new\r\n", True),
         (b"Auto-Submitted: no\r\nAuto-Submitted: auto-replied\r\n", True),
         (b"Auto-Submitted:\r\n", False),
+        (b"Auto-Submitted: (a program) auto-replied\r\n", True),
+        (b"Auto-Submitted: (by (a human)) no (really); x=y\r\n", False),
+        (b"AUTO-SUBMITTED :\r\n (x)\r\n\tauto-generated\r\n", True),
+        (b"Auto-Submitted: (never closed no\r\n", True),
+        (b"Auto-Submitted: " + b"(" * 100_000 + b"\r\n", True),
     ],
 )
 def test_what_nobody_wrote_by_hand(fields: bytes, automatic: bool) -> None:

@@ -257,3 +257,37 @@ async def test_a_kept_file_of_nonsense_is_begun_anew(setting: Setting) -> None:
         setting.kept.write_bytes(nonsense)
         async with setting.policies() as policies:
             assert await policies.policy("op2.example") is not None
+
+
+async def test_a_policy_is_read_again_before_it_ends(setting: Setting) -> None:
+    """Or whoever can keep us from reading at that one moment would be rid of it (RFC 8461 section 10.2)."""
+    async with setting.policies() as policies:
+        assert await policies.policy("op2.example") is not None
+        setting.clock.now += 40_000
+        assert await policies.policy("op2.example") is not None
+        assert len(setting.web.asked) == 1
+        setting.clock.now += 4_000
+        assert await policies.policy("op2.example") is not None
+        assert len(setting.web.asked) == 2
+        right, setting.web.answer = setting.web.answer, b"HTTP/1.1 404 no\r\n\r\n"
+        setting.clock.now += 60_000
+        for _ in range(5):
+            assert await policies.policy("op2.example") is not None, "it still holds"
+        assert len(setting.web.asked) == 3, "and is not asked for with each message"
+        setting.clock.now += 400
+        setting.web.answer = right
+        assert await policies.policy("op2.example") is not None
+        setting.clock.now += 40_000
+        assert await policies.policy("op2.example") is not None, "it holds from then on"
+        assert len(setting.web.asked) == 4
+
+
+async def test_a_policy_that_ends_at_once_is_not_read_for_each_message(setting: Setting) -> None:
+    setting.web.says(POLICY.replace(b"86400", b"0"))
+    async with setting.policies() as policies:
+        for _ in range(20):
+            assert await policies.policy("op2.example") is not None
+        assert len(setting.web.asked) == 1
+        setting.clock.now += 301
+        assert await policies.policy("op2.example") is not None
+        assert len(setting.web.asked) == 2

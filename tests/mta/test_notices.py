@@ -109,7 +109,7 @@ async def test_the_contrary_is_filed_and_says_so(road: Road) -> None:
     assert parse_notification(second.content) is not None
     assert await comes(road, notice("failed", spool_id, 1)) == []
     (step,) = [each for each in road.spool.steps(spool_id) if each.kind == "contradicted"]
-    assert step.detail == "failed after delivered"
+    assert step.detail == "failed after delivered 5.1.1"
     assert road.kinds(spool_id).count("answered") == 1
 
 
@@ -202,3 +202,57 @@ async def test_a_reading_receipt_about_a_receipt_goes_nowhere(road: Road) -> Non
         "Disposition: manual-action/MDN-sent-manually; displayed\r\n--b--\r\n"
     ).encode()
     assert await comes(road, mdn) == []
+
+
+def read_by_gris(message_id: str, sender: str) -> bytes:
+    """What a mail client writes when GRIS has read that mail."""
+    return (
+        f"From: {GRIS}\r\nTo: {LABO}\r\nMessage-ID: <mdn.{sender.partition('@')[0]}@op1.example>\r\n"
+        "Content-Type: multipart/report; report-type=disposition-notification; boundary=b\r\n\r\n"
+        "--b\r\nContent-Type: text/plain\r\n\r\nlu\r\n--b\r\nContent-Type: message/disposition-notification\r\n\r\n"
+        f"Final-Recipient: rfc822;{GRIS}\r\nOriginal-Message-ID: {message_id}\r\n"
+        "Disposition: manual-action/MDN-sent-manually; displayed\r\n--b--\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize("sender", ["", GRIS])
+async def test_a_reading_receipt_is_absorbed_and_traced_whoever_its_client_says_sent_it(
+    road: Road, sender: str
+) -> None:
+    """Outlook and others submit reading receipts under the reader's address, not the null reverse-path."""
+    spool_id = road.accept(MAIL, NewDelivery(GRIS, TargetKind.MAILBOX), message_id="<77@op1.example>")
+    await road.quiet()
+    for number in range(3):
+        road.clock.now += 60
+        road.accept(
+            read_by_gris("<77@op1.example>", sender), NewDelivery(LABO, TargetKind.MAILBOX), sender=sender,
+            dedup_key=f"mdn{number}", peer="account-gris",
+        )  # fmt: skip
+        await road.quiet()
+    assert len(road.mailboxes.to(LABO)) == 1
+    said = [(each.kind, each.detail) for each in road.spool.steps(spool_id)][-3:]
+    assert said == [("heard", "displayed"), ("repeated", "displayed"), ("repeated", "displayed")]
+
+
+async def test_a_reading_receipt_about_a_reading_receipt_goes_nowhere(road: Road) -> None:
+    road.accept(MAIL, NewDelivery(GRIS, TargetKind.MAILBOX), message_id="<77@op1.example>")
+    await road.quiet()
+    mdn = read_by_gris("<77@op1.example>", "")
+    road.accept(mdn, NewDelivery(LABO, TargetKind.MAILBOX), sender="", message_id="<mdn@op1.example>")
+    await road.quiet()
+    assert len(road.mailboxes.to(LABO)) == 1
+    before = len(road.mailboxes.seen)
+    again = read_by_gris("<mdn@op1.example>", LABO)
+    road.accept(again, NewDelivery(GRIS, TargetKind.MAILBOX), sender=LABO, dedup_key="again")
+    await road.quiet()
+    assert len(road.mailboxes.seen) == before
+
+
+async def test_what_a_partner_says_later_stands_in_the_trace_even_when_nobody_waited_for_it(road: Road) -> None:
+    """It took the message and promised nothing; it comes back as a failure all the same."""
+    spool_id = sent(road, notify="FAILURE")
+    await road.quiet()
+    assert len(await comes(road, notice("delayed", spool_id))) == 1
+    assert len(await comes(road, notice("failed", spool_id))) == 1
+    said = [(each.kind, each.detail) for each in road.spool.steps(spool_id)][-2:]
+    assert said == [("heard", "delayed 2.0.0"), ("heard", "failed 5.1.1")]

@@ -98,6 +98,8 @@ FAKE_ENDS = [
     for dot in (b".", b"\0.", b".\0")
     for last in (b"\n", b"\r", b"\r\n", b"\n\r", b"\0\r\n", b"\r\0\n", b"\x85")
     if first + dot + last != b"\r\n.\r\n" and not (first + dot + last).endswith(b"\r\n.\r\n")
+    # beside a NUL, which refuses whatever stands around it, only what would be an end without it
+    if dot == b"." or first == last == b"\r\n"
 ]
 
 

@@ -6,6 +6,8 @@ import asyncio
 import socket
 import ssl
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -66,6 +68,7 @@ def test_headers(header: bytes, source: str) -> None:
         b"PROXY TCP4 192.0.2.7\r 192.0.2.8 1234 25\r\n",
         b"PROXY TCP4 192.0.2.7 192.0.2.8 1234 25\n",
         b"PROXY TCP4 \xff 192.0.2.8 1234 25\r\n",
+        b"PROXY TCP6 fe80::1%eth0 2001:db8::8 1234 25\r\n",
         b"PROXY UDP4 192.0.2.7 192.0.2.8 1234 25\r\n",
         b"PROXY " + b"x" * 120,
         SIGNATURE + b"\x11\x11\x00\x0c" + bytes(12),
@@ -94,11 +97,16 @@ def spool(make_spool: MakeSpool) -> Spool:
     return make_spool()
 
 
-async def connected(port: int, first: bytes) -> Raw:
+@asynccontextmanager
+async def connected(port: int, first: bytes) -> AsyncIterator[Raw]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     client = Raw(reader, writer)
     client.send(first)
-    return client
+    try:
+        yield client
+    finally:
+        writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 async def test_a_door_believes_its_proxy_and_logs_the_client(spool: Spool, space: TrustSpace, listed: Listed) -> None:
@@ -106,19 +114,18 @@ async def test_a_door_believes_its_proxy_and_logs_the_client(spool: Spool, space
     port = await door.start("127.0.0.1", 0)
     try:
         for header in (V1, V2):
-            client = await connected(port, header)
-            assert (await client.reply()).startswith("220")
-            await client.say("EHLO x")
-            await client.start_tls(space.client("two"))
-            await client.say("EHLO x")
-            with capture_logs() as logs:
-                assert (await client.say("MAIL FROM:<labo@op1.example>")).startswith("550")
-            assert [line["client"] for line in logs] == ["192.0.2.7"]
-            client.writer.transport.abort()
+            async with connected(port, header) as client:
+                assert (await client.reply()).startswith("220")
+                await client.say("EHLO x")
+                await client.start_tls(space.client("two"))
+                await client.say("EHLO x")
+                with capture_logs() as logs:
+                    assert (await client.say("MAIL FROM:<labo@op1.example>")).startswith("550")
+                assert [line["client"] for line in logs] == ["192.0.2.7"]
         for header in (b"EHLO x\r\n", b"PROXY TCP4 x y 1 2\r\n", SIGNATURE + b"\x31\x11\x00\x00"):
             with capture_logs() as logs:
-                client = await connected(port, header)
-                assert await client.closed()
+                async with connected(port, header) as client:
+                    assert await client.closed()
             assert [line["event"] for line in logs] == ["smtp.proxy-header-refused"]
     finally:
         await door.stop()
@@ -129,10 +136,9 @@ async def test_nobody_else_claims_an_address(spool: Spool, space: TrustSpace, li
     door = OperatorDoor(spool, lambda: listed, LOCAL.__contains__, space.server("one"), elsewhere)
     port = await door.start("127.0.0.1", 0)
     try:
-        client = await connected(port, V1)
-        assert (await client.reply()).startswith("220")
-        assert (await client.reply()).startswith("500")
-        client.writer.transport.abort()
+        async with connected(port, V1) as client:
+            assert (await client.reply()).startswith("220")
+            assert (await client.reply()).startswith("500")
     finally:
         await door.stop()
 

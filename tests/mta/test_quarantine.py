@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete, update
 
 from mta.clamd import NotScanned
 from mta.delivery import NewDelivery
@@ -19,6 +20,7 @@ from mta.overdue import OverdueOptions
 from mta.quarantine import Held, Quarantined
 from mta.refusals import MALWARE_FOUND, SCAN_TOO_LARGE, SCANNER_UNAVAILABLE, TOO_LARGE_TO_SCAN
 from mta.scanning import RELEASED, ScanOptions, ScanStage, TooLarge
+from mta.tables import deliveries, quarantine
 from tests.support.clamd import EICAR
 from trust.refusals import Refused
 from trust.store.blobs import BlobMissingError
@@ -178,6 +180,50 @@ async def test_what_nobody_decides_about_is_dropped_after_a_while(road: Road) ->
     assert road.quarantine.list() == []
     assert journal(road)[0][:3] == ("quarantine.drop", "relais", "retention period over")
     assert road.quarantine.gauges() == (0, None)
+
+
+async def test_what_another_recipient_waited_for_is_destroyed_afterwards(road: Road) -> None:
+    spool_id = road.accept(INFECTED, NewDelivery(NOIR, TargetKind.SMTP), NewDelivery(GRIS, TargetKind.MAILBOX))
+    await road.quiet()
+    first, second = (each.delivery.delivery_id for each in road.quarantine.list())
+    later = road.clock.now + 30 * 86400
+
+    def becomes(state: str, ended_at: float | None) -> None:
+        """As if the other recipient's had not been looked at yet, and then been found sound."""
+        other = update(deliveries).where(deliveries.c.id == second).values(state=state, ended_at=ended_at, due=later)
+        row = delete(quarantine).where(quarantine.c.delivery_id == second)
+        road.database.transact(lambda connection: [connection.execute(each).rowcount for each in (other, row)])
+
+    becomes("ready", None)
+    assert road.quarantine.drop(first, "Jeanne Martin", "infecté") is None
+    road.overdue.look()
+    (ended,) = road.spool.ended_of(spool_id)
+    assert EICAR in road.spool.content(ended), "the other may still need it"
+    becomes("delivered", road.clock.now)
+    road.clock.now += 86400
+    assert road.overdue.look() is False
+    assert [road.spool.content(each) for each in road.spool.ended_of(spool_id)] == [b"", b""]
+
+
+async def test_one_that_cannot_be_dropped_hides_no_other(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [out(road, INFECTED + b"%d" % number) for number in range(3)]
+    await road.quiet()
+    held_now = [each.delivery.delivery_id for each in road.quarantine.list()]
+    assert len(held_now) == len(ids)
+    drop = road.quarantine.drop
+
+    def full(delivery_id: str, by: str, reason: str) -> Refused | None:
+        if delivery_id == held_now[0]:
+            raise OSError(28, "No space left on device")
+        return drop(delivery_id, by, reason)
+
+    monkeypatch.setattr(road.quarantine, "drop", full)
+    road.clock.now += 31 * 86400
+    looks = 0
+    while road.overdue.look():
+        looks += 1
+        assert looks < 5
+    assert [each.delivery.delivery_id for each in road.quarantine.list()] == held_now[:1]
 
 
 async def test_held_twice_is_held_and_told_once(road: Road) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, select, update
 
+from mta import breakdowns as brake
 from mta import queue_refusals as why
 from mta import refusals
 from mta.breakdowns import BREAKDOWNS
 from mta.delivery import Accepted, Lease, NewDelivery, Submission
-from mta.message import Deferred, Delivered, DeliveryState, Failed, Origin, TargetKind
+from mta.message import Deferred, Delivered, DeliveryState, Failed, Message, Origin, Outcome, Phase, TargetKind
 from mta.queue import Acted, Actor, Queue
 from mta.queue_listing import CursorError, Wanted
 from mta.spool import Spool
-from mta.tables import deliveries, messages
+from mta.tables import deliveries, held_destinations, messages
+from mta.worker import Worker
+from tests.support.private import until
 from trust.journal import Journal, JournalEntry
 from trust.refusals import Refused
 from trust.store import metadata
@@ -531,3 +537,126 @@ def test_a_delivery_is_found_by_any_of_its_names(house: House) -> None:
     shown = house.queue.show(one)
     assert shown is not None and (shown.sender, shown.recipient) == ("a@labo.example", "b@op2.example")
     assert house.queue.show("0" * 32) is None
+
+
+# What the night brings
+
+
+def test_what_was_dropped_before_any_attempt_can_be_taken_back(house: House) -> None:
+    """Nobody was told: the wrong one was dropped, and that is all."""
+    (one,) = house.accepted()
+    house.clock.now += 5
+    house.queue.drop([one], ACTOR)
+    assert refusal_of(house.queue.retry([one], ACTOR)) is None
+    assert [lease.delivery_id for lease in house.spool.claim(10, 60)] == [one]
+
+
+def test_what_was_refused_at_acceptance_stays_refused(house: House) -> None:
+    refused = NewDelivery("b@op2.example", TargetKind.SMTP, Refused(refusals.REMOTE_REFUSED))
+    kept = house.spool.accept(replace(submission(), deliveries=(refused,)))
+    assert isinstance(kept, Accepted)
+    (one,) = [each.delivery_id for each in house.spool.deliveries(kept.spool_id)]
+    house.report()
+    house.clock.now += 5
+    assert refusal_of(house.queue.retry([one], ACTOR)) is why.TOLD
+
+
+def test_a_suspect_that_was_ended_is_suspected_no_longer(house: House) -> None:
+    for act in (house.queue.expire, house.queue.drop):
+        (one,) = house.accepted(key=act.__name__)
+        for _ in range(2):
+            house.clock.now += 3600
+            house.spool.claim(10, 60)
+            house.spool.recover()
+        house.clock.now += 60
+        assert refusal_of(act([one], ACTOR)) is None
+        assert house.database.read(brake.suspects) == []
+
+
+def test_one_damaged_envelope_stops_no_other_act(house: House) -> None:
+    one, other = house.accepted("b@op2.example", "c@op2.example")
+    for each in (one, other):
+        house.due_in(each, 60)
+    garbage = update(deliveries).where(deliveries.c.id == one).values(recipient=b"garbage")
+    house.database.transact(lambda connection: connection.execute(garbage).rowcount)
+    acted = house.queue.expire([one, other], ACTOR)
+    assert [each.refused and each.refused.refusal for each in acted] == [why.UNREADABLE, None]
+    assert refusal_of(house.queue.redirect(one, "d@op3.example", TargetKind.SMTP, ACTOR)) is why.UNREADABLE
+    shown = house.queue.show(one)
+    assert shown is not None and shown.recipient == ""
+    house.clock.now += 60
+    assert house.spool.claim(10, 60) == [], "it is parked"
+    assert refusal_of(house.queue.retry([one], ACTOR)) is why.UNREADABLE
+    house.queue.hold_destination("smtp:op2.example", ACTOR)
+    spoiled = update(held_destinations).values(sealed=b"garbage")
+    house.database.transact(lambda connection: connection.execute(spoiled).rowcount)
+    assert [(each.destination, each.by) for each in house.queue.held_destinations()] == [("smtp:op2.example", "")]
+
+
+@pytest.mark.parametrize("line", ["application/pkcs7-mime; smime-type=enveloped-data", "application/x-pkcs7-mime"])
+def test_what_its_sender_encrypted_is_not_redirected(house: House, line: str) -> None:
+    for folded in (f"Content-Type: {line}\r\n", f"Content-type:\r\n {line}\r\n"):
+        content = f"From: a@labo.example\r\n{folded}\r\nMIIB\r\n".encode()
+        kept = house.spool.accept(replace(submission(key=folded), content=content))
+        assert isinstance(kept, Accepted)
+        (one,) = [each.delivery_id for each in house.spool.deliveries(kept.spool_id)]
+        refused = house.queue.redirect(one, "d@op3.example", TargetKind.SMTP, ACTOR)
+        assert refusal_of(refused) is why.SEALED_BY_SENDER
+    signed = b"Content-Type: application/pkcs7-mime; smime-type=signed-data\r\n\r\nMIIB\r\n"
+    kept = house.spool.accept(replace(submission(key="signed"), content=signed))
+    assert isinstance(kept, Accepted)
+    (one,) = [each.delivery_id for each in house.spool.deliveries(kept.spool_id)]
+    assert refusal_of(house.queue.redirect(one, "d@op3.example", TargetKind.SMTP, ACTOR)) is None
+
+
+def test_a_held_destination_says_that_what_is_in_hand_goes_on(house: House) -> None:
+    house.accepted("b@op2.example", "c@op2.example")
+    (lease,) = house.spool.claim(1, 60)
+    assert "in hand" in house.queue.hold_destination("smtp:op2.example", ACTOR).note
+    assert house.queue.held_counts() == (0, 1)
+    assert house.spool.settle(lease, Delivered())
+    assert house.spool.claim(1, 60) == []
+
+
+def test_a_cursor_of_other_types_is_no_cursor(house: House) -> None:
+    house.accepted()
+    for bad in (
+        ["x", "y", 1.0, "z"],
+        ["x", 1, "y", "z"],
+        ["x\0", 1, 1.0, "z"],
+        ["x", 2**40, 1.0, "z"],
+        [[]],
+        ["x", True],
+    ):
+        with pytest.raises(CursorError):
+            house.queue.page(Wanted(), 10, urlsafe_b64encode(json.dumps(bad).encode()).decode())
+    with pytest.raises(CursorError):
+        house.queue.page(Wanted(), 10, urlsafe_b64encode(b'["x", 1, Infinity, "z"]').decode())
+
+
+async def test_what_was_tried_is_protected_anew_for_whom_it_is_redirected_to(house: House, clock: Clock) -> None:
+    """Through a worker, with all it keeps in memory."""
+    sent: list[tuple[str, bytes]] = []
+
+    class Protects:
+        async def apply(self, message: Message, phase: Phase) -> Message:
+            if phase is not Phase.PROTECT:
+                return message
+            return replace(message, content=b"for " + message.recipient.encode())
+
+    class Refuses:
+        async def deliver(self, message: Message) -> Outcome:
+            sent.append((message.recipient, message.content))
+            return Delivered() if message.recipient.startswith("d@") else Deferred(UNREACHABLE)
+
+    worker = Worker(house.spool, (Protects(),), {TargetKind.SMTP: Refuses()}, clock=clock)
+    running = asyncio.create_task(worker.run())
+    (one,) = await asyncio.to_thread(house.accepted)
+    await asyncio.to_thread(until, lambda: house.row(one).attempts == 1, 20, "a first attempt")
+    acted = await asyncio.to_thread(house.queue.redirect, one, "d@op3.example", TargetKind.SMTP, ACTOR)
+    assert refusal_of(acted) is None
+    await asyncio.to_thread(until, lambda: house.row(one).state == "delivered", 20, "the second")
+    await worker.stop(1)
+    await running
+    assert sent[0][1] == b"for " + sent[0][0].encode()
+    assert sent[-1] == ("d@op3.example", b"for d@op3.example")

@@ -10,6 +10,7 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from mta.any_delivery import AnyDelivery
 from mta.delivery import NewDelivery
@@ -20,6 +21,7 @@ from mta.notifications import DeliveryNotification, Returned, compose_dsn, parse
 from mta.overdue import Overdue, OverdueOptions
 from mta.refusals import MAILBOX_UNKNOWN, REMOTE_DEFERRED, REMOTE_REFUSED
 from mta.schedule import RetrySchedule
+from mta.tables import messages
 from smime.mime import parse_entity, split_multipart
 from trust.refusals import Refused
 from trust.store.database import Database
@@ -323,3 +325,125 @@ async def test_a_receipt_that_was_promised_and_does_not_come(slow: Road) -> None
     assert slow.overdue.missing() == [("smtp:op2.example", 1)]
     (step,) = [each for each in slow.spool.steps(spool_id) if each.kind == "missing"]
     assert step.detail == "no delivery receipt from op2.example"
+
+
+async def test_a_receipt_is_late_since_it_was_relayed_however_long_it_waited_before(slow: Road) -> None:
+    """Accepted two days before the partner took it: not late at once, and not forgotten either."""
+    spool_id = slow.accept(
+        MAIL, NewDelivery(NOIR, TargetKind.SMTP, notify="SUCCESS,FAILURE"), message_id="<77@op1.example>"
+    )
+    await slow.quiet()
+    for _ in range(2):
+        slow.clock.now += 86400
+        slow.overdue.look()
+    slow.partners.outcomes[NOIR] = Delivered("250 taken", reports=True)
+    await slow.quiet()
+    slow.clock.now += 3600
+    slow.overdue.look()
+    assert "missing" not in slow.kinds(spool_id)
+    assert slow.overdue.missing() == []
+    slow.clock.now += 24 * 3600
+    for _ in range(2):
+        slow.overdue.look()
+    assert slow.kinds(spool_id).count("missing") == 1
+    assert slow.overdue.missing() == [("smtp:op2.example", 1)]
+
+
+async def test_nobody_who_can_be_told_is_asked_about_for_ever(slow: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a batch, to whose sender nobody may write any more: the next look is the last."""
+    monkeypatch.setattr("mta.overdue._BATCH", 3)
+    slow.partners.outcomes[NOIR] = Delivered("250 taken", reports=True)
+    for number in range(7):
+        slow.accept(
+            MAIL, NewDelivery(NOIR, TargetKind.SMTP, notify="SUCCESS,FAILURE"), sender="gone@elsewhere.example",
+            dedup_key=f"n{number}", message_id=f"<{number}@op1.example>",
+        )  # fmt: skip
+    await slow.quiet()
+    slow.clock.now += 25 * 3600
+    assert [slow.overdue.look() for _ in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+async def test_a_damaged_envelope_hides_no_other(slow: Road, monkeypatch: pytest.MonkeyPatch, *, relayed: bool) -> None:
+    monkeypatch.setattr("mta.overdue._BATCH", 3)
+    if relayed:
+        slow.partners.outcomes[NOIR] = Delivered("250 taken", reports=True)
+    ids = [
+        slow.accept(
+            MAIL, NewDelivery(NOIR, TargetKind.SMTP, notify="SUCCESS,DELAY"), dedup_key=f"n{number}",
+            message_id=f"<{number}@op1.example>",
+        )
+        for number in range(8)
+    ]  # fmt: skip
+    await slow.quiet()
+    broken = update(messages).where(messages.c.id == ids[1]).values(envelope=b"broken")
+    slow.database.transact(lambda connection: connection.execute(broken).rowcount)
+    slow.clock.now += 25 * 3600
+    while slow.overdue.look():
+        pass
+    kind = "missing" if relayed else "warned"
+    assert [slow.kinds(each).count(kind) for each in ids] == [1, 0, 1, 1, 1, 1, 1, 1]
+
+
+# Who was told, and who was not
+
+
+async def test_the_trace_says_who_was_told(road: Road) -> None:
+    road.partners.outcomes[NOIR] = NO
+    spool_id = road.accept(MAIL, NewDelivery(NOIR, TargetKind.SMTP), message_id="<77@op1.example>")
+    await told(road)
+    steps = [(each.kind, each.detail) for each in road.spool.steps(spool_id)]
+    assert steps[-1] == ("told", "failed")
+
+
+async def test_the_trace_says_that_nobody_could_be_told(road: Road) -> None:
+    """A partner that left the trust space meanwhile, and a mailbox that takes no notice in any form."""
+    road.mailboxes.outcomes[GRIS] = NO
+    gone = road.accept(
+        MAIL, NewDelivery(GRIS, TargetKind.MAILBOX), origin=Origin.OPERATOR, sender="a@left.example", peer="CN=left"
+    )
+    road.mailboxes.outcomes[LABO] = NO
+    road.partners.outcomes[NOIR] = NO
+    deaf = road.accept(MAIL, NewDelivery(NOIR, TargetKind.SMTP), dedup_key="deaf")
+    await road.quiet()
+    assert [each.detail for each in road.spool.steps(gone) if each.kind == "untold"] == [
+        "failed: its sender is nobody we can write to"
+    ]
+    assert [(each.kind, each.detail) for each in road.spool.steps(deaf)][-3:] == [
+        ("told", "failed"), ("told", "failed, bare"), ("untold", "failed: mta.remote-refused"),
+    ]  # fmt: skip
+
+
+async def test_what_was_collected_and_failed_is_no_backscatter(road: Road) -> None:
+    """Anybody may have written its Return-Path: our postmaster is told the bare fact, and nobody outside."""
+    road.mailboxes.outcomes[GRIS] = NO
+    spool_id = road.accept(
+        MAIL, NewDelivery(GRIS, TargetKind.MAILBOX), origin=Origin.COLLECTED, sender=NOIR, peer="upstream"
+    )
+    await road.quiet()
+    assert road.partners.seen == []
+    (message,) = road.mailboxes.to("postmaster@op1.example")
+    assert b"DURAND" not in message.content
+    assert b"glycemie" not in message.content
+    assert isinstance(parse_notification(message.content), DeliveryNotification)
+    assert road.kinds(spool_id)[-1] == "told"
+
+
+async def test_what_was_collected_and_waits_warns_nobody(slow: Road) -> None:
+    slow.mailboxes.outcomes[GRIS] = Deferred(Refused(REMOTE_DEFERRED, "RCPT: 450 4.2.2 mailbox full"))
+    slow.accept(MAIL, NewDelivery(GRIS, TargetKind.MAILBOX), origin=Origin.COLLECTED, sender=NOIR, peer="upstream")
+    await slow.quiet()
+    slow.clock.now += 5 * 3600
+    slow.overdue.look()
+    await slow.quiet()
+    assert slow.partners.seen == []
+    assert slow.mailboxes.to("postmaster@op1.example") == []
+
+
+def test_a_part_of_eight_bits_is_announced_by_the_whole() -> None:
+    original = b"Subject: x\r\nContent-Transfer-Encoding: 8bit\r\n\r\n\xc3\xa9\r\n"
+    content = compose_dsn(
+        NOTIFICATION, author="a@b.example", to="c@d.example", subject="s", text="t", message_id="<1@b.example>",
+        date=1.0, arrival=1.0, returned=Returned(original, whole=True),
+    )  # fmt: skip
+    assert parse_entity(content).transfer_encoding() == "8bit"

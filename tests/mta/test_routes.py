@@ -167,3 +167,13 @@ async def test_a_domain_the_dns_does_not_know_waits(dns: DnsServer) -> None:
 def test_what_is_configured_needs_no_dns() -> None:
     route = Route.static("10.0.0.5", 2525)
     assert route.hosts[0].addresses == ("10.0.0.5",)
+
+
+async def test_of_too_many_equals_always_the_same_are_chosen(dns: DnsServer) -> None:
+    """Or with each message connections would be shared with others, and what is known of them forgotten."""
+    for number in range(3 * MAX_HOSTS):
+        dns.add(DOMAIN, "MX", f"10 h{number}.op2.example.")
+        dns.add(f"h{number}.op2.example", "A", PUBLIC)
+    routes = [await routed(dns) for _ in range(4)]
+    assert len({route.key for route in routes if isinstance(route, Route)}) == 1
+    assert len({tuple(names(route)) for route in routes}) > 1, "but not in the same order"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,44 @@ async def test_a_stranger_s_record_cannot_make_us_ask_for_ever() -> None:
         assert len(server.asked) <= 12
         server.text("long.example", "v=spf1 " + "ip4:192.0.2.9 " * 1000)
         assert await check(server, "long.example") is SpfResult.PERMERROR
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "v=spf1 exists:%{d" + "1" * 5000 + "}.x.example -all",
+        "v=spf1 redirect=%{i" + "9" * 7000 + "r}.x.example",
+        "v=spf1 a:x." + "a" * 8000 + "_ -all",
+        "v=spf1 a:x" + ".a" * 4000 + "_ -all",
+        "v=spf1 a:" + "%{d}" * 2000 + "{ -all",
+        "v=spf1 a:x." + "a-" * 4000 + " -all",
+        "v=spf1 a:x" + "/1" * 4000 + "x -all",
+        "v=spf1 " + "x" * 8000,
+        "v=spf1 ip6:" + ":" * 8000,
+        "v=spf1 ip4:1.2.3.4/" + "1" * 7000,
+        "v=spf1 x=" + "%{" * 4000,
+        "v=spf1 exists:" + "%{d}.%{h}." * 700 + "example -all",
+    ],
+)
+async def test_a_stranger_s_record_costs_no_time_and_raises_nothing(record: str) -> None:
+    async with dns_server() as server:
+        server.text("op.example", record)
+        resolver = Resolver(DnsOptions((server.address,), seconds=2.0))
+        await resolver.lookup("op.example", "TXT")
+        start = time.process_time()
+        result = await check_host(resolver, "192.0.2.1", "op.example", "a@op.example", "a." * 126 + "b")
+        assert time.process_time() - start < 0.2
+        assert result in (SpfResult.PERMERROR, SpfResult.FAIL)
+
+
+async def test_more_digits_than_labels_take_all_of_them() -> None:
+    async with dns_server() as server:
+        server.text(
+            "op.example", f"v=spf1 exists:%{{d{'0' * 5000}1}}.one.example exists:%{{d{'9' * 40}}}.all.example -all"
+        )
+        server.add("op.example.all.example", "A", "127.0.0.2")
+        assert await check(server) is SpfResult.PASS
+        assert "example.one.example" in {name for name, _, _ in server.asked}
 
 
 async def test_what_is_no_address_has_no_policy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from mta.delivery import Accepted, Duplicate, Lease, NewDelivery
 from mta.message import Deferred, Delivered, DeliveryState, Failed, Outcome, TargetKind
 from mta.schedule import RetrySchedule
 from mta.spool import REPEATED_EXTERNAL_ID, Spool
-from mta.tables import deliveries
+from mta.tables import deliveries, messages
 from trust.refusals import Refused
 from trust.store import metadata
-from trust.store.blobs import BlobStore
+from trust.store.blobs import BlobStore, Draft
 from trust.store.database import Database
+from trust.vault import VaultError
 
 from .conftest import Clock, MakeSpool, submission
 
@@ -121,6 +123,28 @@ def test_a_nearly_full_disk_takes_no_more_and_what_was_taken_is_delivered(
     (lease,) = spool.claim(1, 60)
     assert spool.keep_prepared(lease, b"protected", {})
     assert spool.settle(lease, Delivered())
+
+
+def test_what_is_being_laid_down_counts_as_laid(
+    make_spool: MakeSpool, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many large messages at once must not share the same free room."""
+    spool, draft = make_spool(free_bytes=lambda: 4500, reserve_bytes=1000), blobs.draft
+    begun: list[Accepted | Duplicate | OSError] = []
+
+    def slow(kind: str, content: bytes) -> Draft:
+        key = str(len(content))
+        if len(content) > 900:  # the next one comes while this one is being written
+            with suppress(OSError):
+                begun.append(spool.begin_accept(submission(key=f"{key}-", content=content[:-10])).result(10))
+        return draft(kind, content)
+
+    monkeypatch.setattr(blobs, "draft", slow)
+    spool.begin_accept(submission(key="first", content=b"x" * 1000)).result(10)
+    assert len(begun) == 2, "3500 for those who come: 1000, 990 and 980, and no more"
+    begun.clear()
+    spool.begin_accept(submission(key="second", content=b"x" * 1001)).result(10)
+    assert len(begun) == 2, "what is laid down is seen by who measures the disk"
 
 
 def test_a_repeated_external_id_is_told(make_spool: MakeSpool) -> None:
@@ -428,6 +452,17 @@ def test_an_envelope_damaged_on_disk_stands_in_nobodys_way(make_spool: MakeSpool
     assert spool.gauges().unreported == 2, "the operator sees that one is never told"
 
 
+def test_facts_damaged_on_disk_stand_in_nobodys_way(make_spool: MakeSpool, database: Database) -> None:
+    spool = make_spool()
+    damaged = accepted(spool, key="1")
+    sound = accepted(spool, key="2")
+    query = update(deliveries).where(deliveries.c.spool_id == damaged.spool_id).values(facts='{"verdict": ')
+    database.transact(lambda connection: connection.execute(query).rowcount)
+    (lease,) = spool.claim(10, 60)
+    assert lease.spool_id == sound.spool_id
+    assert spool.counts()[DeliveryState.PARKED] == 1
+
+
 def test_a_clock_set_back_leaves_nothing_waiting_for_years(make_spool: MakeSpool, clock: Clock) -> None:
     spool = make_spool(clock=clock)
     accepted(spool, key="1")
@@ -492,9 +527,14 @@ def test_no_question_of_the_road_scans_the_history(make_spool: MakeSpool, databa
         "SCAN mta_held_destinations",
         "SCAN mta_purged_counts",
     )
-    for line in database.read(plan):
+    lines = database.read(plan)
+    for line in lines:
         if line.startswith("SCAN"):
             assert any(name in line for name in small), line
+    oldest = [line for line in lines if "min(mta_deliveries.id)" in line and "held_at IS NULL" in line]
+    assert oldest, "how old the oldest is, is asked"
+    # it holds their ids: a million that wait are counted without reading them or their messages
+    assert all("ix_mta_deliveries_lanes" in line for line in oldest)
 
 
 def test_nothing_readable_is_kept(
@@ -534,3 +574,23 @@ def test_steps_keep_no_control_characters(make_spool: MakeSpool) -> None:
     detail = spool.steps(kept.spool_id)[-1].detail
     assert detail.isprintable()
     assert len(detail) == 500
+
+
+def test_who_waits_for_a_repeat_is_answered_whatever_the_disk_and_the_vault_say(
+    make_spool: MakeSpool, blobs: BlobStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error on the database's own thread would leave the sender waiting for ever."""
+    spool = make_spool()
+    first = spool.begin_accept(submission(reply=b"AA")).result(10)
+
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", unlink)
+        assert spool.begin_accept(submission(reply=b"AA")).result(10) == Duplicate(first.spool_id, b"AA")
+    assert blobs.expected() == frozenset(), "what the disk did not let go of is an orphan, and swept one day"
+    database.transact(lambda connection: connection.execute(update(messages).values(reply=b"\x01damaged")).rowcount)
+    with pytest.raises(VaultError):
+        spool.begin_accept(submission(reply=b"AA")).result(10)
+    assert not spool.begin_accept(submission(key="other")).cancel(), "what is being kept cannot be taken back"

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from mta import refusals
 from mta.breakdowns import BREAKDOWNS
@@ -31,7 +32,7 @@ from mta.schedule import RetrySchedule
 from mta.spool import Spool
 from mta.worker import Worker, WorkerOptions
 from trust.refusals import Refused
-from trust.store.database import StoreUnavailableError
+from trust.store.database import Database, StoreUnavailableError
 
 from .conftest import Clock, MakeSpool, submission
 
@@ -398,3 +399,39 @@ async def test_a_store_that_fails_does_not_hold_up_the_stop(
 def test_a_lease_shorter_than_an_attempt_is_refused() -> None:
     with pytest.raises(ValueError, match="lease"):
         WorkerOptions(attempt_seconds=10, lease_seconds=10)
+
+
+class Full:
+    """A target that finds the database full when it answers."""
+
+    def __init__(self, database: Database, expected: int) -> None:
+        self.seen: list[str] = []
+        self._database, self._expected = database, expected
+        self.all_here = asyncio.Event()
+
+    async def deliver(self, message: Message) -> Outcome:
+        self.seen.append(message.delivery_id)
+        if len(self.seen) == self._expected:
+            pages = "PRAGMA max_page_count={}"
+            self._database.transact(lambda c: c.exec_driver_sql(pages.format(1)).scalar())  # no more than it has
+            with pytest.raises((StoreUnavailableError, SQLAlchemyError)):
+                self._database.transact(lambda c: c.exec_driver_sql("CREATE TABLE filling AS SELECT zeroblob(1000000)"))
+            self.all_here.set()
+        await self.all_here.wait()
+        return Delivered("x" * 500)
+
+
+async def test_what_was_delivered_while_the_database_was_full_is_not_delivered_again(
+    make_spool: MakeSpool, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool, target = make_spool(), Full(database, 40)
+    for number in range(40):
+        spool.accept(submission(key=str(number)))
+    async with working(spool, [], target, per_destination=40, pause_after_error_seconds=0.02):
+        await asyncio.wait_for(target.all_here.wait(), 10)
+        await until(lambda: "could not be settled" in caplog.text)
+        await asyncio.to_thread(
+            database.transact, lambda c: c.exec_driver_sql("PRAGMA max_page_count=1000000").scalar()
+        )
+        await until(ended(spool, 40))
+    assert len(target.seen) == 40

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mta.clamd import Clamd, ClamdOptions, Clean, Infected, NotScanned, ScannerTroubleError
+from tests.support import clamd as support
 from tests.support.clamd import CLAMD, EICAR, real_clamd
 
 pytestmark = [
@@ -66,6 +67,15 @@ async def test_beyond_its_limits_it_says_so(socket: Path) -> None:
     assert await scanner.scan(os.urandom(3 * 1024 * 1024)) == NotScanned("StreamMaxLength")
     bomb = zipped(b"\0" * (8 * 1024 * 1024))
     assert isinstance(await scanner.scan(mail(bomb)), NotScanned)
+
+
+async def test_one_that_says_ok_of_what_it_skips_is_found_out(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian configures it: `relais doctor` tells the operator."""
+    assert await clamd(socket).skips() is False
+    careless = support.CONFIGURATION.replace("AlertExceedsMax yes", "AlertExceedsMax no")
+    monkeypatch.setattr(support, "CONFIGURATION", careless)
+    with real_clamd() as path:
+        assert await clamd(path).skips() is True
 
 
 async def test_it_dies() -> None:

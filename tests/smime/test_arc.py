@@ -29,13 +29,13 @@ def published(domain: str, selector: str) -> str | None:
     return RECORD if (domain, selector) == ("lists.example", "s1") else None
 
 
-def sealed(message: bytes = MESSAGE, times: int = 1) -> bytes:
+def sealed(message: bytes = MESSAGE, times: int = 1, pem: bytes = PEM) -> bytes:
     for _ in range(times):
         fields = dkim.arc_sign(
             message,
             b"s1",
             b"lists.example",
-            PEM,
+            pem,
             b"lists.example",
             include_headers=[b"from", b"to", b"subject", b"date", b"message-id"],
         )
@@ -54,6 +54,22 @@ def test_a_chain_that_holds(times: int) -> None:
     header = parse_entity(message)
     assert has_chain(header)
     assert keys_of(header) == (("lists.example", "s1"),)
+
+
+def test_as_long_as_a_chain_may_be() -> None:
+    small = rsa.generate_private_key(65537, 1024)
+    pem = small.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    message = sealed(times=50, pem=pem)
+    key = public_record(small)
+    assert verify_arc(message, lambda domain, selector: key) == ArcResult("pass", "lists.example")
+    longer = b"ARC-Seal: i=51; cv=pass\r\nARC-Message-Signature: i=51\r\nARC-Authentication-Results: i=51\r\n" + message
+    assert verify_arc(longer, lambda domain, selector: key) == ArcResult("fail", "", "instance")
+    for number in (1, 25, 50):
+        flipped = message.replace(
+            b"ARC-Authentication-Results: i=%d;" % number, b"ARC-Authentication-Results: i=%d; x" % number
+        )
+        assert flipped != message
+        assert verify_arc(flipped, lambda domain, selector: key).detail == "seal"
 
 
 def test_no_chain() -> None:

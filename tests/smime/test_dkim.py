@@ -135,6 +135,28 @@ def test_unusable_signatures_are_permanent_errors(old: bytes, new: bytes) -> Non
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "detail"),
+    [
+        ("d=lab.example;", "d=lab.example.;", "domain or selector"),
+        ("d=lab.example;", "d=lab..example;", "domain or selector"),
+        ("d=lab.example;", "d=\N{KELVIN SIGN}ab.example;", "domain or selector"),
+        ("s=relais;", "s=re lais;", "domain or selector"),
+        ("s=relais;", "s=re/lais;", "domain or selector"),
+        ("v=1;", "v=1; x=1000;", "x="),
+        ("v=1;", "v=1; x=\N{ARABIC-INDIC DIGIT ONE};", "x="),
+    ],
+)
+def test_tags_are_what_they_must_be(old: str, new: str, detail: str) -> None:
+    """Not only no key is found: nothing is asked, for a name that is spelled otherwise may be somebody else's."""
+    field = sign_dkim(MESSAGE, KEY, NOW).decode()
+    asked: list[str] = []
+    broken = field.replace(old, new).encode()
+    assert broken != field.encode()
+    (found,) = verify_dkim(broken + MESSAGE, lambda domain, _: asked.append(domain) or RECORD, NOW)  # type: ignore[func-returns-value]
+    assert (found.result, found.detail, asked) == ("permerror", detail, [])
+
+
+@pytest.mark.parametrize(
     ("record", "expected"),
     [
         (f"v=DKIM1; p={RECORD}", "pass"),

@@ -137,6 +137,7 @@ class Farm:
     def close(self) -> None:
         for node in self.nodes.values():
             node.kill()
+            node.hang_up()
         self.mailboxes.close()
 
 
@@ -149,6 +150,7 @@ class Node:
         self.path = farm.place / f"{state.name}.toml"
         self.process: subprocess.Popen[bytes] | None = None
         self.extra: tuple[str, ...] = ()
+        self.clients: list[smtplib.SMTP] = []
         self.log = farm.place / f"{name}.log"
 
     def configure(self, *extra: str) -> None:
@@ -267,12 +269,19 @@ class Node:
                     found.append(entry)
         return found
 
+    def hang_up(self) -> None:
+        """Close every connection of `connect`."""
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
+
     def connect(self, timeout: float = 20.0) -> smtplib.SMTP:
         """As the laboratory's operator, under TLS."""
         context = ssl.create_default_context(cafile=str(self.farm.world.anchors))
         ours = self.farm.world.of(LABORATORY)
         context.load_cert_chain(ours / "operator.pem", ours / "operator.key")
         client = smtplib.SMTP("localhost", self.port, LABORATORY.host, timeout)
+        self.clients.append(client)
         client.starttls(context=context)
         client.ehlo(LABORATORY.host)
         return client

@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, select
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, column, insert, select, table
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from trust.store.database import Database, NestedTransactionError
+from trust.store.direct import DirectStatement, insertion
 
 TABLES = MetaData()
 NUMBERS = Table("numbers", TABLES, Column("n", Integer, primary_key=True))
@@ -94,3 +96,25 @@ def test_waiting_inside_a_transaction_is_refused(database: Database) -> None:
 
     with pytest.raises(NestedTransactionError):
         database.transact(nested)
+
+
+def test_what_the_driver_refuses_is_raised_as_sqlalchemy_raises_it(database: Database) -> None:
+    """Whoever tries again when the store fails for a while looks for these errors, whichever way a statement went."""
+    database.transact(
+        lambda connection: connection.exec_driver_sql("CREATE TABLE once (name TEXT PRIMARY KEY)").close()
+    )
+    once = Table("once", MetaData(), Column("name", Text, primary_key=True))
+    adding = insertion(once)
+
+    def twice(connection: Connection) -> None:
+        adding.many(connection, [{"name": "secret"}])
+        adding.run(connection, {"name": "secret"})
+
+    def missing(connection: Connection) -> object:
+        return DirectStatement(select(table("nowhere", column("name")).c.name)).first(connection, {})
+
+    with pytest.raises(IntegrityError) as refused:
+        database.transact(twice)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(DBAPIError):
+        database.transact(missing)

@@ -124,9 +124,12 @@ class BlobStore:
         )
 
     def discard(self, draft: Draft) -> None:
-        """No row will ever name it."""
+        """No row will ever name it. What the disk does not let go of now is swept one day."""
         if draft.stored is None:
-            self.delete(draft.id)
+            try:
+                self.delete(draft.id)
+            except OSError:
+                self.release(draft.id)
 
     def put(self, kind: str, content: bytes) -> str:
         """Keep `content`; returns its id (at most 33 characters), durable. Raises OSError when the disk refuses.
@@ -171,7 +174,7 @@ class BlobStore:
 
     def _encrypted(self, kind: str, blob_id: str, content: bytes) -> Iterator[bytes]:
         """What is stored, piece by piece: a large content is never there a second time as a whole."""
-        dek, nonce = draw(_KEY_BYTES), draw(_NONCE_BYTES)
+        dek, nonce = os.urandom(_KEY_BYTES), draw(_NONCE_BYTES)
         wrapped = self._wrapper.wrap(dek)
         yield _HEAD.pack(_MAGIC, len(wrapped)) + wrapped + nonce
         if len(content) <= _PIECE_BYTES:
@@ -237,6 +240,18 @@ class BlobStore:
         except BlobMissingError:
             return
         self.release(blob_id)
+
+    def delete_all(self, blob_ids: Iterable[str]) -> None:
+        """As `delete`; those that are rows share their commits."""
+        rows = []
+        for blob_id in blob_ids:
+            if self._database is not None and _ROW_ID.fullmatch(blob_id):
+                rows.append((blob_id, self._database.submit_together(_delete_rows, blob_id)))
+            else:
+                self.delete(blob_id)
+        for blob_id, gone in rows:
+            gone.result()
+            self.release(blob_id)
 
     def size(self, blob_id: str) -> int:
         """Octets that are kept; 0 when it is not there."""

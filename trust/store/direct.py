@@ -2,16 +2,18 @@
 
 With SQLite a statement is compiled once and handed to the driver; with any other database SQLAlchemy runs it as usual,
 so that types, placeholders and server-side cursors stay its business. Values are None, bool, int, float, str and bytes
-only.
+only. What fails raises SQLAlchemy's errors with either: whoever waits for a full disk to pass knows no driver's.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Table, bindparam
+from sqlalchemy.exc import DBAPIError
 
 _ROWS_IN_MEMORY = 2000
 
@@ -28,9 +30,12 @@ class DirectStatement:
         """Execute, for what gives no rows; returns how many it changed."""
         if connection.dialect.name != "sqlite":
             return int(connection.execute(self._statement, values).rowcount)
-        cursor = self._start(connection, values)
-        changed: int = cursor.rowcount
-        cursor.close()
+        try:
+            cursor = self._start(connection, values)
+            changed: int = cursor.rowcount
+            cursor.close()
+        except sqlite3.Error as error:
+            raise self._told(connection, error) from error
         return changed
 
     def many(self, connection: Connection, values: Sequence[Mapping[str, Any]]) -> None:
@@ -41,15 +46,13 @@ class DirectStatement:
             connection.execute(self._statement, list(values))
             return
         self._prepare(connection)
-        driver: Any = connection.connection.driver_connection
-        driver.executemany(self._sql, [self._pick(each) for each in values]).close()
+        self._run_many(connection, [self._pick(each) for each in values])
 
     def insert_all(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
         """For the INSERT of a table: once for each of `rows`, at least one, with a value for each of its columns."""
         if connection.dialect.name == "sqlite":
             self._prepare(connection)
-            driver: Any = connection.connection.driver_connection
-            driver.executemany(self._sql, rows).close()
+            self._run_many(connection, rows)
         else:
             names = self._statement.table.columns.keys()
             connection.execute(self._statement, [dict(zip(names, row, strict=True)) for row in rows])
@@ -58,9 +61,12 @@ class DirectStatement:
         """The first row, None when there is none."""
         if connection.dialect.name != "sqlite":
             return connection.execute(self._statement, values).first()
-        cursor = self._start(connection, values)
-        row: Sequence[Any] | None = cursor.fetchone()
-        cursor.close()
+        try:
+            cursor = self._start(connection, values)
+            row: Sequence[Any] | None = cursor.fetchone()
+            cursor.close()
+        except sqlite3.Error as error:
+            raise self._told(connection, error) from error
         return row
 
     def batches(self, connection: Connection, values: Mapping[str, Any]) -> Iterator[Sequence[Sequence[Any]]]:
@@ -70,17 +76,34 @@ class DirectStatement:
             with connection.execute(self._statement, values, execution_options=options) as rows:
                 yield from rows.partitions()
             return
-        cursor = self._start(connection, values)
         try:
-            while rows_read := cursor.fetchmany(_ROWS_IN_MEMORY):
-                yield rows_read
-        finally:
-            cursor.close()
+            cursor = self._start(connection, values)
+            try:
+                while rows_read := cursor.fetchmany(_ROWS_IN_MEMORY):
+                    yield rows_read
+            finally:
+                cursor.close()
+        except sqlite3.Error as error:
+            raise self._told(connection, error) from error
+
+    def _run_many(self, connection: Connection, rows: Sequence[Any]) -> None:
+        driver: Any = connection.connection.driver_connection
+        try:
+            driver.executemany(self._sql, rows).close()
+        except sqlite3.Error as error:
+            raise self._told(connection, error) from error
 
     def _start(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         self._prepare(connection)
         driver: Any = connection.connection.driver_connection
         return driver.execute(self._sql, self._pick(values))
+
+    def _told(self, connection: Connection, error: sqlite3.Error) -> Exception:
+        """The same error as SQLAlchemy raises it, without the values."""
+        raised: Exception = DBAPIError.instance(
+            self._sql, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+        )
+        return raised
 
     def _prepare(self, connection: Connection) -> None:
         if self._sql:

@@ -92,7 +92,9 @@ class Nodes:
         """Say that we live; returns the holders that are dead. Call it every `interval` seconds. Raises
         what the database raises."""
         with self._lock:
-            counted = self._database.transact(self._count)
+            # Not by the writer's thread: where a lock holds that up, we live all the same, and deliver.
+            with self._database.engine.begin() as connection:
+                counted = self._count(connection)
             now = self._monotonic()
             if self._last_beat is None or now - self._last_beat > self._patience / 2:
                 self._seen.clear()  # it may have been us who were cut off

@@ -80,6 +80,14 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    held = op.get_bind().scalar(
+        sa.text(
+            "SELECT (SELECT count(*) FROM mta_deliveries WHERE held_at IS NOT NULL AND state = 'ready')"
+            " + (SELECT count(*) FROM mta_held_destinations)"
+        )
+    )
+    if held:  # what a person has stopped would go
+        raise RuntimeError(f"{held} deliveries and destinations are held: release or drop them before rolling back")
     for table in ("mta_purged_counts", "mta_purged_names", "mta_held_destinations"):
         op.drop_table(table)
     for index in ("troubled", "held", "lanes", "ready"):

@@ -20,4 +20,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    kept = op.get_bind().scalar(sa.text("SELECT count(*) FROM blobs"))
+    if kept:  # their names are bound into their encryption: only who holds the key could turn them into files
+        raise RuntimeError(
+            f"{kept} contents are kept here, which older versions cannot read: this rolls back no further"
+        )
     op.drop_table("blobs")

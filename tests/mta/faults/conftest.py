@@ -29,6 +29,7 @@ from tests.support.mail_server import MailServer, mail_server
 
 SHORT = Timeouts(connect=1, greeting=0.5, tls=1, command=0.5, block=0.5, final=0.5)
 GATE = GateOptions(first_rest_seconds=0.15, longest_rest_seconds=0.3)
+LONG = Timeouts(connect=20, greeting=20, tls=20, command=20, block=20, final=20)
 BOUND = 10.0
 """Seconds within which every test's story must have ended; a fault that is waited out takes half a second of it."""
 
@@ -130,8 +131,14 @@ def faults() -> tuple[Fault, ...]:
 
 
 @pytest.fixture
+def timeouts() -> Timeouts:
+    """Short where a fault is waited out; tests in which none is say longer ones."""
+    return SHORT
+
+
+@pytest.fixture
 async def road(
-    make_spool: MakeSpool, space: TrustSpace, listed: Listed, faults: tuple[Fault, ...]
+    make_spool: MakeSpool, space: TrustSpace, listed: Listed, faults: tuple[Fault, ...], timeouts: Timeouts
 ) -> AsyncIterator[Road]:
     server = MailServer(space.server("two"))
     async with AsyncExitStack() as stack:
@@ -141,7 +148,7 @@ async def road(
             PartnerBook([Partner("op2.example", "127.0.0.1", proxy.port)]),
             lambda: listed,
             space.client("one"),
-            SmtpTargetOptions("gate.op1.example", SHORT, PoolOptions(GATE, rescue_seconds=0.1)),
+            SmtpTargetOptions("gate.op1.example", timeouts, PoolOptions(GATE, rescue_seconds=0.1)),
         )
         stack.push_async_callback(target.close)
         spool = make_spool(schedule=RetrySchedule(pauses=(0.05,), jitter=0.0, lifetime=100.0))

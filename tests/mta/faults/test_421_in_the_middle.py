@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
-from .conftest import Road
+from .conftest import LONG, Road
+
+pytestmark = pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 
 
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "final"])

@@ -6,7 +6,9 @@ import tracemalloc
 
 import pytest
 
-from .conftest import Road
+from .conftest import LONG, Road
+
+pytestmark = pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 
 ENDLESS = b"250-and one more\r\n" * 200_000
 

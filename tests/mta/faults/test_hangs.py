@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from .conftest import SHORT, Road
+from .conftest import LONG, SHORT, Road
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ async def test_a_server_without_pipelining_that_hangs(road: Road, step: str) -> 
     road.once(numbers)
 
 
+@pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 async def test_one_message_the_server_chews_on_slows_no_other(road: Road) -> None:
     """The server answers every message at once but one; what stood behind that one goes elsewhere."""
     slow = asyncio.Event()

@@ -8,7 +8,9 @@ from mta.message import Deferred, Delivered
 from mta.smtp.pool import MAYBE_TAKEN
 from tests.support.fault_proxy import Fault, Harm
 
-from .conftest import Road
+from .conftest import LONG, Road
+
+pytestmark = pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 
 
 async def test_a_250_followed_by_hanging_up_counts(road: Road) -> None:

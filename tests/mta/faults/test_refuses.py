@@ -7,9 +7,13 @@ import asyncio
 import pytest
 
 from mta.message import DeliveryState
+from mta.smtp.gate import GateOptions
+from mta.smtp.pool import PoolOptions
 from tests.support.fault_proxy import Fault, Harm
 
-from .conftest import BOUND, Road
+from .conftest import BOUND, LONG, Road
+
+pytestmark = pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 
 
 async def test_nobody_listens_and_then_somebody_does(road: Road) -> None:
@@ -36,6 +40,23 @@ async def test_a_server_that_serves_nobody(road: Road, verb: str, answer: str | 
     deferred = await road.delivered(8)
     assert len(deferred) <= 2, "seven of eight were never tried against it"
     road.once(numbers)
+
+
+async def test_an_operator_who_knows_better_ends_the_rest(road: Road) -> None:
+    rests = GateOptions(first_rest_seconds=3600, longest_rest_seconds=3600)
+    road.target._pool.options = PoolOptions(rests)
+    port, road.proxy.target = road.proxy.target, 9
+    numbers = road.send(3)
+    await road.deferral("mta.unreachable")
+    assert road.target.resting() == {"smtp:op2.example"}
+    road.proxy.target = port
+    assert road.worker is not None
+    road.target.try_now()
+    assert road.target.places("smtp:op2.example") == 1, "one probes"
+    road.worker.wake()
+    await road.delivered(3)
+    road.once(numbers)
+    assert road.target.places("smtp:op2.example") is None
 
 
 async def test_a_destination_that_rests_stops_no_other(road: Road) -> None:

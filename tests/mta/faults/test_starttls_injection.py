@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import Road
+from .conftest import LONG, Road
+
+pytestmark = pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 
 
 @pytest.mark.parametrize(

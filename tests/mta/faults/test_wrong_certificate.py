@@ -8,7 +8,9 @@ import pytest
 
 from tests.mta.trust_space import TrustSpace
 
-from .conftest import Road
+from .conftest import LONG, Road
+
+pytestmark = pytest.mark.parametrize("timeouts", [LONG], ids=["long"])
 
 
 @pytest.mark.parametrize("name", ["rogue", "one"])
