@@ -48,7 +48,6 @@ class Answers:
             "queue.counts": self.counts,
             "trace": self.trace,
             **self.journal.calls(),
-            "directory.resolve": self.resolve,
             "letters.submit": self.submit,
         }
         if self.dossier is not None:
@@ -64,25 +63,6 @@ class Answers:
 
     def trace(self, request: Request) -> Any:
         return life(self.spool, request["reference"], CATALOGUE)
-
-    def resolve(self, request: Request) -> Any:
-        try:
-            found = self.directory.resolve(request["address"])
-        except DirectoryUnavailableError:
-            return Refused(directory_refusals.UNAVAILABLE)
-        if found is None:
-            return None
-        return {
-            "address": found.address,
-            "kind": found.kind.value,
-            "name": found.display_name,
-            "identifier": found.id_nat,
-            "profession": found.profession,
-            "structure": found.structure,
-            "organisation": found.organisation,
-            "encryption certificates": len(found.encryption_certificates),
-            "signing certificates": len(found.signing_certificates),
-        }
 
     def submit(self, request: Request) -> Any:
         result = self.letters.submit(

@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from config import allocator
+from config.directory_command import directory
 from config.lazy import LazyCommand, LazyGroup
 from config.options import JSON, STATE
 
@@ -151,27 +152,6 @@ def dossier_read(state: Path, reader: str, patient: str, oid: str, document: str
     """Read one document."""
     answer = _ask(state, "dossier.read", reader=reader, patient=patient, oid=oid, document=document)
     output.write(base64.b64decode(answer["content"]))
-
-
-@relais.group()
-def directory() -> None:
-    """Look up mailboxes and professionals."""
-
-
-@directory.command("resolve")
-@STATE
-@click.argument("address")
-@JSON
-def directory_resolve(state: Path, address: str, as_json: bool) -> None:
-    """Say what the directory knows of one address."""
-    found = _ask(state, "directory.resolve", address=address)
-    if found is None:
-        _fail(f"The directory does not know {address}: check the spelling, or ask its operator to publish it.")
-    if as_json:
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    for name, value in found.items():
-        click.echo(f"{name:<25} {value}")
 
 
 @relais.command()
@@ -576,6 +556,7 @@ for _name, _module, _text in (
     ("trust", "config.trust_command", "See whom this gateway believes, and decide about the trust list."),
 ):
     relais.add_command(LazyGroup(_name, _module, _text))
+relais.add_command(directory)
 for _name, _text in (
     ("backup", "Bring all a gateway keeps off the machine: `relais backup TARGET`, then `verify TARGET`."),
     ("restore", "Bring a backup back into an empty state directory."),

@@ -63,6 +63,33 @@ class TrustSettings(Strict, frozen=True, kw_only=True):
     operator_key: str
 
 
+class UpstreamSettings(Strict, frozen=True, kw_only=True):
+    """Another organisation's LDAP directory, asked for certificates that ours does not hold."""
+
+    domains: tuple[str, ...] = ()
+    """Mail domains it is asked about, matched exactly; empty: every one."""
+    servers: tuple[str, ...] = ()
+    """URIs, asked in this order; empty: the SRV records `_ldap._tcp` of the domain say where."""
+    base: str = ""
+    """Where it is searched; empty: its naming contexts."""
+    ca: str = ""
+    """PEM its ldaps servers must chain to; empty: the roots of the machine."""
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=30)] = 3.0
+    """For one question, all servers tried."""
+
+
+class RegisterSettings(Strict, frozen=True, kw_only=True):
+    """The FHIR API of the Annuaire Santé, for `relais directory refresh`."""
+
+    base: str = "https://gateway.api.esante.gouv.fr/fhir/v2"
+    api_key_file: str = ""
+    """Mode 0600; the key the API's portal gives."""
+    ca: str = ""
+    """PEM its server must chain to; empty: the roots of the machine."""
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=300)] = 20.0
+    """For one professional, all pages and tries."""
+
+
 class DirectorySettings(Strict, frozen=True, kw_only=True):
     uri: str
     base: str = "dc=mssante,dc=fr"
@@ -70,7 +97,58 @@ class DirectorySettings(Strict, frozen=True, kw_only=True):
     password_file: str = ""
     ca: str = ""
     timeout_seconds: float = 2.0
-    connections: int = 4
+    """For one look-up, all servers tried; what takes longer waits and is tried again."""
+    connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    """In use at the same time."""
+    replicas: tuple[str, ...] = ()
+    """URIs of servers with the same data, asked in this order when `uri` does not answer."""
+    rest_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """So long a server that failed is left alone while another one answers."""
+    cache_entries: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    """Addresses remembered, found or not; 0: none."""
+    cache_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    """So long a mailbox that was found is taken for true."""
+    negative_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.0
+    """So long an address that was not found is."""
+    writer_dn: str = ""
+    """The identity that writes what the gateway learns (certificates) and `relais directory refresh`; empty: nothing is
+    learned."""
+    writer_password_file: str = ""
+    learn_from_mail: bool = True
+    """With `writer_dn`: keep the certificates of validly signed mail for mailboxes that have none."""
+    upstream: tuple[UpstreamSettings, ...] = ()
+    register: RegisterSettings = RegisterSettings()
+
+
+class SynchronisationSettings(Strict, frozen=True, kw_only=True):
+    """The directory in step with the national register's files (`relais directory sync`)."""
+
+    source: str = ""
+    """Folder the files arrive in; with it the gateway runs by itself, at each publication and once a day."""
+    look_seconds: Annotated[float, msgspec.Meta(ge=1)] = 600.0
+    """How often the gateway looks into `source`."""
+    uri: str = ""
+    """Server that takes writes; empty: `directory.uri`."""
+    bind_dn: str = ""
+    """The directory's administrator; empty: `directory.writer_dn` and its password."""
+    password_file: str = ""
+    folder: str = ""
+    """For reports, and for what a run writes down meanwhile; empty: `directory-sync` in the state directory."""
+    loss_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
+    """Of the national entries, in all and in each branch, that may leave in one run; more is held for a human."""
+    change_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 50.0
+    """Of the national entries that may change in one run."""
+    rejected_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 1.0
+    """Of the lines of one file that may be unusable."""
+    conflicts: Annotated[int, msgspec.Meta(ge=0)] = 500
+    """Lines that may give an address to another holder: the address is left as it is. More, and the file is held."""
+    oldest_days: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """How long ago a file may have been published."""
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """For one answer of the directory: a page of entries, or a write."""
+    patience_seconds: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    """How long a directory that went away in the middle is waited for; what was written stays."""
+    keep_reports: Annotated[int, msgspec.Meta(ge=1)] = 400
 
 
 class Listener(Strict, frozen=True, kw_only=True):
@@ -483,6 +561,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     trust: TrustSettings
     directory: DirectorySettings
     mailboxes: MailboxSettings
+    synchronisation: SynchronisationSettings = SynchronisationSettings()
     identity: IdentitySettings = IdentitySettings()
     operators: Listener = Listener(port=25)
     submission: SubmissionListener | None = None

@@ -48,6 +48,15 @@ from config.backup.sources import RESTORING
 from config.ballast import Ballast
 from config.catalogue import CATALOGUE
 from config.control import ControlSocket
+from config.directory_answers import DirectoryAnswers
+from config.directory_service import (
+    DirectoryCollector,
+    MailLearning,
+    learn_with,
+    open_directory,
+    open_register,
+    open_writer,
+)
 from config.door_service import RELOADED, DoorCollector, certificate_sign_in, door_options, limits_of
 from config.housekeeping import Housekeeping
 from config.incoming import Incoming, IncomingCollector, collector_options, lmtp_door, open_lmtp, open_resolver
@@ -69,11 +78,16 @@ from config.revocation_service import RevocationCollector, patiently, revocation
 from config.screening_service import ScreeningCollector, overdue_options, scan_stages, scanner_checks
 from config.settings import Loaded, MllpListener, Settings, SettingsError
 from config.survival_metrics import SurvivalCollector
+from config.synchronising import (
+    ScheduledSynchronisation,
+    SynchronisationCollector,
+    synchronisation_folder,
+    synchronisation_options,
+)
 from config.trust_service import TrustCollector, TrustService
 from config.vaults import open_vault, vault_for
 from directory.partners import PartnerBook
 from directory.records import Partner
-from directory.resolve import Directory, DirectoryOptions
 from mta.absorbing import ReceiptDoorkeeper
 from mta.agreements import Agreements
 from mta.awaited import AwaitedReceipts
@@ -206,8 +220,12 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     trust_list = trust.keeper
 
     # Who is where.
-    directory = _directory(loaded)
+    directory = open_directory(loaded)
     stack.callback(directory.close)
+    writer = open_writer(loaded) if settings.directory.learn_from_mail else None
+    learning = MailLearning(writer, validator) if writer is not None else None
+    if learning is not None:
+        stack.callback(learning.close)
     partners = PartnerBook(_partners(settings))
     reloading.follow(["partners"], lambda changed: partners.replace(_partners(changed)))
     reloading.follow([], lambda _: [context.look() for context in trust.contexts])
@@ -277,6 +295,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         settings.operator.host,
         own_dkim=own_dkim,
         remember=correspondents.remember,
+        learn=learn_with(learning),
         policy=ReadPolicy(
             triple_des=settings.smime.triple_des,
             sha1=settings.smime.sha1,
@@ -496,6 +515,8 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
                 SurvivalCollector(loaded.state, database, journal_answers.publisher.published, alive),
                 ScreeningCollector(scans[0].counts if scans else None, quarantine, overdue),
                 QueueCollector(queue, retention),
+                DirectoryCollector(directory, learning),
+                SynchronisationCollector(synchronisation_folder(loaded)),
             ),
         )
         port = settings.metrics.port + (process.number or 0) if settings.metrics.port else 0
@@ -509,7 +530,20 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     running.append(_run(housekeeping.run(), "housekeeping"))
     stack.push_async_callback(housekeeping.stop)
 
+    if settings.synchronisation.source and process.first:
+        source, look_seconds = loaded.path(settings.synchronisation.source), settings.synchronisation.look_seconds
+        synchronising = ScheduledSynchronisation(synchronisation_options(loaded), source, look_seconds)
+        running.append(_run(synchronising.run(), "synchronisation"))
+        stack.push_async_callback(synchronising.stop)
+
     answers = Answers(database, journal_answers, spool, directory, letters, dossier)
+    about_directory = DirectoryAnswers(
+        directory,
+        settings.directory.base,
+        validator,
+        functools.partial(open_writer, loaded),
+        functools.partial(open_register, loaded),
+    )
     running.append(_run(trust.run(), "trust"))
     stack.push_async_callback(trust.stop)
     account_answers = answers_about_accounts(Administration(accounts, journal), validator, loaded)
@@ -527,6 +561,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         **KeyAnswers(database, journal).calls(),
         **housekeeping.calls(),
         **QuarantineAnswers(quarantine).calls(),
+        **about_directory.calls(),
         **QueueAnswers(queue, redirections, hurry).calls(),
     }
     calls = {**answers.calls(threads), **trust.calls(threads), **off_loop(own, threads)}
@@ -645,25 +680,6 @@ def _certificates(path: Path) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError, x509.InvalidVersion) as error:
         raise SettingsError(f"{path} must hold PEM certificates") from error
-
-
-def _directory(loaded: Loaded) -> Directory:
-    section = loaded.settings.directory
-    try:
-        password = loaded.path(section.password_file).read_text().strip() if section.password_file else ""
-    except OSError as error:
-        raise SettingsError(f"directory.password_file cannot be read: {error.strerror}") from error
-    return Directory(
-        DirectoryOptions(
-            uri=section.uri,
-            base=section.base,
-            bind_dn=section.bind_dn,
-            password=password,
-            ca_file=loaded.path(section.ca) if section.ca else None,
-            timeout_seconds=section.timeout_seconds,
-            connections=section.connections,
-        )
-    )
 
 
 def _schedule(loaded: Loaded) -> RetrySchedule:

@@ -7,6 +7,7 @@ certificate published by somebody must not make the mailbox unreachable.
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from directory import schema
 from directory.ldif import LdifEntry
 from directory.records import MailboxKind, Recipient
+from directory.words import all_keys, folded, words_of
 
 ADDRESS_LENGTH = 254
 """RFC 5321 §4.5.3.1.3, angle brackets excluded."""
@@ -25,6 +27,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 STRUCTURE_TYPES = {"0": "ADELI", "1": "FINESS", "2": "SIREN", "3": "SIRET", "4": "RPPS-RANG"}
 """First digit of an IdNat_Struct and the `TypeIdentifiantPM` it stands for."""
+
+_SPELLED_TWICE = frozenset(("cn", "sn", "givenName", "o", "ou", "l"))
 
 READ_ATTRIBUTES = (
     "mail",
@@ -53,8 +57,13 @@ def make_entry(
     values: Mapping[str, str],
     source: bytes,
     certificates: Sequence[bytes] = (),
+    words: tuple[bytes, ...] = (),
 ) -> LdifEntry:
-    """An entry with what every mailbox has, the non-empty `values` by attribute name, and `certificates` (DER)."""
+    """An entry with what every mailbox has, the non-empty `values` by attribute name, and `certificates` (DER).
+
+    `words` are those it is found by (`directory.words.words_of`). A name with accents is also spelled without, as a
+    second value: address books compare accents, and people do not type them.
+    """
     address = address.lower()
     attributes: dict[str, tuple[bytes, ...]] = {
         "objectClass": tuple(name.encode() for name in schema.OBJECT_CLASSES[kind]),
@@ -63,12 +72,17 @@ def make_entry(
         schema.SOURCE: (source,),
     }
     for name, value in values.items():
-        if text := _directory_string(value):
-            attributes[name] = (text.encode(),)
+        if text := directory_string(value):
+            bare = text if text.isascii() or name not in _SPELLED_TWICE else folded(text)
+            same = bare is text or comparable(bare) == comparable(text)
+            attributes[name] = (text.encode(),) if same else (text.encode(), bare.encode())
     if kind is not MailboxKind.PATIENT:
         attributes.setdefault("cn", attributes.get("displayName", attributes["mail"]))
     if kind is MailboxKind.PER:
         attributes.setdefault("sn", attributes["cn"])
+    if words:
+        attributes[schema.WORDS] = words
+        attributes[schema.WORD_KEYS] = all_keys(words)
     if certificates:
         attributes[schema.CERTIFICATE] = tuple(certificates)
     return LdifEntry(schema.dn_of(address, kind, base), attributes)
@@ -102,7 +116,10 @@ def from_recipient(recipient: Recipient, base: str, red_list: bool = False) -> L
     if red_list:
         values["listeRouge"] = "TRUE"
     certificates = certificate_values(recipient)
-    return make_entry(base, recipient.kind, recipient.address, values, schema.LOCAL, certificates)
+    words = (
+        () if recipient.kind is MailboxKind.PATIENT else words_of((recipient.display_name,), (recipient.organisation,))
+    )
+    return make_entry(base, recipient.kind, recipient.address, values, schema.LOCAL, certificates, words)
 
 
 def certificate_values(recipient: Recipient) -> list[bytes]:
@@ -200,6 +217,13 @@ def _uses(certificate: x509.Certificate) -> tuple[bool, bool] | None:
     )
 
 
-def _directory_string(value: str) -> str:
+def comparable(text: str) -> str:
+    """Equal for two texts that caseIgnoreMatch (RFC 4518) holds for the same: an attribute has only one of them."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).replace("\u0130", "i")
+    return " ".join(text.casefold().split())
+
+
+def directory_string(value: str) -> str:
     """Text fit for an LDAP Directory String (RFC 4517 §3.3.6): no control character, no blank at either end."""
-    return _CONTROL.sub(" ", value).strip()
+    return value.strip() if value.isprintable() else _CONTROL.sub(" ", value).strip()

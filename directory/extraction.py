@@ -1,7 +1,8 @@
-"""The national register's open files, read line by line: MSSanté mailboxes and professionals' activities.
+"""The national register's open files, read line by line: mailboxes, activities, skills and diplomas.
 
-Two files of the Annuaire Santé: `Extraction_Correspondance_MSSante_*.txt` (31 columns, one line per mailbox) and
-`PS_LibreAcces_Personne_activite_*.txt` (55 or 56 columns and a trailing bar, one line per situation). UTF-8, separated
+Files of the Annuaire Santé: `Extraction_Correspondance_MSSante_*.txt` (31 columns, one line per mailbox) and
+`PS_LibreAcces_Personne_activite_*.txt` (55 or 56 columns and a trailing bar, one line per situation) with its
+`SavoirFaire` and `Dipl_AutExerc` (13 columns, one line per skill and per diploma). UTF-8, separated
 by `|`, no quoting, one header line, alone or in the ZIP they are published in. Headers vary in case and accents, some
 columns come and go: they are found by normalised name. A bad line is reported and skipped, never fatal: one broken name
 among half a million must not stop the directory.
@@ -15,9 +16,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from directory.entries import is_address
 from directory.records import MailboxKind
@@ -43,7 +46,15 @@ class RejectedLine:
     number: int
     """Line number in the file, the header is 1."""
     reason: str
-    """`encoding`, `columns`, `control-character`, `too-long`, `kind`, `address` or `identifier`. Never a value."""
+    """`encoding`, `columns`, `truncated`, `control-character`, `too-long`, `kind`, `address` or `identifier`.
+
+    Never a value. `truncated` is a last line that ends before its columns do: the file was cut.
+    """
+    key: str = field(default="", repr=False, compare=False)
+    """Whom the line was about, as far as can be seen: the address of a mailbox, the IdNat_PP of a professional.
+
+    What the directory holds about them is left as it is: a broken line must not remove anybody.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,19 @@ class PracticeRow:
     postal_code: str = ""
     town: str = ""
     telephone: str = ""
+    mode_code: str = ""
+    """TRE_R22: `L` self-employed, `S` employed, `B` volunteer."""
+    legal_finess: str = ""
+    """FINESS of the legal entity."""
+    technical_id: str = ""
+    """Identifiant technique de la structure."""
+    street_number: str = ""
+    street_number_suffix: str = ""
+    street_type: str = ""
+    street: str = ""
+    sector_code: str = ""
+    """TRE_R02, `SA07`."""
+    function_code: str = ""
 
 
 PRACTICE_COLUMNS: tuple[tuple[str, str], ...] = (
@@ -171,22 +195,22 @@ PRACTICE_COLUMNS: tuple[tuple[str, str], ...] = (
     ("Libellé type savoir-faire", ""),
     ("Code savoir-faire", "skill_code"),
     ("Libellé savoir-faire", "skill"),
-    ("Code mode exercice", ""),
+    ("Code mode exercice", "mode_code"),
     ("Libellé mode exercice", ""),
     ("Numéro SIRET site", "siret"),
     ("Numéro SIREN site", ""),
     ("Numéro FINESS site", "finess"),
-    ("Numéro FINESS établissement juridique", ""),
-    ("Identifiant technique de la structure", ""),
+    ("Numéro FINESS établissement juridique", "legal_finess"),
+    ("Identifiant technique de la structure", "technical_id"),
     ("Raison sociale site", "organisation"),
     ("Enseigne commerciale site", "organisation_brand"),
     ("Complément destinataire (coord. structure)", ""),
     ("Complément point géographique (coord. structure)", ""),
-    ("Numéro Voie (coord. structure)", ""),
-    ("Indice répétition voie (coord. structure)", ""),
+    ("Numéro Voie (coord. structure)", "street_number"),
+    ("Indice répétition voie (coord. structure)", "street_number_suffix"),
     ("Code type de voie (coord. structure)", ""),
-    ("Libellé type de voie (coord. structure)", ""),
-    ("Libellé Voie (coord. structure)", ""),
+    ("Libellé type de voie (coord. structure)", "street_type"),
+    ("Libellé Voie (coord. structure)", "street"),
     ("Mention distribution (coord. structure)", ""),
     ("Bureau cedex (coord. structure)", ""),
     ("Code postal (coord. structure)", "postal_code"),
@@ -202,16 +226,77 @@ PRACTICE_COLUMNS: tuple[tuple[str, str], ...] = (
     ("Libellé Département (structure)", ""),
     ("Ancien identifiant de la structure", ""),
     ("Autorité d'enregistrement", ""),
-    ("Code secteur d'activité", ""),
+    ("Code secteur d'activité", "sector_code"),
     ("Libellé secteur d'activité", ""),
     ("Code section tableau pharmaciens", ""),
     ("Libellé section tableau pharmaciens", ""),
-    ("Code fonction", ""),
+    ("Code fonction", "function_code"),
     ("Libellé fonction", ""),
     ("Code genre activité", ""),
     ("Libellé genre activité", ""),
 )
 """Header of Personne_activite, and the field of `PracticeRow` each column fills, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkillRow:
+    """One savoir-faire of one professional (SavoirFaire)."""
+
+    pp_id_nat: str
+    profession_code: str = ""
+    skill_type_code: str = ""
+    skill_type: str = ""
+    skill_code: str = ""
+    skill: str = ""
+
+
+SKILL_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("Type d'identifiant PP", ""),
+    ("Identifiant PP", ""),
+    ("Identification nationale PP", "pp_id_nat"),
+    ("Nom d'exercice", ""),
+    ("Prénom d'exercice", ""),
+    ("Code profession", "profession_code"),
+    ("Libellé profession", ""),
+    ("Code catégorie professionnelle", ""),
+    ("Libellé catégorie professionnelle", ""),
+    ("Code type savoir-faire", "skill_type_code"),
+    ("Libellé type savoir-faire", "skill_type"),
+    ("Code savoir-faire", "skill_code"),
+    ("Libellé savoir-faire", "skill"),
+)
+"""Header of SavoirFaire, and the field of `SkillRow` each column fills, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiplomaRow:
+    """One diploma or authorisation of one professional (Dipl_AutExerc)."""
+
+    pp_id_nat: str
+    diploma_type_code: str = ""
+    diploma_code: str = ""
+    diploma: str = ""
+    authorisation_code: str = ""
+    discipline_code: str = ""
+    discipline: str = ""
+
+
+DIPLOMA_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("Type d'identifiant PP", ""),
+    ("Identifiant PP", ""),
+    ("Identification nationale PP", "pp_id_nat"),
+    ("Nom d'exercice", ""),
+    ("Prénom d'exercice", ""),
+    ("Code type diplôme obtenu", "diploma_type_code"),
+    ("Libellé type diplôme obtenu", ""),
+    ("Code diplôme obtenu", "diploma_code"),
+    ("Libellé diplôme obtenu", "diploma"),
+    ("Code type autorisation", "authorisation_code"),
+    ("Libellé type autorisation", ""),
+    ("Code discipline autorisation", "discipline_code"),
+    ("Libellé discipline autorisation", "discipline"),
+)
+"""Header of Dipl_AutExerc, and the field of `DiplomaRow` each column fills, if any."""
 
 
 def read_mssante(path: Path) -> Iterator[MailboxRow | RejectedLine]:
@@ -220,7 +305,8 @@ def read_mssante(path: Path) -> Iterator[MailboxRow | RejectedLine]:
     Raises `ExtractionError` when the file cannot be one: no `Type de BAL` or `Adresse BAL` column, not UTF-8 in its
     header, a damaged or oversized archive.
     """
-    return _read(path, "Extraction_Correspondance_MSSante", MAILBOX_COLUMNS, ("kind", "address"), _mailbox)
+    required = ("kind", "address")
+    return _read(path, "Extraction_Correspondance_MSSante", MAILBOX_COLUMNS, required, MailboxRow, _mailbox)
 
 
 def read_practice(path: Path) -> Iterator[PracticeRow | RejectedLine]:
@@ -228,24 +314,44 @@ def read_practice(path: Path) -> Iterator[PracticeRow | RejectedLine]:
 
     Raises `ExtractionError` when the file cannot be one, as `read_mssante`.
     """
-    return _read(path, "PS_LibreAcces_Personne_activite", PRACTICE_COLUMNS, ("pp_id_nat",), _practice)
+    required = ("pp_id_nat",)
+    return _read(path, "PS_LibreAcces_Personne_activite", PRACTICE_COLUMNS, required, PracticeRow, _person)
 
 
-def _mailbox(values: dict[str, str]) -> MailboxRow | str:
-    try:
-        kind = MailboxKind(values.pop("kind").upper())
-    except ValueError:
+def read_skills(path: Path) -> Iterator[SkillRow | RejectedLine]:
+    """The savoir-faire of a SavoirFaire file, as `read_practice`."""
+    return _read(path, "PS_LibreAcces_SavoirFaire", SKILL_COLUMNS, ("pp_id_nat", "skill_code"), SkillRow, _person)
+
+
+def read_diplomas(path: Path) -> Iterator[DiplomaRow | RejectedLine]:
+    """The diplomas and authorisations of a Dipl_AutExerc file, as `read_practice`."""
+    required = ("pp_id_nat", "diploma_code")
+    return _read(path, "PS_LibreAcces_Dipl_AutExerc", DIPLOMA_COLUMNS, required, DiplomaRow, _person)
+
+
+def first_line(path: Path) -> frozenset[str]:
+    """The normalised column names of any of these files, alone in its ZIP or not in one; empty when it has no header.
+
+    Raises `ExtractionError` when the archive is damaged or holds several texts.
+    """
+    with _open(path, "") as file:
+        return frozenset(map(_normal, file.readline(LINE_BYTES).decode("utf-8-sig", "replace").split("|"))) - {""}
+
+
+_KINDS = {kind.value: kind for kind in MailboxKind if kind is not MailboxKind.PATIENT}
+"""The national register has no patients: a line that says so was slipped in."""
+
+
+def _mailbox(values: tuple[str, ...]) -> tuple[Any, ...] | str:
+    kind = _KINDS.get(values[0].upper())
+    if kind is None:
         return "kind"
-    if kind is MailboxKind.PATIENT:
-        return "kind"  # the national register has no patients: somebody slipped one in
-    address = values.pop("address").lower()
-    if not is_address(address):
-        return "address"
-    return MailboxRow(kind, address, **values)
+    address = values[1].lower()
+    return (kind, address, *values[2:]) if is_address(address) else "address"
 
 
-def _practice(values: dict[str, str]) -> PracticeRow | str:
-    return PracticeRow(**values) if values["pp_id_nat"] else "identifier"
+def _person(values: tuple[str, ...]) -> tuple[Any, ...] | str:
+    return values if values[0] else "identifier"
 
 
 def _read(
@@ -253,12 +359,18 @@ def _read(
     member: str,
     columns: tuple[tuple[str, str], ...],
     required: tuple[str, ...],
-    build: Callable[[dict[str, str]], _Row | str],
+    row_type: Callable[..., _Row],
+    check: Callable[[tuple[str, ...]], tuple[Any, ...] | str],
 ) -> Iterator[_Row | RejectedLine]:
+    """`check` gets the values in the order of the fields of `row_type`, and answers with those, or why not."""
+    names = [each.name for each in fields_of(row_type)]  # type: ignore[arg-type]
     with _open(path, member) as file:
         lines = _lines(file)
         _, header = next(lines, (0, b""))
         positions, width = _columns(path, header, columns, required)
+        # The columns that are not there are read from an empty field put behind the last one.
+        pick = itemgetter(*(positions.get(name, width) for name in names))
+        key = positions[required[-1] if required[0] == "kind" else required[0]]
         for number, line in lines:
             if line is None:
                 yield RejectedLine(number, "too-long")
@@ -266,14 +378,30 @@ def _read(
             fields = _split(line, width)
             if isinstance(fields, str):
                 if fields:
-                    yield RejectedLine(number, fields)
+                    cut = (
+                        fields in ("columns", "encoding") and not line.endswith(b"\n") and line.count(b"|") < width - 1
+                    )
+                    yield RejectedLine(number, "truncated" if cut else fields, _key(line, key))
                 continue
-            row = build({name: fields[position].strip() for name, position in positions})
-            yield RejectedLine(number, row) if isinstance(row, str) else row
+            row = check(tuple(map(str.strip, pick(fields))))
+            if isinstance(row, str):
+                yield RejectedLine(number, row, _key(line, key))
+            else:
+                yield row_type(*row)
+
+
+def _key(line: bytes, position: int) -> str:
+    """The field at this place of a line that is not one, empty when it has no printable one there."""
+    fields = line.split(b"|", position + 1)
+    value = fields[position].strip().lower() if position < len(fields) else b""
+    return value.decode("ascii") if value.isascii() and value.decode("ascii").isprintable() else ""
 
 
 def _split(line: bytes, width: int) -> list[str] | str:
-    """The fields of one line, else why there are none; an empty reason for an empty line, which nobody misses."""
+    """The fields of one line and an empty one behind them, else why there are none.
+
+    An empty reason for an empty line, which nobody misses.
+    """
     try:
         text = line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError:
@@ -285,13 +413,14 @@ def _split(line: bytes, width: int) -> list[str] | str:
     fields = text.split("|")
     if len(fields) < width or any(fields[width:]):
         return "columns"
+    fields[width:] = ("",)
     return fields
 
 
 def _columns(
     path: Path, header: bytes | None, columns: tuple[tuple[str, str], ...], required: tuple[str, ...]
-) -> tuple[list[tuple[str, int]], int]:
-    """(field, position) of the columns we use, and how many columns the file has, its trailing bar left aside."""
+) -> tuple[dict[str, int], int]:
+    """Position by field of the columns we use, and how many columns the file has, its trailing bar left aside."""
     try:
         names = (header or b"").decode("utf-8-sig").rstrip("\r\n").split("|")
     except UnicodeDecodeError as error:
@@ -301,10 +430,9 @@ def _columns(
     found: dict[str, int] = {}
     for position, name in enumerate(names):
         found.setdefault(_normal(name), position)
-    positions = [(field, found[_normal(name)]) for name, field in columns if field and _normal(name) in found]
-    present = {field for field, _ in positions}
-    for name, field in columns:
-        if field in required and field not in present:
+    positions = {field: found[_normal(name)] for name, field in columns if field and _normal(name) in found}
+    for name, wanted in columns:
+        if wanted in required and wanted not in positions:
             raise ExtractionError(f"{path.name} is not the extraction expected: it has no column {name!r}")
     return positions, len(names)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 _LDAPS_PORT = 636
+_AGAIN_SECONDS = 0.05
 
 
 @contextmanager
@@ -30,13 +31,23 @@ def handshake_deadline(uri: str, seconds: float) -> Iterator[None]:
     parts = urlsplit(uri)
     port = parts.port or _LDAPS_PORT
     peers = {found[4][:2] for found in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)}
-    timer = threading.Timer(seconds, _cut, (peers, set(_sockets())))
-    timer.daemon = True
-    timer.start()
+    done = threading.Event()
+    cutter = threading.Thread(target=_cut_until, args=(done, seconds, peers, set(_sockets())), daemon=True)
+    cutter.start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
+
+
+def _cut_until(done: threading.Event, seconds: float, peers: set[tuple[object, ...]], before: set[str]) -> None:
+    """Again and again: the socket may not have been open yet when the time was over."""
+    if done.wait(seconds):
+        return
+    while True:
+        _cut(peers, before)
+        if done.wait(_AGAIN_SECONDS):
+            return
 
 
 def _sockets() -> dict[str, int]:

@@ -27,13 +27,15 @@ class LdifEntry:
 
 def to_ldif(entry: LdifEntry) -> bytes:
     """The entry as one LDIF content record, the blank line that ends it included."""
-    lines = [_line(b"dn", entry.dn.encode())]
-    for name, values in entry.attributes.items():
-        lines += (_line(name.encode("ascii"), value) for value in values)
-    return b"".join(lines) + b"\n"
-
-
-def _line(name: bytes, value: bytes) -> bytes:
-    if _PLAIN.match(value):
-        return name + b": " + value + b"\n"
-    return name + b":: " + base64.b64encode(value) + b"\n"
+    plain = _PLAIN.match
+    dn = entry.dn.encode()
+    lines = [b"dn: %b\n" % dn if plain(dn) else b"dn:: %b\n" % base64.b64encode(dn)]
+    for text, values in entry.attributes.items():
+        name = text.encode("ascii")
+        for value in values:
+            if plain(value):
+                lines.append(b"%b: %b\n" % (name, value))
+            else:
+                lines.append(b"%b:: %b\n" % (name, base64.b64encode(value)))
+    lines.append(b"\n")
+    return b"".join(lines)

@@ -1,26 +1,34 @@
-"""The first load: extraction files and the local overlay joined into the entries of the directory.
+"""The first load: the national files and the local overlay joined into the entries of an empty directory.
 
-Streams: what stays in memory is a set of addresses, and the situations of those professionals whose mailbox line leaves
-something out.
+Streams, whatever the size of the files (`directory.joining`). What stays in memory is a set of addresses.
 """
 
 from __future__ import annotations
 
-import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from directory import schema
-from directory.entries import from_recipient, make_entry, person_identifiers, structure_identifiers
-from directory.extraction import MailboxRow, PracticeRow, RejectedLine, read_mssante, read_practice
+from directory.entries import from_recipient
+from directory.extraction import (
+    MailboxRow,
+    PracticeRow,
+    RejectedLine,
+    read_diplomas,
+    read_mssante,
+    read_practice,
+    read_skills,
+)
+from directory.joining import Joiner, national_entries
 from directory.ldif import LdifEntry
-from directory.records import MailboxKind, Recipient
+from directory.records import Recipient
+from directory.register import structure_id_nat
 
-_STRUCTURE_DIGITS = {"FINESS": "1", "SIREN": "2", "SIRET": "3", "ADELI": "0", "RPPSRANG": "4"}
-_LENGTHS = {"1": 9, "2": 9, "3": 14}
-"""Characters of a FINESS, a SIREN and a SIRET without their type digit."""
+__all__ = ["LoadReport", "entries", "structure_id_nat"]
 
 
 @dataclass(slots=True)
@@ -33,18 +41,12 @@ class LoadReport:
     """Lines whose address another line of the same branch already had: the first one wins."""
     overlaid: int = 0
     """National mailboxes that received certificates of the overlay."""
+    situations: int = 0
+    """Lines of the practice file that were read."""
+    others: int = 0
+    """Professionals and structures that became entries."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected lines by file and reason: `mssante.encoding`, `practice.columns`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Situation:
-    profession_code: str
-    structure: str
-    organisation: str
-    postal_code: str
-    town: str
-    telephone: str
 
 
 def entries(
@@ -53,87 +55,65 @@ def entries(
     base: str,
     overlay: Iterable[Recipient] = (),
     report: LoadReport | None = None,
+    *,
+    skills: Path | None = None,
+    diplomas: Path | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[LdifEntry]:
-    """The directory's entries: every mailbox of `mssante`, completed from `practice`, then the local `overlay`.
+    """The directory's entries, each DN once, none the parent of another.
 
-    An overlay mailbox whose address the register also has only adds its certificates, marked as local: the identity
-    stays the register's. Raises `ExtractionError` when a file cannot be read at all.
+    Every mailbox of `mssante`, completed from the situations in `practice`; every professional and structure that
+    `practice` names, with what `skills` and `diplomas` say of them; the mailboxes of the local `overlay`. An overlay
+    mailbox whose address the register also has only adds its certificates, marked as local: the identity stays the
+    register's. `scratch` is a folder with room for twice the files; None: the system's for temporary files. Raises
+    `ExtractionError` when a file cannot be read at all, OSError when the scratch is full.
     """
     report = report if report is not None else LoadReport()
     local = {recipient.address.lower(): recipient for recipient in overlay}
-    situations = _situations(mssante, practice, report) if practice is not None else {}
-    seen: set[str] = set()
-    for row in read_mssante(mssante):
-        if isinstance(row, RejectedLine):
-            report.rejected[f"mssante.{row.reason}"] += 1
-            continue
-        key = f"{schema.BRANCHES[row.kind]} {row.address}"
-        if key in seen:
-            report.duplicates += 1
-            continue
-        seen.add(key)
-        report.mailboxes += 1
-        entry = _entry(row, _situation(row, situations), base)
-        if (recipient := local.pop(row.address, None)) is not None:
-            entry = _overlaid(entry, from_recipient(recipient, base))
-            report.overlaid += 1
-        yield entry
+    with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder:
+        with Joiner(Path(folder)) as joiner:
+            for row in _rows(mssante, practice, skills, diplomas, report):
+                joiner.take(row)
+        for entry in national_entries(Path(folder), base):
+            if "mail" not in entry.attributes:
+                report.others += 1
+                yield entry
+                continue
+            recipient = local.pop(entry.attributes["mail"][0].decode("ascii"), None)
+            if recipient is None:
+                yield entry
+            else:
+                report.overlaid += 1
+                yield _overlaid(entry, from_recipient(recipient, base))
     for recipient in local.values():
         yield from_recipient(recipient, base)
 
 
-def structure_id_nat(kind: str, identifier: str) -> str:
-    """IdNat_Struct from the two columns of the extraction, empty when there is none.
-
-    `kind` is `FINESS`, `SIRET`, ... or the type digit; the identifier may already begin with its digit.
-    """
-    if not identifier:
-        return ""
-    name = "".join(character for character in kind.upper() if character.isalnum())
-    digit = name if len(name) == 1 else _STRUCTURE_DIGITS.get(name, "")
-    if digit in _LENGTHS and len(identifier) == _LENGTHS[digit] + 1 and identifier.startswith(digit):
-        return identifier
-    return digit + identifier
-
-
-def _entry(row: MailboxRow, situation: _Situation | None, base: str) -> LdifEntry:
-    structure = structure_id_nat(row.structure_identifier_type, row.structure_identifier)
-    organisation = row.organisation_brand or row.organisation
-    values = {
-        "o": organisation,
-        "ou": row.service,
-        "street": " ".join(filter(None, (row.l4_number, row.l4_number_suffix, row.l4_street_type, row.l4_street))),
-        "postalCode": row.postal_code,
-        "l": _town(row),
-        "st": row.department,
-        "dematerialisation": {"O": "TRUE", "N": "FALSE"}.get(row.dematerialisation.upper(), ""),
-    }
-    if row.kind is MailboxKind.PER:
-        family = row.family_name.upper()
-        values |= {
-            "displayName": " ".join(filter(None, (row.civility, row.given_name, family))),
-            "cn": " ".join(filter(None, (family, row.given_name))),
-            "sn": family,
-            "givenName": row.given_name,
-            "title": row.civility,
-            "profession": row.profession_code,
-            "description": " - ".join(filter(None, (row.profession, row.skill))),
-        }
-        values |= person_identifiers(_pp_id_nat(row))
-    else:
-        values |= {"displayName": row.service or organisation, "description": row.service, "IdNat": structure}
-    if situation is not None:
-        found = {
-            "profession": situation.profession_code,
-            "o": situation.organisation,
-            "postalCode": situation.postal_code,
-            "l": situation.town,
-            "telephoneNumber": situation.telephone,
-        }
-        values |= {name: value for name, value in found.items() if not values.get(name)}
-        structure = structure or situation.structure
-    values |= structure_identifiers(structure)
-    return make_entry(base, row.kind, row.address, values, schema.NATIONAL)
+def _rows(
+    mssante: Path, practice: Path | None, skills: Path | None, diplomas: Path | None, report: LoadReport
+) -> Iterator[Any]:
+    seen: set[str] = set()
+    for file, path, read in (
+        ("mssante", mssante, read_mssante),
+        ("practice", practice, read_practice),
+        ("skills", skills, read_skills),
+        ("diplomas", diplomas, read_diplomas),
+    ):
+        lines: Iterator[Any] = read(path) if path is not None else iter(())
+        for row in lines:
+            if isinstance(row, RejectedLine):
+                report.rejected[f"{file}.{row.reason}"] += 1
+                continue
+            if isinstance(row, MailboxRow):
+                key = f"{schema.BRANCHES[row.kind]} {row.address}"
+                if key in seen:
+                    report.duplicates += 1
+                    continue
+                seen.add(key)
+                report.mailboxes += 1
+            elif isinstance(row, PracticeRow):
+                report.situations += 1
+            yield row
 
 
 def _overlaid(national: LdifEntry, local: LdifEntry) -> LdifEntry:
@@ -143,67 +123,3 @@ def _overlaid(national: LdifEntry, local: LdifEntry) -> LdifEntry:
         return national
     added = {schema.CERTIFICATE: certificates, schema.LOCAL_ATTRIBUTES: (b"userCertificate",)}
     return LdifEntry(national.dn, dict(national.attributes) | added)
-
-
-def _pp_id_nat(row: MailboxRow) -> str:
-    if row.pp_id_nat:
-        return row.pp_id_nat
-    return f"{row.pp_identifier_type}{row.pp_identifier}" if row.pp_identifier else ""
-
-
-def _town(row: MailboxRow) -> str:
-    """The town of `75010 PARIS` (ligne d'acheminement)."""
-    return row.l6_delivery.removeprefix(row.postal_code).strip()
-
-
-def _is_incomplete(row: MailboxRow) -> bool:
-    return not (row.profession_code and row.structure_identifier and row.postal_code)
-
-
-def _situations(mssante: Path, practice: Path, report: LoadReport) -> dict[str, tuple[_Situation, ...]]:
-    """The situations of the professionals whose mailbox line leaves something out, by IdNat_PP, in file order."""
-    wanted = {
-        _pp_id_nat(row)
-        for row in read_mssante(mssante)
-        if isinstance(row, MailboxRow) and row.kind is MailboxKind.PER and _is_incomplete(row)
-    }
-    found: dict[str, tuple[_Situation, ...]] = {}
-    for row in read_practice(practice):
-        if isinstance(row, RejectedLine):
-            report.rejected[f"practice.{row.reason}"] += 1
-        elif row.pp_id_nat in wanted:
-            situation = _of_practice(row)
-            known = found.get(row.pp_id_nat, ())
-            if situation not in known:
-                found[row.pp_id_nat] = (*known, situation)
-    return found
-
-
-def _of_practice(row: PracticeRow) -> _Situation:
-    if row.finess:
-        structure = "1" + row.finess
-    else:
-        structure = "3" + row.siret if row.siret else ""
-    # Half a million situations repeat the same towns and structures: keep each word once.
-    return _Situation(
-        profession_code=sys.intern(row.profession_code),
-        structure=sys.intern(structure),
-        organisation=sys.intern(row.organisation_brand or row.organisation),
-        postal_code=sys.intern(row.postal_code),
-        town=sys.intern(row.town),
-        telephone=row.telephone,
-    )
-
-
-def _situation(row: MailboxRow, situations: dict[str, tuple[_Situation, ...]]) -> _Situation | None:
-    """The situation a mailbox belongs to: in the same structure, else the only one there is.
-
-    With several structures to choose from nothing is completed: a wrong workplace is worse than none.
-    """
-    if row.kind is not MailboxKind.PER:
-        return None
-    candidates = situations.get(_pp_id_nat(row), ())
-    structure = structure_id_nat(row.structure_identifier_type, row.structure_identifier)
-    if structure:
-        return next((situation for situation in candidates if situation.structure == structure), None)
-    return candidates[0] if len(candidates) == 1 else None

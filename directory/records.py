@@ -5,7 +5,7 @@ Everybody else only reads these records.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from cryptography import x509
@@ -36,7 +36,8 @@ class Recipient:
     display_name: str
     """`Titre Prénom NOM` of a person, functional name of a team or machine; may be empty for a patient."""
     encryption_certificates: tuple[x509.Certificate, ...] = ()
-    """Certificates whose KeyUsage allows encryption; validity and path are judged by the one who encrypts."""
+    """Certificates whose KeyUsage allows encryption, the newest first: all that are valid now, for a mailbox is read on
+    several devices; when none is, those that are not. The path is judged by the one who encrypts."""
     signing_certificates: tuple[x509.Certificate, ...] = ()
     id_nat: str = ""
     """National identifier of the person with its type digit (IdNat_PP, `8` + RPPS), or of the structure."""
@@ -45,10 +46,23 @@ class Recipient:
     structure: str = ""
     """IdNat_Struct of the structure: `1` + FINESS, `3` + SIRET; empty when none."""
     organisation: str = ""
+    department: str = ""
+    """Service de rattachement of a team, as the register names it."""
+    rank: int | None = None
+    """Among several mailboxes of one professional: 1 is the one he wants to be written to; None: he has not said."""
+    domain_certificate: bool = False
+    """The encryption certificates are those of the whole mail domain: the mailbox has none of its own."""
 
     @property
     def domain(self) -> str:
         return self.address.rpartition("@")[2]
+
+
+def with_domain_certificates(
+    recipient: Recipient, certificates: tuple[x509.Certificate, ...], whole_domain: bool = True
+) -> Recipient:
+    """The mailbox, to be encrypted to with certificates that its entry does not hold."""
+    return replace(recipient, encryption_certificates=certificates, domain_certificate=whole_domain)
 
 
 @dataclass(frozen=True, slots=True)

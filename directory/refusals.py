@@ -62,4 +62,38 @@ DOMAIN_UNREACHABLE = Refusal(
     "l'ajouter à ses partenaires.",
 )
 
-CATALOGUE = (RECIPIENT_UNKNOWN, ADDRESS_INVALID, UNAVAILABLE, DOMAIN_UNTRUSTED, DOMAIN_UNREACHABLE)
+FILES_HELD = Refusal(
+    code="directory.files-held",
+    smtp=451,
+    enhanced="4.3.0",
+    hl7=HL7Code.AR,
+    condition="207",
+    application="451",
+    text="The register's files are held for a human and the directory was left as it was; read the report, then fetch "
+    "them again, or accept what holds them.",
+    text_fr="Les fichiers du registre sont retenus pour un humain et l'annuaire n'a pas été touché ; lisez le rapport, "
+    "puis récupérez-les à nouveau, ou acceptez ce qui les retient.",
+)
+
+SYNCHRONISATION_INTERRUPTED = Refusal(
+    code="directory.synchronisation-interrupted",
+    smtp=451,
+    enhanced="4.3.0",
+    hl7=HL7Code.AR,
+    condition="207",
+    application="451",
+    text="The directory could not be read or written to the end; what was written stays, run the synchronisation again "
+    "to write the rest.",
+    text_fr="L'annuaire n'a pas pu être lu ou écrit jusqu'au bout ; ce qui a été écrit reste, relancez la "
+    "synchronisation pour écrire le reste.",
+)
+
+CATALOGUE = (
+    RECIPIENT_UNKNOWN,
+    ADDRESS_INVALID,
+    UNAVAILABLE,
+    DOMAIN_UNTRUSTED,
+    DOMAIN_UNREACHABLE,
+    FILES_HELD,
+    SYNCHRONISATION_INTERRUPTED,
+)

@@ -1,100 +1,181 @@
-"""Who is behind an address: the gateway's view of the LDAP directory, and the overlay it may write there.
+"""Who is behind an address or an identifier: the gateway's view of the LDAP directory, and the overlay it may write.
 
 Blocking and thread-safe: a small pool of connections, each used by one thread at a time, each call bounded by one
-deadline. A directory that does not answer is never taken for a recipient that does not exist: the first delays a
-message, the second returns it for ever.
+deadline (`directory.pool`). A directory that does not answer is never taken for a recipient that does not exist: the
+first delays a message, the second returns it for ever.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
 
 import ldap as python_ldap
+from cryptography import x509
 from ldap.filter import escape_filter_chars
 
-from directory import schema
-from directory.entries import READ_ATTRIBUTES, certificate_values, from_recipient, is_address, to_recipient
-from directory.handshake import handshake_deadline
-from directory.ldif import LdifEntry
-from directory.records import MailboxKind, Recipient
+from directory.cache import ResolveCache
+from directory.choosing import by_preference, is_valid, newest_valid, of_department
+from directory.entries import is_address, sort_certificates
+from directory.identifiers import MAX_LENGTH, id_nats
+from directory.offered import Evidence, OfferOutcome, judge, keep
+from directory.pool import (
+    Connection,
+    DirectoryOptions,
+    DirectoryRefusedError,
+    DirectoryUnavailableError,
+    NothingLoadedError,
+    Pool,
+    ServerState,
+    Work,
+    left,
+)
+from directory.publishing import domain_key, is_domain, publish, publish_domain, set_rank
+from directory.reading import EXPLAINED_ATTRIBUTES, READ_ATTRIBUTES, Mailbox, certificates_in, read_mailbox
+from directory.records import MailboxKind, Recipient, with_domain_certificates
+from directory.search import PAGE, SearchPage, search
+from directory.why import Explanation, Trace, tell_certificates, tell_mailbox
+
+__all__ = [
+    "Directory",
+    "DirectoryOptions",
+    "DirectoryRefusedError",
+    "DirectoryUnavailableError",
+    "Upstream",
+]
 
 ldap: Any = python_ldap
 """python-ldap has no type annotations."""
 
 _T = TypeVar("_T")
-_Connection = Any
+_DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _Found = tuple[str, Mapping[str, list[bytes]]]
-
-_BROKEN = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR, ldap.UNAVAILABLE)
-"""What a connection that died since its last use says; a fresh one may do better."""
 _ORDER = {kind: position for position, kind in enumerate(MailboxKind)}
 
 
-class DirectoryUnavailableError(Exception):
-    """The directory did not answer in time, or not with an answer: try again later. The text holds no address."""
+class Upstream(Protocol):
+    """Where certificates are asked for that the directory does not hold (`directory.upstream`)."""
 
-
-class DirectoryRefusedError(Exception):
-    """The directory refused a write: rights or schema; trying again will not help. The text holds no address."""
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryOptions:
-    """Which directory, as whom, how patiently."""
-
-    uri: str
-    """`ldaps://host:port`, or `ldapi://` with the percent-encoded path of a socket. Never in the clear."""
-    base: str
-    bind_dn: str
-    """The gateway's identity to read, the administrator's to publish."""
-    password: str = field(repr=False)
-    ca_file: Path | None = None
-    """PEM file of the roots that verify the server; None: those of the system."""
-    timeout_seconds: float = 2.0
-    """For one whole call: waiting for a connection, connecting, TLS, binding, searching."""
-    connections: int = 4
+    def certificates(self, name: str) -> Sequence[x509.Certificate]:
+        """Encryption certificates bound to this address, or to this mail domain. Raises `DirectoryUnavailableError`."""
+        ...
 
 
 class Directory:
     """Reads mailboxes, publishes the overlay. Thread-safe; make one per identity and close it at the end."""
 
-    def __init__(self, options: DirectoryOptions) -> None:
+    def __init__(
+        self,
+        options: DirectoryOptions,
+        upstream: Upstream | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         """Does not connect yet. Raises ValueError for a URI that is neither ldaps nor ldapi."""
-        if not options.uri.startswith(("ldaps://", "ldapi://")):
-            raise ValueError("the directory must be reached over ldaps:// or ldapi://")
         self._options = options
-        self._slots = threading.Semaphore(options.connections)
-        self._lock = threading.Lock()
-        self._connecting = threading.Lock()
-        """One handshake at a time: see `directory.handshake`."""
-        self._idle: list[_Connection] = []
-        self._closed = False
+        self._pool = Pool(options)
+        self._cache = ResolveCache(options.cache_entries, options.cache_seconds, options.negative_seconds)
+        self._upstream = upstream
+        self._clock = clock
 
     def resolve(self, address: str) -> Recipient | None:
         """The mailbox with exactly this address, upper and lower case alike; None when there is none.
 
         Two entries may have it (a professional and a service): the first kind in the order of `MailboxKind` wins (PER,
-        ORG, APP, CAB, PATIENT), then the smallest DN. Raises `DirectoryUnavailableError`.
+        ORG, APP, CAB, PATIENT), then the smallest DN. A mailbox without a valid encryption certificate of its own gets
+        those of its domain, or what `Upstream` knows. Raises `DirectoryUnavailableError`.
         """
         if not is_address(address):
             return None
-        found = self._read(_equals("mail", address))
-        return next((recipient for _, recipient in found if recipient.address == address.lower()), None)
+        name = address.lower()
+        known = self._cache.get(name)
+        if known is not None:
+            return known[0]
+        generation = self._cache.generation
+        found = self._resolve(name)
+        self._cache.put(name, found, generation)
+        return found
 
-    def by_identifier(self, id_nat: str) -> list[Recipient]:
-        """The mailboxes of a professional (IdNat_PP) or of a structure (IdNat_Struct), in the order of `resolve`.
+    def by_identifier(self, id_nat: str, system: str = "") -> list[Recipient]:
+        """The mailboxes of a professional (RPPS, ADELI, any IdNat_PP) or of a structure (FINESS, SIRET, IdNat_Struct).
 
-        Compared without case. Raises `DirectoryUnavailableError`.
+        With or without type digit, see `directory.identifiers`; compared without case; in the order of `resolve`.
+        Raises `DirectoryUnavailableError`.
         """
-        if not id_nat or len(id_nat) > 64 or not id_nat.isprintable():
+        return [mailbox.recipient for mailbox in self._identified(id_nat, system, READ_ATTRIBUTES)]
+
+    def preferred(self, id_nat: str, structure: str = "", system: str = "") -> Recipient | None:
+        """The mailbox a professional or a structure is to be written to; None when there is none.
+
+        That of the `structure` concerned first (FINESS, SIRET), then by rank; with certificates as `resolve` finds
+        them. Raises `DirectoryUnavailableError`.
+        """
+        mailboxes = {each.recipient: each for each in self._identified(id_nat, system, READ_ATTRIBUTES)}
+        ordered = by_preference(mailboxes, structure)
+        return self._chosen(mailboxes[ordered[0][0]], None) if ordered else None
+
+    def by_department(self, organisation: str, department: str = "") -> list[Recipient]:
+        """The mailboxes of an organisation's department, the best match first.
+
+        `organisation` is a FINESS, a SIRET (with or without type digit) or the name the register has; names are
+        compared without case, departments also without accents and punctuation. Persons' mailboxes are not among them.
+        Raises `DirectoryUnavailableError`.
+        """
+        organisation = organisation.strip()
+        if not organisation or len(organisation) > 256 or not organisation.isprintable():
             return []
-        return [recipient for _, recipient in self._read(_equals("IdNat", id_nat))]
+        named = [_equals("IdNatStruct", each) for each in id_nats(organisation)] + [_equals("o", organisation)]
+        kinds = [_equals("TypeBAL", kind.value) for kind in (MailboxKind.ORG, MailboxKind.CAB, MailboxKind.APP)]
+        found = self._ask(f"(&{_any(named)}{_any(kinds)})", READ_ATTRIBUTES)
+        return of_department((mailbox.recipient for mailbox in found.mailboxes), department)
+
+    def search(self, text: str, page: int = 1, size: int = PAGE) -> SearchPage:
+        """The mailboxes that answer a few words typed by hand, the best first; see `directory.search.search`.
+
+        Raises `DirectoryUnavailableError`.
+        """
+        return search(self._pool, self._options.base, text, page, size)
+
+    def explain(self, question: str, structure: str = "", system: str = "") -> Explanation:
+        """What `resolve` (an address) or `preferred` (an identifier) answers, and every step that led there.
+
+        Asks the directory anew, whatever is remembered. Raises `DirectoryUnavailableError`.
+        """
+        trace = Trace()
+        if "@" in question:
+            if not is_address(question):
+                trace.say("address", "this can be no mail address: one @, printable ASCII, at most 254 octets")
+                return trace.answer(question, None)
+            return trace.answer(question, self._resolve(question.lower(), trace))
+        candidates = id_nats(question, system)
+        trace.say("identifier", f"looked for as {', '.join(candidates)}" if candidates else "this is no identifier")
+        mailboxes = {each.recipient: each for each in self._identified(question, system, EXPLAINED_ATTRIBUTES, trace)}
+        ordered = by_preference(mailboxes, structure)
+        for position, (recipient, reason) in enumerate(ordered):
+            trace.say("preferred" if not position else "passed over", f"{recipient.address}: {reason}")
+        if not ordered:
+            return trace.answer(question, None)
+        chosen = mailboxes[ordered[0][0]]
+        tell_mailbox(trace, chosen)
+        return trace.answer(question, self._chosen(chosen, None, trace))
+
+    def check(self) -> bool:
+        """Whether the directory answers and holds mailboxes; nothing remembered counts."""
+
+        def work(connection: Connection, deadline: float) -> None:
+            _holds_mailboxes(connection, self._options.base, deadline)
+
+        try:
+            self._pool.read(work)
+        except DirectoryUnavailableError:
+            return False
+        return True
+
+    def servers(self) -> tuple[ServerState, ...]:
+        """How each server fares."""
+        return self._pool.states()
 
     def publish(self, recipient: Recipient, red_list: bool | None = None) -> None:
         """Write one mailbox of the local overlay: create it, or make it say exactly this. Idempotent.
@@ -104,131 +185,174 @@ class Directory:
         books (True), shows it (False) or leaves it as it is (None). Needs the administrator's identity.
         Raises `DirectoryUnavailableError`, `DirectoryRefusedError`, ValueError for an address that cannot be one.
         """
-        entry = from_recipient(recipient, self._options.base, bool(red_list))
+        if not is_address(recipient.address):
+            raise ValueError("a mailbox cannot be published without a valid address")
+        self.write(lambda connection, deadline: publish(connection, deadline, self._options.base, recipient, red_list))
 
-        def work(connection: _Connection, deadline: float) -> None:
-            try:
-                self._publish(connection, deadline, recipient, entry, red_list)
-            except ldap.ALREADY_EXISTS:  # somebody published it between our search and our addition
-                self._publish(connection, deadline, recipient, entry, red_list)
+    def publish_domain(self, domain: str, certificates: Sequence[x509.Certificate]) -> None:
+        """From now on these stand for every mailbox of the mail domain that has none of its own; none: remove them.
 
-        self._call(work)
+        Needs the administrator's identity. Raises as `publish`.
+        """
+        if not _DOMAIN.fullmatch(domain) or not is_address(f"x@{domain}"):
+            raise ValueError("this is no mail domain")
+        base = self._options.base
+        self.write(lambda connection, deadline: publish_domain(connection, deadline, base, domain, certificates))
+
+    def set_rank(self, address: str, rank: int | None) -> bool:
+        """Say where a mailbox stands among its holder's: 1 is written to first, None: nowhere in particular.
+
+        False when there is no such mailbox. The national register never changes it. Raises as `publish`.
+        """
+        if not is_address(address):
+            return False
+        return self.write(
+            lambda connection, deadline: set_rank(connection, deadline, self._options.base, address.lower(), rank)
+        )
+
+    def offer_certificate(self, address: str, certificate: x509.Certificate, evidence: Evidence) -> OfferOutcome:
+        """Keep a certificate learned from signed mail or upstream for this mailbox, when the evidence bears it.
+
+        Only when path, revocation and author agree, and never beside or over one that somebody, or the register, put
+        there (`directory.offered`). Needs an identity that may write. Raises as `publish`.
+        """
+        refused = judge(address, certificate, evidence)
+        if refused is not None:
+            return refused
+        base = self._options.base
+        return self.write(lambda connection, deadline: keep(connection, deadline, base, address, certificate, evidence))
+
+    def write(self, work: Work[_T]) -> _T:
+        """Run `work` on the first server; what it returns. For the parts of this package that write."""
+        try:
+            return self._pool.write(work)
+        finally:
+            self._cache.clear()
 
     def close(self) -> None:
         """Close the connections; those in use close when their call ends. Later calls raise."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            _unbind(connection)
+        self._pool.close()
 
-    def _read(self, filter_text: str) -> list[tuple[str, Recipient]]:
-        found = self._call(
-            lambda connection, deadline: self._search(connection, deadline, filter_text, READ_ATTRIBUTES)
-        )
-        recipients = [
-            (dn, recipient) for dn, attributes in found if (recipient := to_recipient(attributes)) is not None
-        ]
-        return sorted(recipients, key=lambda pair: (_ORDER[pair[1].kind], pair[0].lower()))
+    def _resolve(self, address: str, trace: Trace | None = None) -> Recipient | None:
+        wanted = READ_ATTRIBUTES if trace is None else EXPLAINED_ATTRIBUTES
+        domain = address.rpartition("@")[2]
+        found = self._ask(_any([_equals("mail", address), _equals("IdNat", domain_key(domain))]), wanted, trace)
+        mailboxes = [mailbox for mailbox in found.mailboxes if mailbox.recipient.address == address]
+        if trace is not None:
+            trace.say("found", f"{len(mailboxes)} entries have this address")
+            for position, mailbox in enumerate(mailboxes):
+                if position:
+                    trace.say("passed over", f"{mailbox.dn}: {mailboxes[0].recipient.kind.value} comes first")
+                else:
+                    tell_mailbox(trace, mailbox)
+        return self._chosen(mailboxes[0], found.of_domain, trace) if mailboxes else None
 
-    def _search(
-        self, connection: _Connection, deadline: float, filter_text: str, attributes: tuple[str, ...]
-    ) -> list[_Found]:
-        message = connection.search_ext(self._options.base, ldap.SCOPE_SUBTREE, filter_text, attributes)
-        _, results = connection.result(message, 1, _left(deadline))
-        return [(dn, values) for dn, values in results if dn is not None]  # a referral has no DN
+    def _chosen(
+        self, mailbox: Mailbox, of_domain: tuple[x509.Certificate, ...] | None, trace: Trace | None = None
+    ) -> Recipient:
+        """The mailbox with the certificates it is to be encrypted to, its own before the domain's before others'.
 
-    def _publish(
-        self, connection: _Connection, deadline: float, recipient: Recipient, entry: LdifEntry, red_list: bool | None
-    ) -> None:
-        found = self._search(connection, deadline, _equals("mail", recipient.address), ("*",))
-        mailboxes = [(dn, values, known) for dn, values in found if (known := to_recipient(values)) is not None]
-        mailboxes.sort(key=lambda one: (_ORDER[one[2].kind], one[0].lower()))
-        national = next((one for one in mailboxes if one[1].get(schema.SOURCE) == [schema.NATIONAL]), None)
-        if national is not None:
-            _modify(connection, deadline, national[0], national[1], _overlay(recipient, national[1], red_list))
-            return
-        same = next((values for dn, values, known in mailboxes if known.kind is recipient.kind), None)
-        hidden = next((values["listeRouge"] for _, values, _ in mailboxes if "listeRouge" in values), None)
-        attributes = dict(entry.attributes)
-        if red_list is None and hidden:
-            attributes["listeRouge"] = tuple(hidden)
-        if same is None:
-            self._add(connection, deadline, LdifEntry(entry.dn, attributes))
-        else:
-            changes = {name: attributes.get(name, ()) for name in {*attributes, *same} - {"objectClass", "mail"}}
-            _modify(connection, deadline, entry.dn, same, changes)
-        for dn, _, known in mailboxes:
-            if known.kind is not recipient.kind:  # the mailbox changed its kind, hence its branch
-                _wait(connection, connection.delete_ext(dn), deadline)
+        `of_domain`: the directory's certificates of its domain; None: not asked for yet.
+        """
+        now = self._clock()
+        if trace is not None:
+            tell_certificates(trace, mailbox, now)
+        recipient = mailbox.recipient
+        own = recipient.encryption_certificates
+        if own and is_valid(own[0], now):
+            return recipient
+        if of_domain is None:
+            of_domain = self._ask(_equals("IdNat", domain_key(recipient.domain)), READ_ATTRIBUTES, trace).of_domain
+        local = newest_valid(of_domain, now)
+        if local and is_valid(local[0], now):
+            if trace is not None:
+                trace.say("domain", f"the directory's certificate of {recipient.domain} stands for the mailbox's")
+            return with_domain_certificates(recipient, local)
+        if trace is not None:
+            trace.say("domain", f"the directory holds no valid certificate of {recipient.domain}")
+        if self._upstream is None or recipient.kind is MailboxKind.PATIENT:  # whose address is a health identity
+            return recipient
+        for name in (recipient.address, recipient.domain):
+            others = newest_valid(tuple(self._upstream.certificates(name)), now)
+            usable = bool(others) and is_valid(others[0], now)
+            if trace is not None:
+                trace.say("upstream", f"{name}: {len(others)} certificates" + ("" if usable else ", none valid"))
+            if usable:
+                return with_domain_certificates(recipient, others, whole_domain=name == recipient.domain)
+        return recipient
 
-    def _add(self, connection: _Connection, deadline: float, entry: LdifEntry) -> None:
-        modlist = [(name, list(values)) for name, values in entry.attributes.items()]
-        _wait(connection, connection.add_ext(entry.dn, modlist), deadline)
+    def _identified(
+        self, identifier: str, system: str, attributes: tuple[str, ...], trace: Trace | None = None
+    ) -> tuple[Mailbox, ...]:
+        if not identifier or len(identifier) > MAX_LENGTH or not identifier.isprintable():
+            return ()
+        candidates = id_nats(identifier, system)
+        if not candidates:
+            return ()
+        return self._ask(_any([_equals("IdNat", each) for each in candidates]), attributes, trace).mailboxes
 
-    def _call(self, work: Callable[[_Connection, float], _T]) -> _T:
-        """Run `work` on a connection of the pool within one deadline; once more when the connection proves dead."""
-        deadline = time.monotonic() + self._options.timeout_seconds
-        if not self._slots.acquire(timeout=self._options.timeout_seconds):
-            raise DirectoryUnavailableError("every connection to the directory is busy")
-        try:
-            while True:
-                connection = self._take()
-                pooled = connection is not None
-                try:
-                    if connection is None:
-                        connection = self._connect(deadline)
-                    result = work(connection, deadline)
-                except ldap.LDAPError as error:
-                    _unbind(connection)
-                    if pooled and isinstance(error, _BROKEN):
-                        continue
-                    raise _translate(error) from None  # its text may hold an address
-                except BaseException:
-                    _unbind(connection)
-                    raise
-                self._give_back(connection)
-                return result
-        finally:
-            self._slots.release()
+    def _ask(self, filter_text: str, attributes: tuple[str, ...], trace: Trace | None = None) -> _Answer:
+        """What a filter finds."""
+        base = self._options.base
+        now = self._clock()
 
-    def _take(self) -> _Connection | None:
-        with self._lock:
-            if self._closed:
-                raise DirectoryUnavailableError("the directory client is closed")
-            return self._idle.pop() if self._idle else None
+        def work(connection: Connection, deadline: float) -> _Answer:
+            answer = _answer(_search(connection, deadline, base, filter_text, attributes), now)
+            if not answer.mailboxes and not getattr(connection, "relais_loaded", False):
+                # A server that was restarted has new connections: each proves once that "none" can be believed.
+                _holds_mailboxes(connection, base, deadline)
+            connection.relais_loaded = True
+            return answer
 
-    def _give_back(self, connection: _Connection) -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(connection)
-                return
-        _unbind(connection)
+        answer, server = self._pool.read(work)
+        if trace is not None:
+            trace.say("asked", f"{server}, {filter_text}")
+        return answer
 
-    def _connect(self, deadline: float) -> _Connection:
-        options = self._options
-        connection = ldap.initialize(options.uri)
-        connection.protocol_version = ldap.VERSION3
-        connection.set_option(ldap.OPT_REFERRALS, 0)
-        connection.set_option(ldap.OPT_NETWORK_TIMEOUT, _left(deadline))
-        if options.uri.startswith("ldapi://"):
-            message = connection.simple_bind(options.bind_dn, options.password)
-        else:
-            connection.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
-            if options.ca_file is not None:
-                connection.set_option(ldap.OPT_X_TLS_CACERTFILE, str(options.ca_file))
-            connection.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # last: it makes the options above count
-            if not self._connecting.acquire(timeout=_left(deadline)):
-                raise DirectoryUnavailableError("the directory does not answer (connecting)")
-            try:
-                with handshake_deadline(options.uri, _left(deadline)):
-                    message = connection.simple_bind(options.bind_dn, options.password)
-            except OSError:
-                raise DirectoryUnavailableError("the directory's host name has no address") from None
-            finally:
-                self._connecting.release()
-        _wait(connection, message, deadline)
-        return connection
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    mailboxes: tuple[Mailbox, ...]
+    """In the order of `resolve`."""
+    of_domain: tuple[x509.Certificate, ...]
+    """Certificates of the mail domain asked about."""
+
+
+def _answer(found: list[_Found], now: datetime) -> _Answer:
+    mailboxes = []
+    of_domain: tuple[x509.Certificate, ...] = ()
+    for dn, values in found:
+        if (mailbox := read_mailbox(dn, values, now)) is not None:
+            mailboxes.append(mailbox)
+        elif is_domain(values):
+            of_domain = sort_certificates(certificates_in(values))[0]
+    if len(mailboxes) > 1:
+        mailboxes.sort(key=lambda each: (_ORDER[each.recipient.kind], each.dn.lower()))
+    return _Answer(tuple(mailboxes), of_domain)
+
+
+def _search(
+    connection: Connection,
+    deadline: float,
+    base: str,
+    filter_text: str,
+    attributes: tuple[str, ...],
+    scope: int = ldap.SCOPE_SUBTREE,
+) -> list[_Found]:
+    message = connection.search_ext(base, scope, filter_text, attributes)
+    _, results = connection.result(message, 1, left(deadline))
+    return [(dn, values) for dn, values in results if dn is not None]  # a referral has no DN
+
+
+def _holds_mailboxes(connection: Connection, base: str, deadline: float) -> None:
+    """Raises `NothingLoadedError` when the directory holds no mailbox at all."""
+    message = connection.search_ext(base, ldap.SCOPE_SUBTREE, "(objectClass=mssanteBAL)", ("1.1",), sizelimit=1)
+    try:
+        _, results = connection.result(message, 1, left(deadline))
+    except ldap.SIZELIMIT_EXCEEDED:
+        return
+    if not any(dn is not None for dn, _ in results):
+        raise NothingLoadedError
 
 
 def _equals(attribute: str, value: str) -> str:
@@ -236,73 +360,5 @@ def _equals(attribute: str, value: str) -> str:
     return f"({attribute}={escape_filter_chars(value)})"  # type: ignore[no-untyped-call]
 
 
-def _overlay(
-    recipient: Recipient, national: Mapping[str, list[bytes]], red_list: bool | None
-) -> dict[str, tuple[bytes, ...]]:
-    """What the overlay wants of a national entry, an empty tuple for an attribute to remove."""
-    certificates = tuple(certificate_values(recipient))
-    hidden = national.get("listeRouge", []) == [b"TRUE"] if red_list is None else red_list
-    owned = [b"userCertificate"] if certificates else []
-    if hidden:
-        owned.append(b"listeRouge")
-    return {
-        schema.CERTIFICATE: certificates,
-        "listeRouge": (b"TRUE",) if hidden else (),
-        schema.LOCAL_ATTRIBUTES: tuple(owned),
-    }
-
-
-def _modify(
-    connection: _Connection,
-    deadline: float,
-    dn: str,
-    present: Mapping[str, list[bytes]],
-    wanted: Mapping[str, tuple[bytes, ...]],
-) -> None:
-    """Replace the attributes that differ (RFC 4511 §4.6), in one modification; nothing when none does."""
-    changes = [
-        (ldap.MOD_REPLACE, name, list(values) or None)
-        for name, values in wanted.items()
-        if set(values) != set(present.get(name, ()))
-    ]
-    if changes:
-        _wait(connection, connection.modify_ext(dn, changes), deadline)
-
-
-def _wait(connection: _Connection, message: int, deadline: float) -> None:
-    connection.result(message, 1, _left(deadline))
-
-
-def _left(deadline: float) -> float:
-    """Seconds left, never 0 or less: libldap takes those for `do not wait` or `for ever`."""
-    return max(deadline - time.monotonic(), 0.001)
-
-
-def _unbind(connection: _Connection | None) -> None:
-    if connection is not None:
-        with suppress(ldap.LDAPError):  # it may be broken already
-            connection.unbind_ext_s()
-
-
-_REFUSALS = (
-    ldap.INSUFFICIENT_ACCESS,
-    ldap.OBJECT_CLASS_VIOLATION,
-    ldap.CONSTRAINT_VIOLATION,
-    ldap.INVALID_SYNTAX,
-    ldap.UNDEFINED_TYPE,
-    ldap.NAMING_VIOLATION,
-    ldap.STRONG_AUTH_REQUIRED,
-)
-
-
-def _translate(error: Exception) -> DirectoryUnavailableError | DirectoryRefusedError:
-    """Our exception for libldap's.
-
-    NO_SUCH_OBJECT is no answer either: it is what a directory says that was never loaded, or that gives us no rights.
-    """
-    name = type(error).__name__
-    if isinstance(error, _REFUSALS):
-        return DirectoryRefusedError(f"the directory refused to write ({name}); check the identity and its rights")
-    if isinstance(error, ldap.INVALID_CREDENTIALS):
-        return DirectoryUnavailableError("the directory refuses our identity; check its DN and password")
-    return DirectoryUnavailableError(f"the directory does not answer ({name})")
+def _any(filters: Sequence[str]) -> str:
+    return filters[0] if len(filters) == 1 else f"(|{''.join(filters)})"

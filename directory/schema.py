@@ -4,8 +4,19 @@ The national MSSanté LDAP publishes no schema. The names are those practice sof
 (`TypeBAL`, `IdentifiantPP`, `TypeIdentifiantPP`, `profession`, `IdentifiantPM`, `TypeIdentifiantPM`); beside them stand
 the usual `inetOrgPerson` attributes (RFC 2798, RFC 4519), so that an ordinary address book can search here.
 
-The tree under the base (`dc=mssante,dc=fr`): `ou=professionnels` (PER), `ou=structures` (ORG and CAB),
-`ou=applications` (APP), `ou=patients` (PATIENT). An entry's RDN is its `mail`, so one branch holds an address once.
+The tree under the base (`dc=mssante,dc=fr`):
+
+    ou=professionnels    mail=ADDRESS                    mailboxes of persons (PER)
+    ou=structures        mail=ADDRESS                    mailboxes of teams and practices (ORG, CAB)
+    ou=applications      mail=ADDRESS                    mailboxes of machines (APP)
+    ou=patients          mail=ADDRESS                    mailboxes of patients
+    ou=personnes         IdNat=IDNAT                     professionals of the register, with or without a mailbox
+    ou=etablissements    IdNatStruct=IDNAT_STRUCT        structures
+
+A mailbox's RDN is its `mail`, so one branch holds an address once. Persons and structures use attributes of their own
+(`NomExercice`, not `sn`): what an address book asks can only ever find mailboxes. A person's practice situations are
+values of the attribute `Situation` (`directory.situations`), not entries: they are read and renewed together, so a
+reader never sees half a professional, and the nation is two million entries instead of four and a half.
 """
 
 from __future__ import annotations
@@ -16,9 +27,10 @@ from directory.ldif import LdifEntry
 from directory.records import MailboxKind
 
 OID_ARC = "2.25.77235982124915464905506273033929316473"
-"""Placeholder arc under 2.25.<UUID as a decimal number> (ITU-T X.667 §7), which anybody may use without registration.
+"""Our own arc, 2.25.<UUID as a decimal number> (ITU-T X.667 §7): anybody may use one without registration.
 
-It was drawn for this schema alone, so it collides with nobody; should the national schema ever be published, its own
+Drawn for this schema alone, so it collides with nobody. Below it `.1.N` are attributes and `.2.N` object classes; a
+number that was released is never given to anything else. Should the national schema ever be published, its own
 object identifiers replace these.
 """
 
@@ -49,11 +61,24 @@ LOCAL = b"LOCAL"
 LOCAL_ATTRIBUTES = "AttributLocal"
 """On a national entry, the attributes the overlay owns: whoever renews the national data leaves these as they are."""
 
+WORDS = "MotsRecherche"
+"""On a mailbox, the folded words it is found by (`directory.words`): lower-case ASCII letters and digits."""
+WORD_KEYS = "ClesRecherche"
+"""How those words begin, at most 5 characters: what is indexed. A word is looked up by its key, then compared."""
+PERSON_WORDS = "MotsPersonne"
+"""On a person, the folded words of the name."""
+
+PERSONS = "personnes"
+STRUCTURES = "etablissements"
+
+_WORD = "EQUALITY caseExactIA5Match SUBSTR caseExactIA5SubstringsMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.26"
+_KEY = "EQUALITY caseExactIA5Match SYNTAX 1.3.6.1.4.1.1466.115.121.1.26"
+_PLAIN = "EQUALITY caseIgnoreMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15"
 _STRING = "EQUALITY caseIgnoreMatch SUBSTR caseIgnoreSubstringsMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15"
 _BOOLEAN = "EQUALITY booleanMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.7"
 
 SCHEMA = f"""\
-# MSSanté mailboxes. Object identifiers are placeholders, see directory/schema.py.
+# MSSanté mailboxes, professionals and structures. The arc is explained in directory/schema.py.
 objectidentifier mssante {OID_ARC}
 objectidentifier mssanteAttribut mssante:1
 objectidentifier mssanteClasse mssante:2
@@ -82,24 +107,81 @@ attributetype ( mssanteAttribut:11 NAME '{SOURCE}' DESC 'NATIONAL or LOCAL: who 
   {_STRING} SINGLE-VALUE )
 attributetype ( mssanteAttribut:12 NAME '{LOCAL_ATTRIBUTES}' DESC 'Attributes of a national entry that are kept locally'
   {_STRING} )
+attributetype ( mssanteAttribut:13 NAME '{WORDS}' DESC 'Folded words a mailbox is found by'
+  {_WORD} )
+attributetype ( mssanteAttribut:14 NAME '{WORD_KEYS}' DESC 'How the words of MotsRecherche begin'
+  {_KEY} )
+attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words of the name of a person'
+  {_KEY} )
+attributetype ( mssanteAttribut:16 NAME 'NomExercice' DESC 'Family name in practice'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:17 NAME 'PrenomExercice' DESC 'Given name in practice'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:18 NAME 'CiviliteExercice' DESC 'DR, PR, ...'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:19 NAME 'CodeProfession' DESC 'TRE_G15 code'
+  {_PLAIN} )
+attributetype ( mssanteAttribut:20 NAME 'LibelleProfession' DESC 'Label of a profession'
+  {_PLAIN} )
+attributetype ( mssanteAttribut:21 NAME 'CodeSavoirFaire' DESC 'TRE_R38 code'
+  {_PLAIN} )
+attributetype ( mssanteAttribut:22 NAME 'LibelleSavoirFaire' DESC 'Label of a specialty or competence'
+  {_PLAIN} )
+attributetype ( mssanteAttribut:23 NAME 'Diplome' DESC 'CODE LABEL of a diploma or authorisation'
+  {_PLAIN} )
+attributetype ( mssanteAttribut:24 NAME 'Situation' DESC 'A practice situation, fields separated by $'
+  {_PLAIN} )
+attributetype ( mssanteAttribut:25 NAME 'RaisonSociale' DESC 'Legal name of a structure'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:26 NAME 'EnseigneCommerciale' DESC 'Trade name of a structure'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:27 NAME 'VoieStructure' DESC 'Number and street of a structure'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:28 NAME 'CodePostalStructure' DESC 'Postal code of a structure'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:29 NAME 'CommuneStructure' DESC 'Town of a structure'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:30 NAME 'TelephoneStructure' DESC 'Telephone of a structure'
+  {_PLAIN} SINGLE-VALUE )
+attributetype ( mssanteAttribut:31 NAME 'RangBAL' DESC 'Order of preference among the mailboxes of one holder, 1 first'
+  EQUALITY integerMatch ORDERING integerOrderingMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 SINGLE-VALUE )
 
 objectclass ( mssanteClasse:1 NAME 'mssanteBAL' DESC 'One mailbox of the trust space' SUP top AUXILIARY
   MUST ( mail $ TypeBAL $ {SOURCE} )
   MAY ( cn $ sn $ givenName $ displayName $ title $ o $ ou $ l $ st $ street $ postalCode $ description $
     telephoneNumber $ userCertificate $ userSMIMECertificate $ IdentifiantPP $ TypeIdentifiantPP $ profession $
-    IdentifiantPM $ TypeIdentifiantPM $ IdNat $ IdNatStruct $ listeRouge $ dematerialisation $ {LOCAL_ATTRIBUTES} ) )
+    IdentifiantPM $ TypeIdentifiantPM $ IdNat $ IdNatStruct $ listeRouge $ dematerialisation $ {LOCAL_ATTRIBUTES} $
+    {WORDS} $ {WORD_KEYS} $ RangBAL $ CodeSavoirFaire ) )
 objectclass ( mssanteClasse:2 NAME 'mssanteUsager' DESC 'A patient, known by the address alone' SUP top STRUCTURAL
   MUST mail )
+objectclass ( mssanteClasse:3 NAME 'mssantePersonne' DESC 'A professional of the register' SUP top STRUCTURAL
+  MUST ( IdNat $ {SOURCE} )
+  MAY ( NomExercice $ PrenomExercice $ CiviliteExercice $ CodeProfession $ LibelleProfession $ CodeSavoirFaire $
+    LibelleSavoirFaire $ Diplome $ Situation $ {PERSON_WORDS} ) )
+objectclass ( mssanteClasse:4 NAME 'mssanteStructure' DESC 'A structure of the register' SUP top STRUCTURAL
+  MUST ( IdNatStruct $ {SOURCE} )
+  MAY ( RaisonSociale $ EnseigneCommerciale $ VoieStructure $ CodePostalStructure $ CommuneStructure $
+    TelephoneStructure ) )
 """
 """slapd.conf form; needs the standard core, cosine and inetorgperson schemas."""
 
-INDEXES = """\
-index objectClass,TypeBAL,IdentifiantPP,IdentifiantPM,IdNat,IdNatStruct,postalCode,profession,l eq
-index mail,cn,sn,givenName,o eq,sub
-"""
-"""Address books search all of mail, cn, sn and givenName at once: were one not indexed, slapd would read every entry.
+_ADDRESS_BOOK_ABSENT = (
+    *("uid", "departmentNumber", "employeeNumber", "employeeType", "physicalDeliveryOfficeName", "homePhone"),
+    *("mobile", "pager", "initials", "carLicense", "preferredLanguage", "businessCategory"),
+)
+"""Attributes no mailbox has that address books ask for all the same."""
 
-Substring indexes cost two thirds of the first load, and are worth it.
+INDEXES = f"""\
+index objectClass,TypeBAL,{SOURCE},{LOCAL_ATTRIBUTES},listeRouge eq
+index IdentifiantPP,IdentifiantPM,IdNat,IdNatStruct,postalCode,profession,l,description,telephoneNumber eq
+index mail,cn,sn,givenName,displayName,o,ou,title eq,sub
+index {WORD_KEYS},{PERSON_WORDS} eq
+index userCertificate,userSMIMECertificate pres
+index {",".join(_ADDRESS_BOOK_ABSENT)} pres,eq,sub
+"""
+"""Address books join a dozen attributes with OR in one filter: were one of them not indexed, slapd would read every
+entry. An index of an attribute that nobody has costs nothing, and answers `none` at once. Substring indexes are four
+fifths of the first load's work: only what address books really search by parts has one.
 """
 
 
@@ -111,6 +193,16 @@ def branch(kind: MailboxKind, base: str) -> str:
 def dn_of(address: str, kind: MailboxKind, base: str) -> str:
     """DN of a mailbox; the address is lower-cased and escaped (RFC 4514 §2.4)."""
     return f"mail={escape_dn_chars(address.lower())},{branch(kind, base)}"  # type: ignore[no-untyped-call]
+
+
+def person_dn(id_nat: str, base: str) -> str:
+    """DN of a professional."""
+    return f"IdNat={escape_dn_chars(id_nat)},ou={PERSONS},{base}"  # type: ignore[no-untyped-call]
+
+
+def structure_dn(id_nat_struct: str, base: str) -> str:
+    """DN of a structure."""
+    return f"IdNatStruct={escape_dn_chars(id_nat_struct)},ou={STRUCTURES},{base}"  # type: ignore[no-untyped-call]
 
 
 def skeleton(base: str) -> list[LdifEntry]:
@@ -135,7 +227,7 @@ def skeleton(base: str) -> list[LdifEntry]:
         case _:
             raise ValueError(f"the directory base {base!r} must begin with dc=, o= or ou=")
     entries = [LdifEntry(base, {"objectClass": classes, name: (value.encode(),)} | extra)]
-    for unit in dict.fromkeys(BRANCHES.values()):
+    for unit in dict.fromkeys((*BRANCHES.values(), PERSONS, STRUCTURES)):
         attributes = {"objectClass": (b"organizationalUnit",), "ou": (unit.encode(),)}
         entries.append(LdifEntry(f"ou={unit},{base}", attributes))
     return entries

@@ -1,8 +1,8 @@
 """A slapd of our own: configuration, first load and command line of a private OpenLDAP server.
 
-Everything it writes lies under one directory, it listens on loopback (ldaps) and on a Unix socket (ldapi), and it runs
-as whoever starts it. Its configuration is generated anew by every `prepare`, so that passwords, certificates and
-indexes are always those of the options; its data is never touched by `prepare`.
+Everything it writes lies under one directory, it listens for ldaps (on loopback unless told otherwise) and on a Unix
+socket (ldapi), and it runs as whoever starts it. Its configuration is generated anew by every `prepare`, so that
+passwords, certificates and indexes are always those of the options; its data is never touched by `prepare`.
 
 Where AppArmor confines /usr/sbin/slapd to its distribution's folders (Ubuntu does), the state directory has to
 be allowed in /etc/apparmor.d/local/usr.sbin.slapd.
@@ -28,7 +28,6 @@ import ldap as python_ldap
 
 from directory import schema
 from directory.ldif import LdifEntry, to_ldif
-from directory.records import MailboxKind
 
 ldap: Any = python_ldap
 """python-ldap has no type annotations."""
@@ -44,8 +43,9 @@ _MODULES = (
 )
 _STANDARD_SCHEMAS = ("core", "cosine", "inetorgperson")
 
-MAP_BYTES = 8 * 1024**3
-"""Address space of the database (mdb's own default of 10 MB holds nothing): two million mailboxes need 3 GB.
+MAP_BYTES = 24 * 1024**3
+"""Address space of the database (mdb's own default of 10 MB holds nothing): the nation's half a million mailboxes and
+one and a half million professionals fill some 8 GB.
 
 The file grows only as data arrives.
 """
@@ -76,13 +76,21 @@ class SlapdOptions:
     admin_password: str = field(repr=False)
     gateway_password: str = field(repr=False)
     base: str = "dc=mssante,dc=fr"
+    address: str = "127.0.0.1"
+    """Where ldaps listens beside 127.0.0.1: an address of this machine for the address books of a network, 0.0.0.0 for
+    all of them. The certificate's SubjectAltName has to hold the name those use."""
+    reader_password: str = field(default="", repr=False)
+    """When set, address books have to log in as `PrivateSlapd.reader_dn`, and the public sees nothing; empty: anybody
+    who reaches the server sees what an address book sees."""
 
 
 class PrivateSlapd:
     """One slapd under one state directory.
 
-    Two identities beside the anonymous public: `admin_dn` writes, `gateway_dn` reads everything. Anonymous readers see
-    professionals, structures and applications, at most `ANONYMOUS_RESULTS` at a time, never patients nor the red list.
+    `admin_dn` writes, `gateway_dn` reads everything. Address books (`reader_dn`, or anybody where no password is asked)
+    see the mailboxes of professionals, structures and applications, at most `ANONYMOUS_RESULTS` at a time. They never
+    see patients, nor the register's persons and structures. A mailbox on the red list is found by its exact address,
+    `(mail=ADDRESS)`, and by nothing else.
     """
 
     def __init__(self, options: SlapdOptions) -> None:
@@ -95,7 +103,11 @@ class PrivateSlapd:
         self._skeleton = schema.skeleton(options.base)
         if len(os.fsencode(self._socket)) > _SOCKET_PATH_BYTES:
             raise ValueError(f"the path {self._state} is too long for a Unix socket; use a shorter state directory")
-        for text in (options.base, *map(str, (self._state, options.certificate_chain, options.key, options.ca))):
+        for text in (
+            options.base,
+            options.address,
+            *map(str, (self._state, options.certificate_chain, options.key, options.ca)),
+        ):
             if re.search(r'["\\\x00-\x1f]', text):
                 raise ValueError(f"{text!r} holds a character that slapd's configuration cannot quote")
 
@@ -115,6 +127,10 @@ class PrivateSlapd:
     def gateway_dn(self) -> str:
         return "cn=gateway,cn=relais"
 
+    @property
+    def reader_dn(self) -> str:
+        return "cn=carnet,cn=lecteurs"
+
     def prepare(self) -> None:
         """Write the configuration, remove what a killed slapd left behind. To be called while slapd is stopped.
 
@@ -125,7 +141,7 @@ class PrivateSlapd:
             if not file.is_file():
                 raise SlapdError(f"slapd needs the file {file}, which does not exist; create its certificate first")
         _private_directory(self._state)
-        for folder in (self._data, self._state / "identities", self._socket.parent):
+        for folder in (self._data, self._state / "identities", self._state / "readers", self._socket.parent):
             _private_directory(folder)
         for leftover in (self._socket, self._pid_file, self._arguments_file):
             leftover.unlink(missing_ok=True)
@@ -133,6 +149,11 @@ class PrivateSlapd:
         _write(self._state / "mssante.schema", schema.SCHEMA)
         _write(self._configuration, self._render(self._data))
         self._tool("test", "-u", "-Q")
+        indexed = self._state / "indexes"
+        if not (indexed.is_file() and indexed.read_text("utf-8") == schema.INDEXES):
+            if not self.is_empty:  # what was written under other indexes would not be found by the new ones
+                self._tool("index", "-q", "-b", self._options.base)
+            _write(indexed, schema.INDEXES)
 
     def load(self, entries: Iterable[LdifEntry]) -> int:
         """Fill the empty database offline, branches first; the number of `entries` loaded.
@@ -181,7 +202,14 @@ class PrivateSlapd:
 
     def command(self) -> tuple[str, ...]:
         """The command line that runs slapd in the foreground, until SIGTERM (or SIGINT) ends it."""
+        options = self._options
         listeners = f"{self.ldaps_uri}/ {self.ldapi_uri}"
+        if options.address in ("0.0.0.0", "::"):  # noqa: S104 - who configures it wants it
+            host = f"[{options.address}]" if ":" in options.address else options.address
+            listeners = f"ldaps://{host}:{options.port}/ {self.ldapi_uri}"
+        elif options.address != "127.0.0.1":
+            host = f"[{options.address}]" if ":" in options.address else options.address
+            listeners = f"ldaps://{host}:{options.port}/ {listeners}"
         return (_program(), "-d", "0", "-f", str(self._configuration), "-h", listeners)
 
     def ready(self) -> bool:
@@ -211,6 +239,20 @@ class PrivateSlapd:
     @property
     def _loading(self) -> Path:
         return self._state / "loading"
+
+    def _readers(self) -> str:
+        """The identity of the address books, when they need one: in the configuration alone, as the gateway's."""
+        if not self._options.reader_password:
+            return ""
+        return f"""
+database mdb
+suffix "cn=lecteurs"
+rootdn "{self.reader_dn}"
+rootpw {_password_hash(self._options.reader_password)}
+directory "{self._state / "readers"}"
+maxsize 1048576
+access to * by * none
+"""
 
     def _add(self, configuration: Path, entries: Iterable[LdifEntry]) -> int:
         argv = [_program(), "-T", "add", "-q", "-f", str(configuration), "-b", self._options.base]
@@ -246,7 +288,7 @@ class PrivateSlapd:
         options = self._options
         standard = _first(_SCHEMAS, "core.schema", "OpenLDAP's standard schemas")
         includes = "".join(f'include "{standard / name}.schema"\n' for name in _STANDARD_SCHEMAS)
-        patients = schema.branch(MailboxKind.PATIENT, options.base)
+        public = f'dn.exact="{self.reader_dn}"' if options.reader_password else "*"
         return f"""\
 # Generated by every start: change the gateway's own configuration instead.
 {_load_module()}{includes}include "{self._state / "mssante.schema"}"
@@ -271,20 +313,40 @@ rootpw {_password_hash(options.gateway_password)}
 directory "{self._state / "identities"}"
 maxsize 1048576
 access to * by * none
-
+{self._readers()}
 database mdb
 suffix "{options.base}"
 rootdn "{self.admin_dn}"
 rootpw {_password_hash(options.admin_password)}
 directory "{data}"
 maxsize {MAP_BYTES}
-{schema.INDEXES}limits dn.exact="{self.gateway_dn}" size=unlimited time=unlimited
+{schema.INDEXES}# A filter that is true of everything (RFC 4526) needs no right to search: it would list the red list.
+overlay rwm
+rwm-t-f-support no
+limits dn.exact="{self.gateway_dn}" size=unlimited time=unlimited
 limits * size={ANONYMOUS_RESULTS} time=10
-access to * by dn.exact="{self.gateway_dn}" read by * break
-access to dn.subtree="{patients}" by * none
-access to filter=(listeRouge=TRUE) by * none
-access to attrs={schema.SOURCE},{schema.LOCAL_ATTRIBUTES},listeRouge by * none
-access to * by * read
+{_access(options.base, self.gateway_dn, public)}"""
+
+
+def _access(base: str, gateway: str, public: str) -> str:
+    """Who may read what. `public` is who uses the directory as address book.
+
+    A mailbox on the red list may be read (`=r`) but not searched for, except by an equality filter on its own address:
+    the set compares the asserted value with the entry's. A filter by presence or by parts asserts no value and goes
+    past that rule, so it finds nothing, and neither does its negation (an Undefined filter, RFC 4511 §4.5.1.7). The
+    value cannot break out of the set, which ends with the first bracket.
+    """
+    private = (schema.SOURCE, schema.LOCAL_ATTRIBUTES, schema.WORDS, schema.WORD_KEYS, "RangBAL", "listeRouge")
+    branches = (schema.PATIENTS, schema.PERSONS, schema.STRUCTURES)
+    hidden = "".join(f'access to dn.subtree="ou={branch},{base}" by * none\n' for branch in branches)
+    return f"""\
+access to * by dn.exact="{gateway}" read by * break
+{hidden}access to attrs={",".join(private)} by * none
+access to filter=(listeRouge=TRUE) attrs=mail val.regex="^([^][ ]+)$"
+  by set.expand="[${{v1}}] & this/mail" read
+  by {public} =r
+access to filter=(listeRouge=TRUE) by {public} =r
+access to * by {public} read
 """
 
 
@@ -296,9 +358,12 @@ def _program() -> str:
 
 
 def _load_module() -> str:
-    """How to load the mdb database: a module on most distributions, built in where there is none."""
+    """How to load the mdb database and the rwm overlay: modules on most distributions, built in elsewhere."""
     folder = next((folder for folder in map(Path, _MODULES) if any(folder.glob("back_mdb*"))), None)
-    return f'modulepath "{folder}"\nmoduleload back_mdb\n' if folder else ""
+    if folder is None:
+        return ""
+    rewriting = "moduleload rwm\n" if any(folder.glob("rwm*")) else ""
+    return f'modulepath "{folder}"\nmoduleload back_mdb\n{rewriting}'
 
 
 def _tls_versions() -> str:

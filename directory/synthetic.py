@@ -49,7 +49,7 @@ DIPLOMES_HEADER = (
 
 _PROFESSIONALS_PER_STRUCTURE = 12
 
-_GIVEN = (
+GIVEN_NAMES = (
     *("Aliénor", "Bérénice", "Côme", "Dorothée", "Eudes", "Françoise", "Gaétan", "Hélène", "Isaure", "Joël"),
     *("Kévin", "Léonie", "Maïa", "Noël", "Océane", "Pierre-Marie", "Quitterie", "Raphaël", "Solène", "Théo"),
     *("Ursule", "Valérie", "Wilfried", "Xavière", "Yaël", "Zoé", "Anne-Laure", "Jean-Baptiste", "Chloé", "Irénée"),
@@ -62,7 +62,8 @@ _FAMILY_END = (
     *("fontaine", "rivière", "combe", "lande", "vigne", "moulin", "chêne", "mont", "brune", "gaud"),
     *("lier", "neuve", "pierre", "sart", "vaux", "zéry", "quin", "tellier", "nard", "ssières"),
 )
-_TOWNS = (
+FAMILY_NAMES = tuple((begin + end).upper() for begin in _FAMILY_BEGIN for end in _FAMILY_END)
+TOWNS = (
     "Saint-Exemple-sur-Orge",
     "Fictiville",
     "Modèle-les-Bains",
@@ -71,7 +72,7 @@ _TOWNS = (
     "Villeneuve-Test",
 )
 _STREETS = ("des Tilleuls", "de la Fontaine", "du Moulin", "de l'Église", "des Écoles", "du Vieux Pont")
-_SERVICES = (
+SERVICES = (
     "Cardiologie",
     "Biologie médicale",
     "Imagerie",
@@ -148,7 +149,7 @@ def write_extraction(
         situations += own[0]
         mailboxes += own[1]
     for structure in structures:
-        services = chance.sample(_SERVICES, k=chance.randint(1, 3))
+        services = chance.sample(SERVICES, k=chance.randint(1, 3))
         mailboxes += (_team_mailbox(structure, service) for service in services)
     mailboxes += extra
     situations += (_situation_of(row) for row in extra if row.kind is MailboxKind.PER and row.pp_id_nat)
@@ -170,7 +171,7 @@ def write_extraction(
 
 
 def _structure(chance: random.Random, index: int) -> _Structure:
-    town = chance.choice(_TOWNS)
+    town = chance.choice(TOWNS)
     kind, slug = chance.choice((("Centre hospitalier", "ch"), ("Maison de santé", "msp"), ("Laboratoire", "labo")))
     return _Structure(
         finess=f"99{index:07d}",
@@ -179,7 +180,7 @@ def _structure(chance: random.Random, index: int) -> _Structure:
         domain=f"demo-{slug}{index + 1}.mssante.fr",
         number=str(chance.randint(1, 120)),
         street=chance.choice(_STREETS),
-        postal_code=f"99{100 + _TOWNS.index(town) * 10:03d}",
+        postal_code=f"99{100 + TOWNS.index(town) * 10:03d}",
         town=town,
     )
 
@@ -190,7 +191,7 @@ def _person(
     """One professional: a situation in each structure, a mailbox in the first and sometimes in the second."""
     profession = chance.choices(_PROFESSIONS, _WEIGHTS)[0]
     skill_code, skill = chance.choice(profession.skills) if profession.skills else ("", "")
-    given = chance.choice(_GIVEN)
+    given = chance.choice(GIVEN_NAMES)
     family = (chance.choice(_FAMILY_BEGIN) + chance.choice(_FAMILY_END)).upper()
     identifier = f"999{index:08d}"
     telephone = f"01990{chance.randint(0, 99999):05d}"
@@ -221,7 +222,7 @@ def _person(
     mailboxes = [
         MailboxRow(
             kind=MailboxKind.PER,
-            address=f"{_ascii(given)}.{_ascii(family)}.{index + 1}@{structure.domain}",
+            address=f"{local_part(given)}.{local_part(family)}.{index + 1}@{structure.domain}",
             pp_identifier_type="8",
             pp_identifier=identifier,
             pp_id_nat="8" + identifier,
@@ -247,7 +248,7 @@ def _person(
 def _team_mailbox(structure: _Structure, service: str) -> MailboxRow:
     return MailboxRow(
         kind=MailboxKind.ORG,
-        address=f"{_ascii(service)}@{structure.domain}",
+        address=f"{local_part(service)}@{structure.domain}",
         structure_identifier_type="FINESS",
         structure_identifier=structure.finess,
         service=service,
@@ -317,6 +318,26 @@ def _diplomas(people: Iterable[PracticeRow]) -> Iterator[list[str]]:
         yield [*_identity(row), *diploma, "", "", "", ""]
 
 
+def mailbox_line(row: MailboxRow) -> str:
+    """One line of the MSSanté extraction, LF included. No field may hold a bar or an end of line."""
+    return "|".join(_mailbox_fields(row)) + "\n"
+
+
+def practice_line(row: PracticeRow) -> str:
+    """One line of Personne_activite, its trailing bar and LF included."""
+    return "|".join(_practice_fields(row)) + "|\n"
+
+
+def skill_line(row: PracticeRow) -> str:
+    """The line of SavoirFaire about the skill in this situation."""
+    return "|".join(next(_skills([row]))) + "|\n"
+
+
+def diploma_line(row: PracticeRow) -> str:
+    """A line of Dipl_AutExerc that goes with this profession."""
+    return "|".join(next(_diplomas([row]))) + "|\n"
+
+
 def _write(path: Path, header: Iterable[str], rows: Iterable[Sequence[str]], bar: bool = False) -> None:
     """One national file: UTF-8, LF, `|` between fields, and after the last one when `bar`."""
     end = "|\n" if bar else "\n"
@@ -330,7 +351,7 @@ def _write(path: Path, header: Iterable[str], rows: Iterable[Sequence[str]], bar
             file.write("|".join(row) + end)
 
 
-def _ascii(text: str) -> str:
+def local_part(text: str) -> str:
     """A mail local part from a name: lower case, no accents, dots for blanks."""
     decomposed = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
     return decomposed.replace(" ", ".").replace("'", "")

@@ -94,6 +94,7 @@ class OpenStage:
         own_dkim: Callable[[str, str], str | None] = lambda domain, selector: None,
         published_addresses: Callable[[x509.Certificate], Sequence[str]] = lambda certificate: (),
         remember: Callable[[str, Sequence[str], datetime], None] = lambda address, capabilities, signed_at: None,
+        learn: Callable[[str, x509.Certificate], None] = lambda author, signer: None,
         policy: ReadPolicy = DEFAULT_POLICY,
         failures: DecryptionFailures | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -102,9 +103,9 @@ class OpenStage:
     ) -> None:
         """`authserv_id` is our host name (RFC 8601 §2.5). `own_dkim` gives the `p=` value of our own domains, for mail
         between our mailboxes; `published_addresses`, those the directory binds to a certificate that names none.
-        `remember` is told what the authors of validly signed mail can read (`mta.correspondents`). `evaluator` asks the
-        DNS as well; without it only `partners` and `own_dkim` say what DKIM is worth. `authors` judges whether From is
-        proved."""
+        `remember` is told what the authors of validly signed mail can read (`mta.correspondents`), `learn` their
+        certificates, and returns at once. `evaluator` asks the DNS as well; without it only `partners` and `own_dkim`
+        say what DKIM is worth. `authors` judges whether From is proved."""
         self._vault = vault
         self._validator = validator
         self._authserv_id = authserv_id
@@ -113,6 +114,7 @@ class OpenStage:
         self._published_addresses = published_addresses
         self._clock = clock
         self._remember = remember
+        self._learn_certificate = learn
         self._policy = policy
         self._failures = failures or DecryptionFailures()
 
@@ -182,6 +184,8 @@ class OpenStage:
         if verdict.signature is not SignatureResult.VALID or len(verdict.from_addresses) != 1:
             return
         for signer in verdict.signers:
+            if signer.certificate is not None and signer.result is SignatureResult.VALID:
+                self._learn_certificate(verdict.from_addresses[0], signer.certificate)
             if signer.capabilities and signer.signing_time is not None:
                 self._remember(verdict.from_addresses[0], signer.capabilities, min(signer.signing_time, now))
 

@@ -35,7 +35,8 @@ EXTRA = MailboxRow(
 def one(tmp_path: Path, *extra: MailboxRow, practice: bool = True) -> list[LdifEntry]:
     files = write_extraction(tmp_path, 0, extra=extra)
     found = entries(files.mssante, files.practice if practice else None, BASE)
-    return [entry for entry in found if entry.attributes["mail"][0] in {row.address.encode() for row in extra}]
+    wanted = {row.address.encode() for row in extra}
+    return [entry for entry in found if entry.attributes.get("mail", (b"",))[0] in wanted]
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_what_the_mailbox_line_leaves_out_comes_from_the_only_situation(tmp_path
     (tmp_path / "poor").mkdir()
     thin = write_extraction(tmp_path / "poor", 0, extra=(poor,))
     completed = [
-        entry for entry in entries(thin.mssante, files.practice, BASE) if b"PER" in entry.attributes["TypeBAL"]
+        entry for entry in entries(thin.mssante, files.practice, BASE) if b"PER" in entry.attributes.get("TypeBAL", ())
     ]
     assert completed[0].attributes["profession"] == (b"10",)
     assert completed[0].attributes["IdNatStruct"] == (b"300099999900001",)
@@ -121,7 +122,7 @@ def test_what_the_mailbox_line_leaves_out_comes_from_the_only_situation(tmp_path
     lines.append(lines[1].replace("00099999900001", "00088888800001"))
     files.practice.write_text("\n".join(lines) + "\n", "utf-8")
     undecided = [
-        entry for entry in entries(thin.mssante, files.practice, BASE) if b"PER" in entry.attributes["TypeBAL"]
+        entry for entry in entries(thin.mssante, files.practice, BASE) if b"PER" in entry.attributes.get("TypeBAL", ())
     ]
     assert "IdNatStruct" not in undecided[0].attributes
 
@@ -145,7 +146,8 @@ def test_rejected_lines_are_counted(tmp_path: Path) -> None:
             file.write(b"PER|\xff\n")
     report = LoadReport()
     count = sum(1 for _ in entries(files.mssante, files.practice, BASE, report=report))
-    assert count == report.mailboxes > 5
+    assert count == report.mailboxes + report.others
+    assert report.mailboxes > 5 < report.others
     assert report.rejected == {"mssante.encoding": 1, "practice.encoding": 1}
     assert any(isinstance(row, RejectedLine) for row in read_mssante(files.mssante))
 

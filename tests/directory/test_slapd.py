@@ -15,7 +15,7 @@ import pytest
 
 from directory.entries import from_recipient
 from directory.ldif import LdifEntry
-from directory.load import entries
+from directory.load import LoadReport, entries
 from directory.records import MailboxKind, Recipient
 from directory.resolve import DirectoryUnavailableError
 from directory.slapd import PrivateSlapd, SlapdError
@@ -27,7 +27,8 @@ from tests.support.private import service_ids
 def test_two_thousand_professionals_end_to_end(server: Server, tmp_path: Path) -> None:
     started = time.monotonic()
     files = write_extraction(tmp_path, 2000)
-    count = server.slapd.load(entries(files.mssante, files.practice, BASE))
+    report = LoadReport()
+    count = server.slapd.load(entries(files.mssante, files.practice, BASE, report=report))
     server.start()
     with server.directory() as directory:
         lines = files.mssante.read_text("utf-8").splitlines()[1:]
@@ -38,7 +39,8 @@ def test_two_thousand_professionals_end_to_end(server: Server, tmp_path: Path) -
             assert found.id_nat == (fields[4] or "1" + fields[6])
             assert found.structure == "1" + fields[6]
             assert found.profession == fields[13]
-    assert count == len(lines)
+    assert report.mailboxes == len(lines)
+    assert count == report.mailboxes + report.others
     assert time.monotonic() - started < 5
 
 
@@ -215,3 +217,16 @@ def test_other_bases(server: Server, base: str) -> None:
     slapd.prepare()
     assert slapd.load([from_recipient(Recipient(DOCTOR, MailboxKind.PER, "x"), base)]) == 1
     assert not slapd.is_empty
+
+
+def test_data_written_under_other_indexes_is_found(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("directory.schema.INDEXES", "index objectClass eq\n")
+        server.slapd.prepare()
+        server.slapd.load(fixture_entries())
+        server.start()
+        server.stop()
+    server.start()
+    with server.directory() as directory:
+        assert directory.resolve(DOCTOR) is not None
+        assert [one.address for one in directory.search("claire").found] == [DOCTOR]

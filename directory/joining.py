@@ -1,0 +1,122 @@
+"""The four national files joined by professional: all about one IdNat_PP together, whatever its places in the files.
+
+2.3 million situations, half a million mailboxes and as many skills do not stand in memory, and the files are sorted by
+nothing one could rely on. So each line goes into a bucket on disk by its IdNat_PP (`directory.buckets`), and the
+professionals of one bucket at a time are put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from directory.buckets import BUCKETS, BucketWriter, read_bucket
+from directory.extraction import DiplomaRow, MailboxRow, PracticeRow, SkillRow
+from directory.ldif import LdifEntry
+from directory.records import MailboxKind
+from directory.register import holder_of, mailbox_entry, person_entry, structure_entry, structure_of
+
+Row = MailboxRow | PracticeRow | SkillRow | DiplomaRow
+
+
+@dataclass(slots=True)
+class Professional:
+    """All lines about one IdNat_PP, each kind in the order of its file."""
+
+    id_nat: str
+    mailboxes: list[MailboxRow] = field(default_factory=list)
+    situations: list[PracticeRow] = field(default_factory=list)
+    skills: list[SkillRow] = field(default_factory=list)
+    diplomas: list[DiplomaRow] = field(default_factory=list)
+
+
+class Joiner(BucketWriter):
+    """Takes the lines of all four files; once it is left, `groups` of the same folder gives them back together."""
+
+    def take(self, row: Row) -> None:
+        if isinstance(row, MailboxRow):
+            holder = holder_of(row) if row.kind is MailboxKind.PER else ""
+            self._put(holder or row.address, (0, holder, row.kind.value, *_mailbox_texts(row)))
+        elif isinstance(row, PracticeRow):
+            self._put(row.pp_id_nat, (1, *_practice_texts(row)))
+        elif isinstance(row, SkillRow):
+            self._put(row.pp_id_nat, (2, *_skill_texts(row)))
+        else:
+            self._put(row.pp_id_nat, (3, *_diploma_texts(row)))
+
+    def _put(self, key: str, values: tuple[object, ...]) -> None:
+        encoded = key.encode()
+        self.add(key, len(encoded).to_bytes(_KEY_LENGTH, "big") + encoded + _encode(values))
+
+
+def groups(folder: Path, number: int) -> dict[str, list[bytes]]:
+    """The lines of one bucket by what they are joined by, in the order of the files; `professional` reads them."""
+    found: dict[str, list[bytes]] = {}
+    for record in read_bucket(folder, number):
+        end = _KEY_LENGTH + int.from_bytes(record[:_KEY_LENGTH], "big")
+        found.setdefault(record[_KEY_LENGTH:end].decode(), []).append(record[end:])
+    return found
+
+
+def professional(lines: Iterable[bytes]) -> Professional:
+    """What one group of lines says. Without identifier: mailboxes that belong to no one person."""
+    found = Professional("")
+    for line in lines:
+        kind, *texts = _decode(line)
+        if kind == 0:
+            found.mailboxes.append(MailboxRow(MailboxKind(texts[1]), *texts[2:]))
+        elif kind == 1:
+            found.situations.append(PracticeRow(*texts))
+        elif kind == 2:
+            found.skills.append(SkillRow(*texts))
+        else:
+            found.diplomas.append(DiplomaRow(*texts))
+        found.id_nat = found.id_nat or texts[0]
+    return found
+
+
+def entries_of(one: Professional, base: str) -> Iterator[LdifEntry]:
+    """Mailboxes and person. A mailbox named twice gives two entries with one DN."""
+    for mailbox in one.mailboxes:
+        yield mailbox_entry(base, mailbox, one.situations)
+    if one.situations:
+        yield person_entry(base, one.situations, one.skills, one.diplomas)
+
+
+def structures_of(one: Professional, base: str) -> Iterator[LdifEntry]:
+    """The structures he practises in: others name them too."""
+    for situation in {structure_of(row): row for row in reversed(one.situations)}.values():
+        entry = structure_entry(base, situation)
+        if entry is not None:
+            yield entry
+
+
+def national_entries(folder: Path, base: str) -> Iterator[LdifEntry]:
+    """The entries of all that a `Joiner` put into `folder`. A mailbox named twice gives two with one DN.
+
+    Memory: one bucket, and a few dozen bytes per structure.
+    """
+    structures: set[int] = set()
+    for number in range(BUCKETS):
+        for group in groups(folder, number).values():
+            one = professional(group)
+            yield from entries_of(one, base)
+            for structure in structures_of(one, base):
+                key = hash(structure.dn)
+                if key not in structures:
+                    structures.add(key)
+                    yield structure
+
+
+_KEY_LENGTH = 2
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Any]).decode
+_mailbox_texts: Callable[[MailboxRow], tuple[str, ...]] = attrgetter(*MailboxRow.__slots__[1:])
+_practice_texts: Callable[[PracticeRow], tuple[str, ...]] = attrgetter(*PracticeRow.__slots__)
+_skill_texts: Callable[[SkillRow], tuple[str, ...]] = attrgetter(*SkillRow.__slots__)
+_diploma_texts: Callable[[DiplomaRow], tuple[str, ...]] = attrgetter(*DiplomaRow.__slots__)

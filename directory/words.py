@@ -1,0 +1,162 @@
+"""The words people and mailboxes are found by, and what somebody who types a few of them may mean.
+
+Both sides go through the same folding, so that `Hélène LE GOFF, Saint-Étienne` is found by `legoff st etienne`: no
+accents, no case, no punctuation, abbreviations written out, compound names apart and in one word.
+
+slapd's own index of beginnings costs ten times an equality index and stops at four characters. So a word is indexed by
+two keys, its first 3 and its first 5 characters, and what a key finds is compared with the word itself.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+LONGEST = 40
+"""Characters of one word."""
+MOST = 60
+"""Words of one entry."""
+SHORT_KEY = 3
+LONG_KEY = 5
+MOST_ASKED = 8
+"""Words of one question: what is typed after them only blurs."""
+
+_WORD = re.compile(r"[0-9a-z]+")
+_LETTERS = str.maketrans({"œ": "oe", "æ": "ae", "ø": "o", "đ": "d", "ł": "l", "ð": "d", "þ": "th", "ı": "i"})
+"""Letters that no Unicode decomposition takes apart."""
+_WRITTEN_OUT = {"st": "saint", "ste": "sainte", "sts": "saints", "stes": "saintes"}
+_SILENT = frozenset(
+    (
+        *("a", "au", "aux", "d", "de", "des", "du", "en", "et", "l", "la", "le", "les", "ou", "par", "pour", "sur"),
+        *("dr", "docteur", "docteure", "m", "mr", "mme", "mlle", "pr", "prof", "professeur", "professeure"),
+    )
+)
+"""Words too frequent to tell anybody apart. In a name they still are part of the word they are joined to: `legoff`."""
+
+_ENDINGS = (
+    *(("logues", "log"), ("logue", "log"), ("logistes", "log"), ("logiste", "log"), ("iatres", "iatr")),
+    *(("iatre", "iatr"), ("ieres", "ier"), ("iere", "ier"), ("iennes", "i"), ("ienne", "i"), ("iens", "i")),
+    *(("ien", "i"), ("istes", ""), ("iste", ""), ("euses", "eu"), ("euse", "eu"), ("s", "")),
+)
+"""Endings of those who practise, and how what they practise begins: a `cardiologue` is filed under `Cardiologie`."""
+_SHORTEST_STEM = 5
+_MEANS = {
+    "ch": ("hospitalier",),
+    "chu": ("universitaire",),
+    "gyneco": ("gynecolog",),
+    "hopital": ("hospitalier",),
+    "ide": ("infirmier",),
+    "kine": ("kinesitherapeute",),
+    "orl": ("oto",),
+    "psy": ("psychiatr", "psycholog"),
+}
+"""What is said, and how the register's word for it begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedWord:
+    """One word of a question. An entry answers it by one of `whole`, less well by a word with one of `beginnings`."""
+
+    text: str
+    whole: tuple[str, ...]
+    """The word, and the compounds it makes with its neighbours."""
+    beginnings: tuple[str, ...]
+    """`whole`, and how the register's words for the same thing begin. At least 2 characters each."""
+
+
+def fold(text: str) -> list[str]:
+    """The words of a text in their order: ASCII letters and digits, lower case, at most `LONGEST` characters each."""
+    if not text.isascii():
+        decomposed = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
+        text = "".join(character for character in decomposed if not unicodedata.combining(character))
+    return [_WRITTEN_OUT.get(word, word)[:LONGEST] for word in _WORD.findall(text.casefold())]
+
+
+def folded(text: str) -> str:
+    """The text without its accents, in its own case: another spelling for address books, which compare accents."""
+    if text.isascii():
+        return text
+    decomposed = unicodedata.normalize("NFKD", text.replace("œ", "oe").replace("Œ", "OE"))
+    return "".join(character for character in decomposed if not unicodedata.combining(character))
+
+
+def words_of(names: Iterable[str], others: Iterable[str]) -> tuple[bytes, ...]:
+    """The words an entry is found by, each once, sorted: all of its `names`, compounds too, then of the `others`."""
+    found: dict[bytes, None] = {}
+    for text in names:
+        found.update(_of_name(text))
+    for text in others:
+        found.update(_of_text(text))
+    return tuple(sorted(list(found)[:MOST] if len(found) > MOST else found))
+
+
+@lru_cache(maxsize=1 << 16)
+def keys_of(word: bytes) -> tuple[bytes, ...]:
+    """What a word is indexed by: its first 5 characters, and if it is longer than 3 its first 3."""
+    return (word[:LONG_KEY], word[:SHORT_KEY]) if len(word) > SHORT_KEY else (word,)
+
+
+def all_keys(words: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The keys of all these words, each once, sorted."""
+    found: set[bytes] = set()
+    for word in words:
+        found.update(keys_of(word))
+    return tuple(sorted(found))
+
+
+def asked(text: str) -> list[AskedWord]:
+    """What a question asks for: every word of it that tells anybody apart.
+
+    Single letters are left aside, silent words too unless there is nothing else; empty when nothing is left.
+    """
+    words = fold(text)[: 2 * MOST_ASKED]
+    long = [(position, word) for position, word in enumerate(words) if len(word) > 1]
+    telling = [pair for pair in long if pair[1] not in _SILENT] or long
+    found = []
+    for position, word in telling[:MOST_ASKED]:
+        compounds = [
+            (words[first] + words[first + 1])[:LONGEST]
+            for first in (position - 1, position)
+            # A longer word has the compound's key for its own: asking for it would find all who have that word
+            if first >= 0 and first + 1 < len(words) and len(words[first]) < LONG_KEY
+        ]
+        whole = tuple(dict.fromkeys((word, *compounds)))
+        found.append(AskedWord(word, whole, tuple(dict.fromkeys((*whole, *_MEANS.get(word, ()), *_stem(word))))))
+    return found
+
+
+def initials(text: str) -> frozenset[str]:
+    """The single letters of a question: `j` in `j dupont`. They rank, they do not choose."""
+    return frozenset(word for word in fold(text) if len(word) == 1)
+
+
+@lru_cache(maxsize=1 << 14)  # half a million people share some ten thousand names, towns and specialties
+def _of_name(text: str) -> dict[bytes, None]:
+    words = fold(text)
+    telling = [word for word in words if len(word) > 1 and word not in _SILENT]
+    return {word.encode("ascii"): None for word in (*(telling or words), *_compounds(words))}
+
+
+@lru_cache(maxsize=1 << 16)
+def _of_text(text: str) -> dict[bytes, None]:
+    return {word.encode("ascii"): None for word in fold(text) if len(word) > 1 and word not in _SILENT}
+
+
+def _compounds(words: list[str]) -> list[str]:
+    """Neighbours in one word, and all of them: `jeanbaptiste`, `delatour`."""
+    if len(words) < 2:
+        return []
+    pairs = [(first + second)[:LONGEST] for first, second in pairwise(words)]
+    return [*pairs, "".join(words)[:LONGEST]]
+
+
+def _stem(word: str) -> tuple[str, ...]:
+    for ending, kept in _ENDINGS:
+        if word.endswith(ending):
+            stem = word.removesuffix(ending) + kept
+            return (stem,) if len(stem) >= _SHORTEST_STEM else ()
+    return ()

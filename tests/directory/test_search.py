@@ -1,0 +1,145 @@
+"""Searching for people on a real slapd."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from directory.entries import from_recipient
+from directory.extraction import MailboxRow, PracticeRow
+from directory.records import MailboxKind, Recipient
+from directory.register import mailbox_entry, person_entry
+from directory.resolve import Directory, DirectoryUnavailableError
+from directory.search import WINDOW, SearchPage
+from tests.directory.conftest import BASE, PATIENT, Server, fixture_entries, new_server
+
+CARDIO = {"profession_code": "10", "profession": "Médecin", "skill": "Cardiologie et maladies vasculaires"}
+GENERAL = {"profession_code": "10", "profession": "Médecin", "skill": "Médecine générale"}
+LYON = {"l6_delivery": "99001 LYON-FICTIF", "postal_code": "99001"}
+DOMAIN = "demo-search.mssante.fr"
+
+
+def person(name: str, given: str, family: str, **more: str) -> MailboxRow:
+    id_nat = f"8999{zlib.crc32(name.encode()) % 10**8:08d}"
+    known = {"pp_id_nat": id_nat, "civility": "DR", "given_name": given, "family_name": family}
+    return MailboxRow(MailboxKind.PER, f"{name}@{DOMAIN}", **known, **more)
+
+
+ROWS = (
+    person("dupont", "Élise", "DUPONT", **CARDIO, **LYON, organisation="Hôpital de la Croix-Inventée"),
+    person("dupont.paris", "Marc", "DUPONT", **CARDIO, l6_delivery="99075 PARIS-FICTIF", postal_code="99075"),
+    person("dupond", "Zoé", "DUPOND", **GENERAL, **LYON),
+    person("dupontel", "Ana", "DUPONTEL", **CARDIO, **LYON),
+    person("martin", "Lyon", "MARTIN", **GENERAL, l6_delivery="99002 AILLEURS", postal_code="99002"),
+    person("legoff", "Anne-Laure", "LE GOFF", profession="Sage-Femme", l6_delivery="99003 ST-ETIENNE-TEST"),
+    person("legoff2", "Yann", "LEGOFF", profession="Infirmier", l6_delivery="99003 SAINT ÉTIENNE TEST"),
+    MailboxRow(MailboxKind.ORG, f"cardiologie@{DOMAIN}", service="Cardiologie", organisation="Clinique Bidon", **LYON),
+)
+ELSEWHERE = person("voyageur", "Ida", "VOYAGEUR", **GENERAL, l6_delivery="99004 ICI")
+SITUATIONS = (
+    PracticeRow(ELSEWHERE.pp_id_nat, finess="990000401", organisation="Cabinet d'Ici", town="ICI"),
+    PracticeRow(ELSEWHERE.pp_id_nat, finess="990000402", organisation="Dispensaire du Lointain", town="LOINTAIN"),
+)
+RED = Recipient(f"rouge@{DOMAIN}", MailboxKind.PER, "Dr Rouge DUPONT", organisation="Cardiologie Lyon")
+CROWD = 260
+
+
+@pytest.fixture(scope="module")
+def found(server_files: Path) -> Iterator[Directory]:
+    entries = [mailbox_entry(BASE, row) for row in ROWS]
+    entries += [mailbox_entry(BASE, ELSEWHERE, SITUATIONS), person_entry(BASE, SITUATIONS)]
+    entries += fixture_entries()
+    entries.append(from_recipient(RED, BASE, red_list=True))
+    crowd = person("x", "Foule", "NOMBREUX", **LYON)
+    entries += [mailbox_entry(BASE, replace(crowd, address=f"n{number:03d}@{DOMAIN}")) for number in range(CROWD)]
+    with new_server(server_files) as server:
+        server.slapd.load(entries)
+        server.start()
+        with server.directory() as directory:
+            yield directory
+
+
+def names(page: SearchPage) -> list[str]:
+    return [one.address.partition("@")[0] for one in page.found]
+
+
+def test_name_specialty_and_town(found: Directory) -> None:
+    page = found.search("dupont cardio lyon")
+    assert names(page) == ["dupont", "dupontel"]  # the whole name first, then one that begins so
+    first = page.found[0]
+    assert (first.name, first.town, first.kind) == ("DR Élise DUPONT", "LYON-FICTIF", MailboxKind.PER)
+    assert first.profession == "Médecin - Cardiologie et maladies vasculaires"
+    assert (page.total, page.more, page.page) == (2, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [
+        ("ÉLISE DUPONT", "dupont"),
+        ("lyon DUPONT, cardiologue", "dupont"),
+        ("Dr dupont paris", "dupont.paris"),
+        ("croix inventee", "dupont"),
+        ("hôpital dupont", "dupont"),
+        ("dupond généraliste", "dupond"),
+        ("anne laure le goff", "legoff"),
+        ("annelaure legoff", "legoff"),
+        ("le goff infirmière", "legoff2"),
+        ("legoff sage femme", "legoff"),
+        ("le goff saint étienne infirmier", "legoff2"),
+        ("legoff st etienne sage", "legoff"),
+        ("e dupont", "dupont"),
+        ("m dupont cardio", "dupont.paris"),
+        ("lointain", "voyageur"),
+        ("voyageur dispensaire", "voyageur"),
+        (ELSEWHERE.pp_id_nat, "voyageur"),
+        (ELSEWHERE.pp_id_nat[1:], "voyageur"),
+        (f"VOYAGEUR@{DOMAIN.upper()}", "voyageur"),
+        ("voyageur@", "voyageur"),
+        ("bidon cardio", "cardiologie"),
+    ],
+)
+def test_the_best_one_comes_first(found: Directory, text: str, best: str) -> None:
+    assert names(found.search(text))[0] == best
+
+
+def test_a_name_goes_before_a_town(found: Directory) -> None:
+    page = found.search("lyon")
+    assert names(page)[0] == "martin" and page.total >= WINDOW and page.more
+
+
+@pytest.mark.parametrize("text", ["", "  ", "d", "!", "\x00", "日本", "(&)", "*", "zzzz", "dupont zzzz", "x" * 5000])
+def test_nobody_is_an_answer(found: Directory, text: str) -> None:
+    assert found.search(text) == SearchPage((), 1, 0, False)
+
+
+@pytest.mark.parametrize("text", ["rouge", "rouge dupont", RED.address, "rouge@", PATIENT, PATIENT.partition("@")[0]])
+def test_the_red_list_and_patients_are_never_found(found: Directory, text: str) -> None:
+    addresses = {one.address for one in found.search(text, size=WINDOW).found}
+    assert not addresses & {RED.address, PATIENT}
+
+
+def test_pages_follow_each_other(found: Directory) -> None:
+    first = found.search("nombreux foule", size=50)
+    assert first.total == WINDOW and first.more and len(first.found) == 50
+    every = [one for page in range(1, 5) for one in names(found.search("nombreux foule", page=page, size=50))]
+    assert len(set(every)) == WINDOW
+    assert found.search("nombreux foule", page=5, size=50).found == ()
+    assert names(found.search("nombreux foule", size=50)) == names(first)
+
+
+def test_a_directory_that_is_down_is_not_an_empty_one(server: Server) -> None:
+    with server.directory(timeout_seconds=1.0) as directory, pytest.raises(DirectoryUnavailableError):
+        directory.search("dupont")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60))
+def test_whatever_is_typed_is_answered(found: Directory, text: str) -> None:
+    page = found.search(text)
+    assert len(page.found) <= 20 and RED.address not in {one.address for one in page.found}
