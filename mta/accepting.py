@@ -92,6 +92,7 @@ class Accepting(SpoolReader):
         self._turns = itertools.count()
         self._listeners: list[Listener] = []
         self._workers: list[Listener] = []
+        self._attentive: list[Listener] = []
         self._taker: Taker | None = None
         self._found = False
         """Whether the last claim found all it wanted, so that there may be more."""
@@ -107,8 +108,14 @@ class Accepting(SpoolReader):
         """Call `listener` (from any thread) whenever a delivery was committed that waits for somebody to take it."""
         self._workers.append(listener)
 
+    def listen_for_acts(self, listener: Listener) -> None:
+        """Call `listener` (from any thread) whenever a person has acted on what waits, before anybody is told of it."""
+        self._attentive.append(listener)
+
     def announce(self) -> None:
-        """Somebody else's transaction (`mta.queue`) has made work: whoever listens should look."""
+        """Somebody else's transaction (`mta.queue`) has changed what waits: whoever listens should look."""
+        for listener in self._attentive:
+            listener()
         self._tell()
 
     def _tell(self) -> None:

@@ -116,7 +116,7 @@ class Worker:
         self._quiet: frozenset[str] = frozenset()
         """Both: no look finds anything for them."""
         self._told = self._held_told = 0
-        """Times that somebody acted on what waits, and as of which `_held` was read: until it is, nothing begins."""
+        """Times that a person acted on what waits, and as of which `_held` was read: until it is, nothing begins."""
         self._held_read = float("-inf")
         self._returns: Returns | None = None
         self._looked: float | None = None
@@ -133,16 +133,16 @@ class Worker:
         self._due = None
         self._bell.ring()
 
-    def _look_again(self) -> None:
-        """Something was done to what waits: a person may hold what is in hand. From any thread."""
+    def _acted_on(self) -> None:
+        """A person may hold what is in hand now. From any thread."""
         self._told += 1
-        self.wake()
 
     async def run(self) -> None:
         """Work until `stop`. Returns when every task has ended."""
         self._returns = Returns()
         self._loop = asyncio.get_running_loop()
-        self._spool.listen_for_work(self._look_again)
+        self._spool.listen_for_work(self.wake)
+        self._spool.listen_for_acts(self._acted_on)
         self._spool.hand_over_to(self._handover)
         self._handover.open()
         await self._bell.run(self._turn, self._tasks_ended)
@@ -243,7 +243,7 @@ class Worker:
 
     async def _look_for_holds(self) -> None:
         """Give back what a person has asked to hold since it was taken in hand. Whoever acts on this node is heard at
-        once (`_look_again`), who acts on another at the next look that is worth it."""
+        once (`_acted_on`), who acts on another at the next look that is worth it."""
         told, now = self._told, time.monotonic()
         if told == self._held_told and now - self._held_read < self._options.poll_seconds:
             return
