@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 _FIRST = 20_000
@@ -56,7 +57,7 @@ def _new(held: list[socket.socket]) -> int:
     outgoing connections, and each process looks from a place of its own. 0 when there is none."""
     taken = {probe.getsockname()[1] for probe in held}
     start = _FIRST + os.getpid() % _BLOCKS * _BLOCK
-    for port in (*range(start, _LAST), *range(_FIRST, start)):
+    for port in chain(range(start, _LAST), range(_FIRST, start)):
         if port not in taken and _hold(port, held):
             return port
     return _hold(0, held)
