@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+
+_FIRST = 20_000
+_BLOCK = 16
+_BLOCKS = 790
+_LAST = _FIRST + _BLOCKS * _BLOCK
+"""Behind the last one: Linux gives outgoing connections ports from 32768 on (ip_local_port_range)."""
 
 
 def choose(names: Sequence[str], remembered: Path, wanted: Mapping[str, int]) -> dict[str, int]:
@@ -24,7 +32,7 @@ def choose(names: Sequence[str], remembered: Path, wanted: Mapping[str, int]) ->
             if not port and before.get(name, 0) not in asked_for:
                 port = _hold(before.get(name, 0), held)
             while not port or (port in asked_for and name not in wanted):
-                port = _hold(0, held)
+                port = _new(held)
             chosen[name] = port
     finally:
         for probe in held:
@@ -42,6 +50,17 @@ def _remembered(path: Path) -> dict[str, int]:
     if not isinstance(before, dict):
         return {}
     return {name: port for name, port in before.items() if type(port) is int and 0 < port < 65536}
+
+
+def _new(held: list[socket.socket]) -> int:
+    """A port that nobody has, and that nobody is likely to have when it is bound: below those that the kernel gives to
+    outgoing connections, and each process looks from a place of its own. 0 when there is none."""
+    taken = {probe.getsockname()[1] for probe in held}
+    start = _FIRST + os.getpid() % _BLOCKS * _BLOCK
+    for port in chain(range(start, _LAST), range(_FIRST, start)):
+        if port not in taken and _hold(port, held):
+            return port
+    return _hold(0, held)
 
 
 def _hold(port: int, held: list[socket.socket]) -> int:

@@ -9,7 +9,6 @@ import errno
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -25,6 +24,7 @@ from mta.message import DeliveryState, Origin
 from mta.priority import Priority, priority_in
 from mta.schedule import RetrySchedule
 from mta.spool_reading import CONTENT, READY, SpoolReader
+from mta.unsure import Freed, Unsure
 from trust.draw import draw
 from trust.store.blobs import ROW_BYTES, BlobStore
 from trust.store.database import Database, StoreUnavailableError
@@ -92,11 +92,11 @@ class Accepting(SpoolReader):
         self._turns = itertools.count()
         self._listeners: list[Listener] = []
         self._workers: list[Listener] = []
+        self._attentive: list[Listener] = []
         self._taker: Taker | None = None
         self._found = False
         """Whether the last claim found all it wanted, so that there may be more."""
-        self._unsure: deque[tuple[str, float]] = deque()
-        """Tokens and ends of leases that nobody got, though the commit they were in may have reached the database."""
+        self._unsure = Unsure()
         self._lay = partial(rows.lay, blobs)
         self._change = partial(rows.change, blobs)
 
@@ -108,8 +108,14 @@ class Accepting(SpoolReader):
         """Call `listener` (from any thread) whenever a delivery was committed that waits for somebody to take it."""
         self._workers.append(listener)
 
+    def listen_for_acts(self, listener: Listener) -> None:
+        """Call `listener` (from any thread) whenever a person has acted on what waits, before anybody is told of it."""
+        self._attentive.append(listener)
+
     def announce(self) -> None:
-        """Somebody else's transaction (`mta.queue`) has made work: whoever listens should look."""
+        """Somebody else's transaction (`mta.queue`) has changed what waits: whoever listens should look."""
+        for listener in self._attentive:
+            listener()
         self._tell()
 
     def _tell(self) -> None:
@@ -213,7 +219,7 @@ class Accepting(SpoolReader):
             # Whether the commit reached the disk is not known: a blob too many is collected one day, a row without its
             # blob would answer the sender's repeat with a message that is lost.
             self._blobs.release(entry.draft.id)
-            self._unsure.extend((lease.token, lease.expires) for lease in begun)
+            self._unsure.add((Freed(lease.delivery_id, lease.spool_id, lease.token) for lease in begun), self._clock())
             self._turn_down(begun)
             raise
         except IntegrityError:

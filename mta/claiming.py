@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, text
+from sqlalchemy import Connection, Select, column, func, select, text, values
 
 from mta import breakdowns as brake
 from mta.priority import Priority
@@ -39,20 +39,33 @@ _TURNS = (
 
 
 def claimable(
-    connection: Connection, now: float, limit: int, skip: Collection[str], holding: Collection[str], turn: int
+    connection: Connection,
+    now: float,
+    limit: int,
+    skip: Collection[str],
+    holding: Collection[str],
+    turn: int,
+    once: Collection[str] = (),
 ) -> list[str]:
     """Ids of at most `limit` due deliveries, locked; among them one suspect at most (`mta.breakdowns`), and none while
-    another is in hand.
+    another is in hand; and one at most for each destination in `once`.
 
     `skip`: destinations; `holding`: ids the caller works on. `turn` counts the caller's claims.
     """
-    apart = sorted({*skip, *held(connection)})
+    closed = {*skip, *held(connection)}
     suspects = brake.suspects(connection)
     chosen: list[str] = []
+    probed = set(once) - closed
     if suspects and not brake.in_hand(connection, suspects, now, holding):
-        first = _due(now, holding).where(deliveries.c.id.in_(suspects), deliveries.c.destination.not_in(apart))
-        chosen = list(connection.scalars(first.order_by(deliveries.c.due).limit(1)))
+        first = _due(now, holding).add_columns(deliveries.c.destination)
+        first = first.where(deliveries.c.id.in_(suspects), deliveries.c.destination.not_in(sorted(closed)))
+        for delivery_id, destination in connection.execute(first.order_by(deliveries.c.due).limit(1)):
+            chosen.append(delivery_id)
+            probed.discard(destination)
     without = {*holding, *suspects}
+    if probed:  # those that work must not wait behind those that may
+        chosen += _one_each(connection, now, max(limit // 2, 1), sorted(probed), without)
+    apart = sorted({*closed, *once})
     for priority in _TURNS[turn % len(_TURNS)]:
         missing = limit - len(chosen)
         if missing <= 0:
@@ -110,6 +123,31 @@ def _locked(connection: Connection, ids: Sequence[str], now: float, limit: int, 
         return []
     still = _due(now, without).where(deliveries.c.id.in_(ids)).order_by(deliveries.c.due).limit(limit)
     return list(connection.scalars(still))
+
+
+def _one_each(
+    connection: Connection, now: float, limit: int, names: Sequence[str], without: Collection[str]
+) -> list[str]:
+    """The first in line of each of these destinations, of at most `limit` of them."""
+    places = values(column("name", deliveries.c.destination.type), name="probed").data([(name,) for name in names])
+    probed = places.cte("probed")
+    heads = [_head(probed, priority, now, without) for priority in _URGENT_FIRST]
+    first = (
+        select(func.coalesce(*(head.scalar_subquery() for head in heads)).label("id")).select_from(probed).subquery()
+    )
+    found = connection.scalars(select(first.c.id).where(first.c.id.is_not(None)).limit(limit)).all()
+    return _locked(connection, found, now, limit, without)
+
+
+def _head(places: Any, priority: Priority, now: float, without: Collection[str]) -> Select[Any]:
+    head = (
+        select(deliveries.c.id)
+        .where(WAITING, deliveries.c.destination == places.c.name, deliveries.c.priority == priority.value)
+        .where(deliveries.c.due <= now)
+    )
+    if without:
+        head = head.where(deliveries.c.id.not_in(sorted(without)))
+    return head.order_by(deliveries.c.due).limit(1).correlate(places)
 
 
 def _across(

@@ -105,6 +105,8 @@ class Lease(KeptDelivery):
     """From when on its time runs: acceptance, or the last time that an operator gave it another chance."""
     breakdowns: int
     """Attempts in a row, up to now, that broke down: the process died with them, or a bug ended them."""
+    unanswered: int = 0
+    """Attempts that sent it whole and were never answered (`mta.message.MAYBE_TAKEN`)."""
     expires: float
     """UNIX time, seconds."""
 

@@ -49,10 +49,10 @@ class HandOver:
         whoever had the delivery in between."""
         self._held = 0
 
-    @property
-    def behind(self) -> bool:
-        """Whether a look at the spool may find something that is due."""
-        return self._far_behind or bool(self._behind)
+    def behind(self, beside: Collection[str] = ()) -> bool:
+        """Whether a look at the spool may find something that is due, for other destinations than those `beside`."""
+        with self._lock:
+            return self._far_behind or not self._behind.issubset(beside)
 
     def open(self) -> None:
         """The worker runs."""

@@ -14,6 +14,10 @@ from typing import Protocol, runtime_checkable
 
 from trust.refusals import Refused
 
+MAYBE_TAKEN = "it may have been taken all the same"
+"""How the detail of a `Deferred` ends (with `mta.refusals.CONNECTION_LOST`) that was sent whole and never answered. The
+spool counts these (`Message.unanswered`)."""
+
 
 class Origin(Enum):
     """By which door a message came in."""
@@ -85,6 +89,8 @@ class Message:
     """What was said of the whole message when it was accepted (`mta.delivery.Submission.flags`)."""
     repeated: bool = False
     """An earlier attempt may have reached the destination without our knowing: look before delivering again."""
+    unanswered: int = 0
+    """Times that it was sent whole and never answered (`MAYBE_TAKEN`), whichever node sent it."""
 
 
 class Stage(Protocol):
@@ -116,6 +122,9 @@ class Deferred:
     reason: Refused
     tried: bool = True
     """False: nothing was asked of the destination, which is known to be down. No attempt is counted."""
+    retry_after: float = 0.0
+    """Seconds to wait at the least before the next attempt, whatever the schedule says; no more than
+    `mta.schedule.LONGEST_ASKED`. Kept with the delivery: it holds after a restart and on every node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +156,10 @@ class PacedTarget(Target, Protocol):
     def resting(self) -> Collection[str]:
         """Destinations (`mta.delivery.destination_of`) that are down and left alone: what there is for them stays on
         disk, and none of it counts an attempt."""
+        ...
+
+    def probing(self) -> Collection[str]:
+        """Destinations that were down and rest no longer: one delivery at a time goes ahead."""
         ...
 
     def places(self, destination: str) -> int | None:

@@ -232,7 +232,7 @@ class Queue:
         a delivery that has ended is kept from the purge job."""
 
         def act(_: Connection, row: Row[Any], now: float) -> Done | Refused:
-            note = "an attempt is under way: the hold counts from the next one" if self._under_way(row, now) else ""
+            note = "in hand now: an attempt that has begun goes on to its end" if self._under_way(row, now) else ""
             if not row.content_blob:
                 note = "its content was purged before: what is left is kept"
             return Done({"held_at": now if row.held_at is None else row.held_at}, "held", note=note)
@@ -342,8 +342,8 @@ class Queue:
         return self._act("drop", ids, actor, act)
 
     def hold_destination(self, destination: str, actor: Actor) -> Acted:
-        """Nothing that waits for it is taken in hand until it is released; what is accepted for it waits. The few that
-        are in hand already (`under way`) go on."""
+        """Nothing that waits for it is begun until it is released; what is accepted for it waits. Attempts under way go
+        on to their end; what is in hand and was not begun is given back (`mta.worker`)."""
 
         def write(connection: Connection) -> None:
             now = self._clock()
@@ -355,7 +355,8 @@ class Queue:
             self._swear(connection, "hold-destination", destination, actor, {})
 
         self._database.transact(write)
-        return Acted(destination, note="the few that are in hand already (now under way) are tried once more")
+        self._spool.announce()
+        return Acted(destination, note="attempts that have begun go on to their end; what was merely in hand waits")
 
     def release_destination(self, destination: str, actor: Actor) -> Acted:
         """Undo `hold_destination`."""

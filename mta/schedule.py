@@ -8,6 +8,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+LONGEST_ASKED = 16 * 3600.0
+"""Seconds; a target that asks for a longer pause (`mta.message.Deferred.retry_after`) gets this."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetrySchedule:

@@ -26,11 +26,12 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from mta import breakdowns as brake
@@ -46,11 +47,13 @@ from mta.delivery import (
     NewDelivery,
     Submission,
 )
-from mta.message import Deferred, Delivered, DeliveryState, Outcome
+from mta.message import MAYBE_TAKEN, Deferred, Delivered, DeliveryState, Outcome
 from mta.priority import Priority
+from mta.schedule import LONGEST_ASKED
 from mta.spool_reading import PREPARED, READY, with_message
 from mta.spool_rows import REPEATED_EXTERNAL_ID
 from mta.tables import awaited_receipts, breakdowns, deliveries, steps
+from mta.unsure import Freed, free, still_leased
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
 
@@ -89,10 +92,12 @@ class Spool(Accepting):
         lease_seconds: float,
         skip: Collection[str] = (),
         holding: Collection[str] = (),
+        once: Collection[str] = (),
         *,
         expecting: bool = False,
     ) -> list[Lease]:
-        """At most `limit` due deliveries, in the order of `mta.claiming`, none for a destination in `skip`.
+        """At most `limit` due deliveries, in the order of `mta.claiming`, none for a destination in `skip`, and one at
+        most for each in `once`.
 
         `holding`: delivery ids the caller still works on; they are not leased again, even when a clock that jumped
         says that their leases are over. `expecting`: there is something, so it is not looked for before.
@@ -101,10 +106,12 @@ class Spool(Accepting):
         token = f"{self._holder}:{secrets.token_hex(12)}"
         turn = next(self._turns)
 
-        def write(connection: Connection) -> tuple[list[Row[Any]], dict[str, float]]:
-            ids = claiming.claimable(connection, now, limit, skip, holding, turn)
+        leased: dict[str, str] = {}
+
+        def write(connection: Connection) -> tuple[list[Row[Any]], dict[str, float], dict[str, int]]:
+            ids = claiming.claimable(connection, now, limit, skip, holding, turn, once)
             if not ids:
-                return [], {}
+                return [], {}, {}
             rows = connection.execute(
                 with_message()
                 .add_columns(func.coalesce(breakdowns.c.times, 0).label("breakdowns"))
@@ -116,12 +123,14 @@ class Spool(Accepting):
                 update(deliveries).where(deliveries.c.id.in_(ids)).values(lease=token, due=now + lease_seconds)
             )
             connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, "attempt") for row in rows])
-            nearly_over = now + lease_seconds + self._schedule.longest_pause - self._schedule.lifetime
-            return list(rows), _chances(connection, [row for row in rows if row.message_accepted_at < nearly_over])
+            leased.update((row.id, row.spool_id) for row in rows)
+            longest = max(self._schedule.longest_pause, LONGEST_ASKED)
+            nearly_over = now + lease_seconds + longest - self._schedule.lifetime
+            chances = _chances(connection, [row for row in rows if row.message_accepted_at < nearly_over])
+            return list(rows), chances, _unanswered(connection, [row for row in rows if row.attempts])
 
         # an idle poll takes no write transaction
-        if self._unsure:
-            self._free_unsure()
+        self._free_unsure()
         if not (expecting or self._found):
             due = self._database.read(lambda connection: claiming.next_due(connection, now, skip, holding))
             if due is None or due > now:
@@ -129,9 +138,9 @@ class Spool(Accepting):
                 return []
         leases, unreadable = [], []
         try:
-            found, chances = self._database.transact(write)
+            found, chances, unanswered = self._database.transact(write)
         except StoreUnavailableError:
-            self._unsure.append((token, now + lease_seconds))
+            self._unsure.add((Freed(each, spool_id, token) for each, spool_id in leased.items()), now)
             raise
         self._found = len(found) == limit
         if not found:
@@ -148,6 +157,7 @@ class Spool(Accepting):
                 attempts=row.attempts,
                 counts_from=max(kept["accepted_at"], chances.get(row.id, 0.0)),
                 breakdowns=row.breakdowns,
+                unanswered=unanswered.get(row.id, 0),
                 expires=now + lease_seconds,
             )
             leases.append(lease)
@@ -159,23 +169,18 @@ class Spool(Accepting):
         return leases
 
     def _free_unsure(self) -> None:
-        """Leases of commits that were told as failed, but were not: nobody works under them, and they would stand in
-        the way until they are over."""
-        now, unsure = self._clock(), list(self._unsure)
+        """See `mta.unsure`."""
+        now = self._clock()
+        looked_for = self._unsure.some(now)
+        if looked_for:
+            found = self._database.read(lambda connection: still_leased(connection, looked_for))
+            if found:
+                self._database.transact(lambda connection: self._free(connection, found, now))
+            self._unsure.seen(looked_for, found, now)
 
-        def write(connection: Connection) -> None:
-            for token, expires in unsure:  # found by their end, in the index
-                of_class = deliveries.c.priority.in_([each.value for each in Priority])
-                leased = (claiming.WAITING, of_class, deliveries.c.due == expires, deliveries.c.lease == token)
-                rows = connection.execute(select(deliveries.c.id, deliveries.c.spool_id).where(*leased)).all()
-                for row in rows:
-                    mine = deliveries.c.id == row.id, deliveries.c.lease == token
-                    if connection.execute(update(deliveries).where(*mine).values(lease=None, due=now)).rowcount == 1:
-                        connection.execute(steps.insert(), [self._step(row.spool_id, row.id, now, "release")])
-
-        self._database.transact(write)
-        for _ in unsure:
-            self._unsure.popleft()
+    def _free(self, connection: Connection, leases: Collection[Freed], now: float) -> None:
+        told = [self._step(each.spool_id, each.delivery_id, now, "release") for each in free(connection, leases, now)]
+        rows.add_steps(connection, told)
 
     def _park_unreadable(self, connection: Connection, rows: Collection[Row[Any]]) -> None:
         """Whom it is from and to is lost: nobody can be told but the operator."""
@@ -189,12 +194,20 @@ class Spool(Accepting):
 
     def _pull_back(self, now: float) -> None:
         """What waits for a time further away than any pause was written by a clock that has been set back since: it
-        would wait for years."""
+        would wait for years. So was what waits longer than the schedule says and happened in what is now the future."""
+        longest = self._schedule.longest_pause
+        future = (
+            select(steps.c.id)
+            .where(steps.c.spool_id == deliveries.c.spool_id, steps.c.at > now + _AHEAD_SECONDS)
+            .correlate(deliveries)
+            .exists()
+        )
         far = (
             claiming.WAITING,
             deliveries.c.priority.in_([each.value for each in Priority]),
             deliveries.c.lease.is_(None),
-            deliveries.c.due > now + self._schedule.longest_pause + _AHEAD_SECONDS,
+            deliveries.c.due > now + longest + _AHEAD_SECONDS,
+            or_(deliveries.c.due > now + max(longest, LONGEST_ASKED) + _AHEAD_SECONDS, future),
         )
         if self._database.read(lambda connection: connection.scalar(select(deliveries.c.id).where(*far).limit(1))):
             self._database.transact(
@@ -255,7 +268,7 @@ class Spool(Accepting):
         else:
             reason, state = outcome.reason, DeliveryState.FAILED
             if isinstance(outcome, Deferred):
-                pause = self._schedule.pause(lease.attempts + 1)
+                pause = max(self._schedule.pause(lease.attempts + 1), min(outcome.retry_after, LONGEST_ASKED))
                 words = f"{reason.refusal.code} {reason.detail}".strip()
                 if times >= brake.BREAKDOWNS:
                     state, reason = DeliveryState.PARKED, Refused(refusals.PARKED, words)
@@ -284,19 +297,30 @@ class Spool(Accepting):
             )
         return settled
 
-    def release(self, leases: Collection[Lease]) -> None:
-        """Give back what was claimed and not begun: due at once, no attempt counted. Stale leases are ignored."""
+    def release(self, leases: Collection[Lease], *, interrupted: bool = False) -> None:
+        """Give back what was claimed and not begun, or `interrupted` in good order: due at once, no attempt counted.
+        Stale leases are ignored. What cannot be given back now is with the next claim that can be made."""
+        if not leases:
+            return
         now = self._clock()
+        given = [Freed(each.delivery_id, each.spool_id, each.token, interrupted) for each in leases]
+        try:
+            self._database.transact(lambda connection: self._free(connection, given, now))
+        except (StoreUnavailableError, SQLAlchemyError):
+            self._unsure.add(given, now)
+            raise
+        self._tell()
 
-        def write(connection: Connection) -> None:
-            for lease in leases:
-                freed = connection.execute(update(deliveries).where(*_held(lease)).values(lease=None, due=now))
-                if freed.rowcount == 1:
-                    connection.execute(steps.insert(), [self._step(lease.spool_id, lease.delivery_id, now, "release")])
+    def holds(self, delivery_ids: Collection[str]) -> tuple[frozenset[str], frozenset[str]]:
+        """What a person holds (`mta.queue`): all destinations to which nothing is sent, and which of these deliveries
+        wait by themselves."""
+        alone = select(deliveries.c.id).where(deliveries.c.id.in_(delivery_ids), deliveries.c.held_at.is_not(None))
 
-        if leases:
-            self._database.transact(write)
-            self._tell()
+        def read(connection: Connection) -> tuple[frozenset[str], frozenset[str]]:
+            those = frozenset(connection.scalars(alone)) if delivery_ids else frozenset[str]()
+            return frozenset(claiming.held(connection)), those
+
+        return self._database.read(read)
 
     def recover(self, holder: str = "") -> int:
         """What a process that is dead for certain had under lease: `holder`, or by default our own predecessor of the
@@ -415,5 +439,20 @@ def _chances(connection: Connection, rows: Collection[Row[Any]]) -> dict[str, fl
     return {row.delivery_id: row.at for row in connection.execute(given)}
 
 
-def _held(lease: Lease) -> tuple[Any, Any]:
-    return deliveries.c.id == lease.delivery_id, deliveries.c.lease == lease.token
+def _unanswered(connection: Connection, rows: Collection[Row[Any]]) -> dict[str, int]:
+    """How often each of these was sent whole and never answered, since operators last gave it all its time again."""
+    if not rows:
+        return {}
+    said = (
+        select(steps.c.delivery_id, steps.c.kind, steps.c.detail)
+        .where(steps.c.spool_id.in_({row.spool_id for row in rows}), steps.c.delivery_id.in_([row.id for row in rows]))
+        .where(or_(steps.c.kind.in_(_ALL_ITS_TIME), steps.c.code == refusals.CONNECTION_LOST.code))
+        .order_by(steps.c.id)
+    )
+    counted: Counter[str] = Counter()
+    for step in connection.execute(said):
+        if step.kind in _ALL_ITS_TIME:
+            del counted[step.delivery_id]
+        elif step.detail.endswith(MAYBE_TAKEN):
+            counted[step.delivery_id] += 1
+    return counted

@@ -109,6 +109,15 @@ class Worker:
         """When the spool was asked for the next delivery that will be due (monotonic), and its answer (UNIX time)."""
         self._deferred = False
         """Something was put off since."""
+        self._resting: frozenset[str] = frozenset()
+        """Destinations that are left alone, as of the last look."""
+        self._held: frozenset[str] = frozenset()
+        """Destinations that a person holds."""
+        self._quiet: frozenset[str] = frozenset()
+        """Both: no look finds anything for them."""
+        self._told = self._held_told = 0
+        """Times that a person acted on what waits, and as of which `_held` was read: until it is, nothing begins."""
+        self._held_read = float("-inf")
         self._returns: Returns | None = None
         self._looked: float | None = None
         """Monotonic time of the last look at the spool that succeeded."""
@@ -124,11 +133,16 @@ class Worker:
         self._due = None
         self._bell.ring()
 
+    def _acted_on(self) -> None:
+        """A person may hold what is in hand now. From any thread."""
+        self._told += 1
+
     async def run(self) -> None:
         """Work until `stop`. Returns when every task has ended."""
         self._returns = Returns()
         self._loop = asyncio.get_running_loop()
         self._spool.listen_for_work(self.wake)
+        self._spool.listen_for_acts(self._acted_on)
         self._spool.hand_over_to(self._handover)
         self._handover.open()
         await self._bell.run(self._turn, self._tasks_ended)
@@ -152,15 +166,17 @@ class Worker:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-            await self._give_back(interrupted)
+            await self._give_back(interrupted, interrupted=True)
         await self._bell.finished()
         self._threads.shutdown(wait=False)
 
-    async def _give_back(self, leases: list[Lease]) -> None:
-        """What fails here is recovered at the next start; what runs must still be waited for."""
+    async def _give_back(self, leases: list[Lease], *, interrupted: bool = False) -> None:
+        """What fails here is tried again by the next claim, or recovered at the next start."""
+        for lease in leases:
+            self._handover.content(lease)
         if leases:
             try:
-                await self._in_thread(self._spool.release, leases)
+                await self._in_thread(partial(self._spool.release, leases, interrupted=interrupted))
             except Exception as error:
                 _report("leases could not be given back", error)
 
@@ -174,6 +190,7 @@ class Worker:
             pause = await self._look()
         except Exception as error:
             _report("the spool does not answer", error)
+            self._handover.looked(False, ())  # nothing is known of what waits
             return self._options.pause_after_error_seconds
         self._looked = time.monotonic()
         return pause
@@ -181,6 +198,7 @@ class Worker:
     async def _look(self) -> float:
         """Start what can start, claim more when there is room. Returns how long to sleep, in seconds."""
         options = self._options
+        await self._look_for_holds()
         await self._start_waiting()
         free = options.concurrency - len(self._tasks)
         if free <= 0:
@@ -188,8 +206,10 @@ class Worker:
             return options.poll_seconds  # the end of a task wakes us
         # one whose places are taken has a few more in hand, so that it need not wait for the next look
         busy = {name for name, queue in self._waiting.items() if len(queue) >= self._places(name)}
-        resting = {name for target in self._paced.values() for name in target.resting()}
-        busy |= resting
+        resting = self._resting = frozenset(name for target in self._paced.values() for name in target.resting())
+        self._quiet = self._resting | self._held
+        probing = {name for target in self._paced.values() for name in target.probing()}
+        busy |= resting | {name for name in probing if name in self._running or name in self._waiting}
         if resting and time.monotonic() - self._expired_at >= _EXPIRE_SECONDS:
             # what nobody tries must end all the same when its time is over
             self._expired_at = time.monotonic()
@@ -197,17 +217,19 @@ class Worker:
         limit = options.batch
         holding = {lease.delivery_id for lease in self._tasks.values()}
         holding |= {lease.delivery_id for queue in self._waiting.values() for lease in queue}
-        leases = await self._in_thread(self._claim, limit, busy, holding)
-        self._handover.looked(len(leases) < limit, busy)
+        leases = await self._in_thread(self._claim, limit, busy, holding, probing - busy)
+        self._handover.looked(len(leases) < limit, busy | probing)
         if self._bell.stopping:
-            await self._in_thread(self._spool.release, leases)
+            await self._give_back(leases)
             return 0
         for lease in leases:
             self._waiting[lease.destination].append(lease)
+        await self._look_for_holds()
         await self._start_waiting()
         if len(leases) == limit:
             return 0
         holding |= {lease.delivery_id for lease in leases}
+        busy |= {lease.destination for lease in leases if lease.destination in probing}
         now = time.monotonic()
         if self._deferred or self._due is None or now - self._due[0] >= options.poll_seconds:
             self._deferred = False
@@ -219,10 +241,26 @@ class Worker:
             self._due = None  # asked again by the next look
         return min(max(due - self._clock(), 0.02), options.poll_seconds)
 
-    def _claim(self, limit: int, busy: Collection[str], holding: Collection[str]) -> list[Lease]:
+    async def _look_for_holds(self) -> None:
+        """Give back what a person has asked to hold since it was taken in hand. Whoever acts on this node is heard at
+        once (`_acted_on`), who acts on another at the next look that is worth it."""
+        told, now = self._told, time.monotonic()
+        if told == self._held_told and now - self._held_read < self._options.poll_seconds:
+            return
+        self._take_over()
+        in_hand = [lease.delivery_id for queue in self._waiting.values() for lease in queue]
+        self._held, alone = await self._in_thread(self._spool.holds, in_hand)
+        self._quiet = self._resting | self._held
+        self._held_told, self._held_read = told, now
+        back = [lease for queue in self._waiting.values() for lease in queue if lease.delivery_id in alone]
+        for lease in back:
+            self._waiting[lease.destination].remove(lease)
+        await self._give_back(back)
+
+    def _claim(self, limit: int, busy: Collection[str], holding: Collection[str], once: Collection[str]) -> list[Lease]:
         """In one go with what is read faster than another thread is asked to read it."""
-        expecting = self._handover.behind
-        leases = self._spool.claim(limit, self._options.lease_seconds, busy, holding, expecting=expecting)
+        expecting = self._handover.behind(beside={*busy, *self._held})
+        leases = self._spool.claim(limit, self._options.lease_seconds, busy, holding, once, expecting=expecting)
         try:
             contents = self._spool.small_contents(leases)
         except Exception as error:  # what is under lease must not be forgotten: each attempt reads for itself
@@ -237,11 +275,7 @@ class Worker:
         if len(self._known_places) > _KNOWN:
             self._known_places.clear()
         self._take_over()
-        stale = [lease for destination in list(self._waiting) for lease in self._start(destination)]
-        for lease in stale:
-            self._handover.content(lease)
-        if stale:
-            await self._in_thread(self._spool.release, stale)
+        await self._give_back([lease for name in list(self._waiting) for lease in self._start(name)])
 
     def _take_over(self) -> None:
         for lease in self._handover.taken():
@@ -249,6 +283,9 @@ class Worker:
 
     def _start(self, destination: str) -> list[Lease]:
         """Begin what there is room for; returns the leases that must not be begun any more."""
+        if self._told != self._held_told:
+            self._bell.ring_here()
+            return []
         options, queue, stale = self._options, self._waiting[destination], list[Lease]()
         places = self._known_places[destination] = self._places(destination)
         if places == 0:
@@ -276,6 +313,8 @@ class Worker:
 
     def _idle(self, destination: str) -> bool:
         """Whether a delivery could begin at once, or nothing under way would have it looked for. From any thread."""
+        if destination in self._quiet:
+            return False
         running = self._running.get(destination, 0)
         return running == 0 or running < self._known_places.get(destination, 0)
 
@@ -297,11 +336,13 @@ class Worker:
         if stale:
             self._waiting[destination].extendleft(reversed(stale))  # the next look gives it back
         few = len(self._waiting.get(destination, ())) < self._known_places.get(destination, 1)
-        if stale or (few and self._handover.behind):
+        if stale or (few and self._handover.behind(beside=self._quiet)):
             self._bell.ring_here()
 
     def _places(self, destination: str) -> int:
         """Deliveries to it that may be worked on at the same time."""
+        if destination in self._held:
+            return 0
         target = self._paced.get(destination.partition(":")[0])
         wanted = None if target is None else target.places(destination)
         limit = self._options.per_destination
@@ -381,6 +422,7 @@ class Worker:
             flags=lease.flags,
             # What was prepared was prepared to be sent at once.
             repeated=lease.prepared_blob is not None,
+            unanswered=lease.unanswered,
         )
         if lease.target not in _AS_ACCEPTED and lease.prepared_blob is None:
             try:

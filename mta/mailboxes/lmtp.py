@@ -74,13 +74,17 @@ class LmtpTarget:
         """See `mta.message.PacedTarget`: the server is one destination."""
         return {_DESTINATION} if self.places(_DESTINATION) == 0 else ()
 
+    def probing(self) -> Collection[str]:
+        return {_DESTINATION} if self.places(_DESTINATION) == 1 else ()
+
     def places(self, destination: str) -> int | None:
         known = self._pool.known("mailboxes")
         if known is None:
             return None
-        if known.gate.rests(asyncio.get_running_loop().time()):
+        now = asyncio.get_running_loop().time()
+        if known.gate.rests(now):
             return 0
-        return None if known.gate.proven else 1
+        return 1 if known.gate.probing(now) else None
 
     async def close(self) -> None:
         await self._pool.close()

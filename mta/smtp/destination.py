@@ -24,7 +24,7 @@ from mta import refusals
 from mta.message import Deferred, Outcome
 from mta.smtp.client import Answered, Broken, Result, SmtpConnection
 from mta.smtp.gate import Gate, GateOptions
-from mta.smtp.jobs import MAYBE_TAKEN, Job, NotOpenedError, Open, refused_outcome, untried
+from mta.smtp.jobs import Job, NotOpenedError, Open, refused_outcome, unanswered, untried
 from mta.smtp.pipeline import END_OF_DATA, Fate
 from trust.refusals import Refused
 
@@ -116,6 +116,8 @@ class Destination:
                 # it ended in the very moment nobody wanted to wait any longer: untold, it would be sent again
                 return job.future.result()
             self._give_up(job)
+            if job.unknown:  # this must be kept, whoever waits: the next attempt may make a second copy
+                return unanswered("given up")
             raise
 
     @property
@@ -307,7 +309,7 @@ class Destination:
             self._pool.counts.unknown += 1
             job.unknown = True
             self._broke()
-            job.end(Deferred(Refused(refusals.CONNECTION_LOST, f"{broken.step}: {broken.why}; {MAYBE_TAKEN}")))
+            job.end(unanswered(f"{broken.step}: {broken.why}"))
             return
         closed_while_idle = broken.step == "MAIL" and not first
         if (broken.innocent or closed_while_idle) and self._again(job):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+_PROBED_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:
@@ -55,6 +57,11 @@ class Gate:
         """Whether it is left alone now."""
         return now < self._until
 
+    def probing(self, now: float) -> bool:
+        """Whether one delivery goes ahead now, to find out. For a while: where nothing was to be sent for so long,
+        nothing is known any more."""
+        return not self.proven and self._until <= now < self._until + _PROBED_SECONDS
+
     @property
     def until(self) -> float:
         """The end of the rest."""
@@ -92,6 +99,6 @@ class Gate:
         # up to a fifth less: gateways that lost the same partner in the same second do not come back together
         self._until = now + pause * (1 - 0.2 * random.random())  # noqa: S311 - spreading load, not a secret
 
-    def forgive(self) -> None:
+    def forgive(self, now: float) -> None:
         """Try at once: somebody knows better."""
-        self._until = 0.0
+        self._until = min(self._until, now)

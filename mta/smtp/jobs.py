@@ -10,12 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from mta import refusals
-from mta.message import Deferred, Delivered, Failed, Outcome
+from mta.message import MAYBE_TAKEN, Deferred, Delivered, Failed, Outcome
 from mta.smtp.client import Answered, SmtpConnection, Transaction
 from trust.refusals import Refused
-
-MAYBE_TAKEN = "it may have been taken all the same"
-"""Detail of what was sent whole and never answered."""
 
 
 class NotOpenedError(Exception):
@@ -52,12 +49,6 @@ class Job:
         self.unknown = False
         """It was sent whole and never answered: whoever sends it again may make a second copy."""
 
-    @property
-    def decided(self) -> bool:
-        """It was delivered, or never will be."""
-        future = self.future
-        return future.done() and not future.cancelled() and not isinstance(future.result(), Deferred)
-
     def end(self, outcome: Outcome) -> None:
         if not self.future.done():
             self.future.set_result(outcome)
@@ -69,6 +60,11 @@ def refused_outcome(refused: Refused) -> Outcome:
 
 def untried(refused: Refused) -> Deferred:
     return Deferred(refused, tried=False)
+
+
+def unanswered(how: str) -> Deferred:
+    """It was sent whole; `how` the answer was missed."""
+    return Deferred(Refused(refusals.CONNECTION_LOST, f"{how}; {MAYBE_TAKEN}"))
 
 
 def delivered(answered: Answered, *, reports: bool = False) -> Outcome:

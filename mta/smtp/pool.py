@@ -11,10 +11,9 @@ import asyncio
 from collections import deque
 
 from mta.smtp.destination import Counts, Destination, PoolOptions
-from mta.smtp.jobs import MAYBE_TAKEN, Job, NotOpenedError, Open, delivered
+from mta.smtp.jobs import Job, NotOpenedError, Open, delivered
 
 __all__ = [
-    "MAYBE_TAKEN",
     "Counts",
     "Destination",
     "Job",
@@ -60,8 +59,9 @@ class Pool:
 
     def forgive(self) -> None:
         """Try every destination again at once."""
+        now = asyncio.get_running_loop().time()
         for destination in self._destinations.values():
-            destination.gate.forgive()
+            destination.gate.forgive(now)
 
     async def close(self) -> None:
         """Say goodbye to idle peers; what is under way is cut, and told as such."""

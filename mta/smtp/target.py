@@ -15,7 +15,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from directory.records import Partner
@@ -33,7 +33,7 @@ from mta.smtp.client import (
 )
 from mta.smtp.content import crlf_only
 from mta.smtp.gate import Gate
-from mta.smtp.pool import MAYBE_TAKEN, Counts, Destination, Job, NotOpenedError, Pool, PoolOptions, delivered
+from mta.smtp.pool import Counts, Destination, Job, NotOpenedError, Pool, PoolOptions, delivered
 from mta.smtp.routes import MAX_ADDRESSES, Host, Route, Router
 from trust.names import DistinguishedName
 from trust.refusals import Refused
@@ -54,7 +54,7 @@ _OF_DOMAIN = (
 _ROUNDS = 3
 """Times the patience with one address that a route with many of them gets."""
 _REMEMBERED = 10_000
-"""Deliveries whose fate was once unknown; destinations by domain."""
+"""Destinations by domain."""
 
 
 class Partners(Protocol):
@@ -81,7 +81,8 @@ class SmtpTargetOptions:
     """How long the judge's word on a connection holds; 0: it is asked before each message."""
     unanswered_pauses: tuple[float, ...] = (0.0, 3600.0, 14400.0, 57600.0)
     """Seconds to wait at the least after the first, second, ... time a message was sent whole and never answered: the
-    first repeat follows the schedule, and whoever takes every copy without a word gets few of them."""
+    first repeat follows the schedule, and whoever takes every copy without a word gets few of them. At most
+    `mta.schedule.LONGEST_ASKED`."""
 
 
 class SmtpTarget:
@@ -112,17 +113,12 @@ class SmtpTarget:
         """The last one used, by domain."""
         self._closed: OrderedDict[str, Gate] = OrderedDict()
         """Domains that have no route now, or whose host is not theirs, whatever else the host serves."""
-        self._unanswered: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """By delivery id: copies sent whole and never answered, and when the next may go."""
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. The content must be prepared: CRLF lines, nothing that may not travel."""
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
-        declined = self._declined(message.delivery_id)
-        if declined is not None:
-            return declined
         domain = domain_of(message.recipient)
         partner = self._partners.of(domain)
         if partner is not None and len(message.content) > partner.max_message_bytes:
@@ -142,10 +138,10 @@ class SmtpTarget:
             utf8=UTF8 in message.flags and international(message.content),
         )
         job = Job(transaction, lambda connection: self._admit(connection, domain, transaction), _conclusion(dsn))
-        try:
-            outcome = await destination.deliver(job)
-        finally:  # also when nobody waits for it any more
-            self._pace(message.delivery_id, job)
+        outcome = await destination.deliver(job)
+        if job.unknown and isinstance(outcome, Deferred):
+            pauses = self._options.unanswered_pauses
+            outcome = replace(outcome, retry_after=pauses[min(message.unanswered, len(pauses) - 1)])
         return self._of_domain(domain, outcome)
 
     async def close(self) -> None:
@@ -160,6 +156,12 @@ class SmtpTarget:
         resting = {_name(domain) for domain, each in self._destinations.items() if each.gate.rests(now)}
         return resting | {_name(domain) for domain, gate in self._closed.items() if gate.rests(now)}
 
+    def probing(self) -> Collection[str]:
+        now = asyncio.get_running_loop().time()
+        names = {_name(domain) for domain, each in self._destinations.items() if each.gate.probing(now)}
+        names |= {_name(domain) for domain, gate in self._closed.items() if gate.probing(now)}
+        return {name for name in names if self.places(name) == 1}
+
     def places(self, destination: str) -> int | None:
         domain = destination.partition(":")[2]
         found = self._destinations.get(domain)
@@ -167,7 +169,7 @@ class SmtpTarget:
         now = asyncio.get_running_loop().time()
         if any(gate.rests(now) for gate in gates):
             return 0
-        return None if all(gate.proven for gate in gates) else 1
+        return 1 if any(gate.probing(now) for gate in gates) else None
 
     @property
     def at_rest(self) -> int:
@@ -320,25 +322,6 @@ class SmtpTarget:
             return Refused(refusals.PEER_NOT_BELIEVED, f"{whose}: {doubt}")
         connection.judged_at = asyncio.get_running_loop().time()
         return None
-
-    def _declined(self, delivery_id: str) -> Deferred | None:
-        """Why no further copy of a message is sent now, after those nobody answered."""
-        held = self._unanswered.get(delivery_id)
-        if held is None or asyncio.get_running_loop().time() >= held[1]:
-            return None
-        return Deferred(Refused(refusals.CONNECTION_LOST, f"sent whole {held[0]} times, no answer; {MAYBE_TAKEN}"))
-
-    def _pace(self, delivery_id: str, job: Job) -> None:
-        """What was sent whole and never answered is repeated once as the schedule says, then ever less often."""
-        if job.unknown:
-            times = self._unanswered.pop(delivery_id, (0, 0.0))[0]
-            pauses = self._options.unanswered_pauses
-            until = asyncio.get_running_loop().time() + pauses[min(times, len(pauses) - 1)]
-            self._unanswered[delivery_id] = (times + 1, until)
-            if len(self._unanswered) > _REMEMBERED:
-                self._unanswered.popitem(last=False)
-        elif self._unanswered and job.decided:
-            self._unanswered.pop(delivery_id, None)
 
 
 def _conclusion(dsn: DsnRequest) -> Callable[[SmtpConnection, Answered], Outcome]:

@@ -68,7 +68,7 @@ async def serving(spool: Spool, checks: dict[str, Callable[[], bool]] | None = N
 
 async def ask(port: int, path: str, method: str = "GET") -> tuple[int, str]:
     def call() -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request(method, path)
             answer = connection.getresponse()

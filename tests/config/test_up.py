@@ -42,7 +42,7 @@ def test_a_signal_while_starting(moment: str, number: signal.Signals) -> None:
             status = Path(f"/proc/{up.pid}/status").read_text()
             assert "Uid:\t0" not in status, "privileges are dropped before anything is started"
             up.send_signal(number)
-            _, said = up.communicate(timeout=30)
+            _, said = up.communicate(timeout=90)
         finally:
             up.kill()
             up.communicate()

@@ -62,7 +62,15 @@ def wait_settled(up: Running) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("process", ["laboratoire", "ville", "dovecot", "slapd"])
+@pytest.mark.parametrize(
+    "process",
+    [
+        "laboratoire",
+        "ville",
+        pytest.param("dovecot", marks=pytest.mark.proof),
+        pytest.param("slapd", marks=pytest.mark.proof),
+    ],
+)
 def test_any_child_is_killed_while_reports_travel(process: str) -> None:
     messages = [oru(f"KILL-{process}-{n}") for n in range(6)]
     chance = random.Random(process)

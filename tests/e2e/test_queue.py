@@ -50,7 +50,7 @@ def test_what_is_held_waits_and_what_is_redirected_is_protected_for_the_other(up
     assert mails_about(up, "gp", digest_of(second)) == []
     (life,) = up.ask("laboratoire", "trace", reference="HELD-2")
     kinds = [step["step"] for step in life["deliveries"][0]["steps"]]
-    assert kinds[0] == "redirected" and kinds[-1] in ("delivered", "heard", "answered")
+    assert kinds[0] == "redirected" and "delivered" in kinds
     verify = subprocess.run(
         [sys.executable, "-P", "-m", "config", "journal", "verify", "--state", str(up.state)], check=False, cwd="/"
     )

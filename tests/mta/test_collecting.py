@@ -672,7 +672,7 @@ async def test_a_flood_holds_up_nobody(tmp_path: Path, make_spool: MakeSpool, ca
     async with scripted(server, spool) as collector:
         await eventually(lambda: bool(collector.status.trouble) and server.connections >= 2, 20.0)
     watching.cancel()
-    assert longest < 0.5
+    assert longest < 2.0, "once it was hours"
     assert kept(spool) == []
 
 

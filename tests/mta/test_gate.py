@@ -60,9 +60,21 @@ def test_a_limit_the_destination_has_is_kept_for_a_while() -> None:
 def test_somebody_who_knows_better() -> None:
     gate = Gate(OPTIONS)
     gate.failed(0.0)
-    gate.forgive()
+    gate.forgive(0.0)
     assert not gate.rests(0.0)
     assert gate.window == 1, "it still has to prove itself"
+    assert gate.probing(0.0)
+
+
+def test_one_probes_after_the_rest_for_a_while() -> None:
+    gate = Gate(OPTIONS)
+    assert not gate.probing(0.0), "nothing is known"
+    gate.failed(0.0)
+    assert not gate.probing(0.0), "it rests"
+    assert gate.probing(gate.until)
+    assert not gate.probing(gate.until + 3601), "nobody had anything for it since: nothing is known any more"
+    gate.worked()
+    assert not gate.probing(gate.until)
 
 
 def test_options_that_make_no_sense() -> None:

@@ -154,7 +154,8 @@ def test_nothing_overtakes_what_waits() -> None:
     assert made.reserve(DESTINATION) is None, "one waits already"
     assert made.reserve("smtp:other") == 60.0
     made.missed(DESTINATION)
-    assert (made.behind, said) == (True, [])
+    assert (made.behind(), said) == (True, [])
+    assert (made.behind(beside=[DESTINATION, "smtp:other"]), made.behind(beside=["smtp:other"])) == (False, True)
     made.looked(False, ())
     assert made.reserve("smtp:third") is None, "there is more than was claimed"
     made.looked(True, [DESTINATION])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -394,6 +395,27 @@ async def test_a_store_that_fails_does_not_hold_up_the_stop(
         await running
     assert len(target.seen) == 1
     assert spool.recover() == 3
+
+
+async def test_who_is_woken_without_end_works_all_the_same(make_spool: MakeSpool) -> None:
+    """Each message with a refused recipient wakes the worker: it must not only look, and look again."""
+    spool, target = make_spool(), Recorder()
+    for n in range(20):
+        spool.accept(submission(key=str(n)))
+    over = threading.Event()
+
+    def wake() -> None:
+        while not over.wait(0.0002):
+            spool._tell()
+
+    waking = threading.Thread(target=wake)
+    waking.start()
+    try:
+        async with working(spool, [], target):
+            await until(lambda: len(target.seen) == 20)
+    finally:
+        over.set()
+        waking.join()
 
 
 def test_a_lease_shorter_than_an_attempt_is_refused() -> None:

@@ -586,7 +586,16 @@ def test_pitfall_05_failures_are_alike(case: str, monkeypatch: pytest.MonkeyPatc
             passes.append(self.mode)
             return super().decryptor()
 
+    class WatchedAtOnce:
+        def __init__(self, key: bytes) -> None:
+            self.cipher = AESGCM(key)
+
+        def decrypt_into(self, *arguments):
+            passes.append(arguments)
+            return self.cipher.decrypt_into(*arguments)
+
     monkeypatch.setattr(content_ciphers, "Cipher", Watched)
+    monkeypatch.setattr(content_ciphers, "AESGCM", WatchedAtOnce)
     paul, other = Counting(PAUL), Counting(EC_PAUL)
     decryptors = (paul,) if case == "agreement with a stranger" else (paul, other)
     refused(_failures()[case], *decryptors)

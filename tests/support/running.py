@@ -49,7 +49,8 @@ class Running:
         def ready() -> bool:
             assert self.process is not None
             if self.process.poll() is not None:
-                raise AssertionError(f"relais up ended: {(self.state.parent / 'up.log').read_text()[-2000:]}")
+                logs = "".join(each.read_text()[-1000:] for each in self.state.glob("log/*.log"))
+                raise AssertionError(f"relais up ended: {(self.state.parent / 'up.log').read_text()[-2000:]} {logs}")
             return announced.exists()
 
         until(ready, START_SECONDS, "relais up")

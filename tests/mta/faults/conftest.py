@@ -49,6 +49,9 @@ class Watched:
     def resting(self) -> object:
         return self.target.resting()
 
+    def probing(self) -> object:
+        return self.target.probing()
+
     def places(self, destination: str) -> int | None:
         return self.target.places(destination)
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from mta.message import Deferred, Delivered, Message, Outcome
+from mta.message import MAYBE_TAKEN, Deferred, Delivered, Message, Outcome
 from mta.smtp.client import SmtpConnection, Timeouts, Transaction
-from mta.smtp.pool import MAYBE_TAKEN, Job, PoolOptions
+from mta.smtp.pool import Job, PoolOptions
 from mta.smtp.target import SmtpTarget, SmtpTargetOptions
 from tests.mta.test_targets import MESSAGE
 
@@ -33,10 +33,13 @@ def numbered(number: str) -> Message:
     return replace(MESSAGE, content=content, delivery_id=number)
 
 
-async def given_up(task: asyncio.Task[object]) -> None:
+async def given_up(task: asyncio.Task[object]) -> object:
+    """The outcome, if there is one all the same."""
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
 
 
 @pytest.mark.parametrize("step", ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "final"])
@@ -46,8 +49,9 @@ async def test_at_each_step_nothing_is_left_behind(road: Road, target: SmtpTarge
     road.server.answers[step] = lambda _: (reached.set(), hold)[1]
     task = asyncio.create_task(target.deliver(numbered("1")))
     await asyncio.wait_for(reached.wait(), BOUND)
-    await given_up(task)
+    outcome = await given_up(task)
     assert target.counts.unknown == (step == "final"), "what was sent whole may have been taken"
+    assert isinstance(outcome, Deferred) == (step == "final"), "and whoever gave it up must write that down"
     road.server.answers.clear()
     hold.set()
     assert isinstance(await target.deliver(numbered("2")), Delivered)
@@ -57,19 +61,31 @@ async def test_at_each_step_nothing_is_left_behind(road: Road, target: SmtpTarge
     assert target.connections == 0, "no place in the pool is lost"
 
 
-async def test_what_was_sent_whole_is_not_repeated_ever_again_at_once(road: Road, target: SmtpTarget) -> None:
-    hold = asyncio.Event()
-    road.server.answers["final"] = hold
-    for times in (1, 2):
-        road.server.whole.clear()
-        task = asyncio.create_task(target.deliver(numbered("1")))
-        await asyncio.wait_for(road.server.whole.wait(), BOUND)
-        await given_up(task)
-        assert target.counts.unknown == times
-    outcome = await target.deliver(numbered("1"))
+@pytest.mark.parametrize(("before", "pause"), [(0, 0), (1, 3600), (2, 14400), (3, 57600), (9, 57600)])
+async def test_what_was_sent_whole_is_repeated_ever_less_often(
+    road: Road, target: SmtpTarget, before: int, pause: float
+) -> None:
+    road.server.answers["final"] = asyncio.Event()
+    task = asyncio.create_task(target.deliver(replace(numbered("1"), unanswered=before)))
+    await asyncio.wait_for(road.server.whole.wait(), BOUND)
+    outcome = await given_up(task)
     assert isinstance(outcome, Deferred)
     assert outcome.reason.detail.endswith(MAYBE_TAKEN)
-    assert target.counts.unknown == 2, "one repeat soon, and then ever less often"
+    assert outcome.retry_after == pause
+
+
+async def test_being_stopped_in_the_middle_of_an_answer_is_kept(road: Road) -> None:
+    """Given back as if nothing had been sent, a copy would follow at the next start, and one at each."""
+    road.target._options = replace(road.target._options, timeouts=PATIENT)
+    road.server.answers["final"] = asyncio.Event()
+    road.send()
+    await asyncio.wait_for(road.server.whole.wait(), BOUND)
+    assert road.worker is not None
+    await road.worker.stop(0.01)
+    (spool_id,) = road.spool_ids()
+    last = road.spool.steps(spool_id)[-1]
+    assert (last.kind, last.code) == ("deferred", "mta.connection-lost")
+    assert last.detail.endswith(MAYBE_TAKEN)
 
 
 @pytest.mark.parametrize("who", ["first", "second"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta.message import Deferred, Delivered
-from mta.smtp.pool import MAYBE_TAKEN
+from mta.message import MAYBE_TAKEN, Deferred, Delivered
 from tests.support.fault_proxy import Fault, Harm
 
 from .conftest import LONG, Road
