@@ -7,12 +7,13 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from config.settings import CollectSettings, LmtpListener, Loaded, Settings, SettingsError
 from directory.partners import PartnerBook
 from mta.authors import AuthorCheck
+from mta.collecting import Collector as MailCollector
 from mta.collecting_options import After, CollectorOptions, SignIn
 from mta.dns import DnsOptions, Resolver
 from mta.evaluation import DkimKeys, EvaluationOptions, Evaluator
@@ -91,6 +92,41 @@ class IncomingCollector(Collector):
         for proof, count in sorted(self._incoming.authors.counts.items()):
             authors.add_metric([proof], count)
         yield authors
+
+
+class MailCollectors(Collector):
+    """The upstream mailboxes this process collects, for Prometheus. Where nodes share a database, one collects."""
+
+    def __init__(self) -> None:
+        self._made: list[MailCollector] = []
+
+    def add(self, collector: MailCollector) -> MailCollector:
+        """Tell of it from now on, until it is stopped."""
+        self._made = [each for each in self._made if not each.stopping] + [collector]
+        return collector
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing beforehand."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        connected = GaugeMetricFamily(
+            "relais_collector_connected", "1 while an upstream mailbox is being collected.", labels=["collector"]
+        )
+        found = CounterMetricFamily(
+            "relais_collector_messages",
+            "Messages found in an upstream mailbox, by what became of them; oversized and refused ones stay there.",
+            labels=["collector", "result"],
+        )
+        for each in self._made:
+            if each.stopping:
+                continue
+            status = each.status
+            connected.add_metric([each.name], float(status.connected))
+            for result in ("collected", "repeated", "oversized", "refused"):
+                found.add_metric([each.name, result], getattr(status, result))
+        yield connected
+        yield found
 
 
 def lmtp_door(

@@ -71,7 +71,7 @@ class Supervisor:
         self,
         name: str,
         server: PrivateServer,
-        seconds: float = 30.0,
+        seconds: float = 60.0,
         *,
         clean: Callable[[bytes], bytes] | None = None,
         outlives: bool = False,
@@ -79,23 +79,25 @@ class Supervisor:
     ) -> None:
         """Start one child and return when it is ready; raises `StartError`.
 
-        A child that stops at once is tried again for a few seconds: one of a killed supervisor's may still be ending.
+        A child that stops at once is tried again for a few seconds, and at least once however slow the machine is: one
+        of a killed supervisor's may still be ending, or somebody had its port for a moment.
         `clean` is applied to each line the child prints before it is written to its log. One that `outlives` the others
         is ended after them: they need it to the last. Only one that `holds_keys` is told of systemd's credentials.
         """
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun, starts = loop.time(), 1
         process = await self._first(name, server, clean, holds_keys)
         child = _Child(name, server, process, clean, outlives, holds_keys)
         self._children.append(child)
         while not await asyncio.to_thread(server.ready):
             status = child.process.returncode
             if status is not None:
-                if loop.time() > begun + _START_AGAIN_SECONDS:
+                if starts > 1 and loop.time() > begun + _START_AGAIN_SECONDS:
                     raise StartError(f"{name} stopped at start with status {status}: see {self.log(name)}")
                 _kill_session(child.process.pid)
                 await asyncio.sleep(0.5)
                 child.process = await self._first(name, server, clean, holds_keys)
+                starts += 1
             if loop.time() > begun + seconds:
                 raise StartError(f"{name} did not answer within {seconds:g} s: see {self.log(name)}")
             await asyncio.sleep(0.02)

@@ -59,7 +59,15 @@ from config.directory_service import (
 )
 from config.door_service import RELOADED, DoorCollector, certificate_sign_in, door_options, limits_of
 from config.housekeeping import Housekeeping
-from config.incoming import Incoming, IncomingCollector, collector_options, lmtp_door, open_lmtp, open_resolver
+from config.incoming import (
+    Incoming,
+    IncomingCollector,
+    MailCollectors,
+    collector_options,
+    lmtp_door,
+    open_lmtp,
+    open_resolver,
+)
 from config.journal_answers import JournalAnswers
 from config.key_journal import KeyAnswers
 from config.metrics import MetricsServer
@@ -93,6 +101,7 @@ from mta.agreements import Agreements
 from mta.awaited import AwaitedReceipts
 from mta.believed import Believed
 from mta.collecting import Collector
+from mta.collecting_options import CollectorOptions
 from mta.correspondents import Correspondents
 from mta.dispositions import DispositionStage
 from mta.dsn import DsnConsumer, DsnOptions
@@ -466,11 +475,14 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         await _open(door.start, listener.host, listener.port, reuse_port=process.shares_ports)
         stack.push_async_callback(door.stop)
 
+    collectors = MailCollectors()
     for each in settings.collect:
         options = collector_options(loaded, each)
-        collector: Task = Collector(options, spool, exists)
-        if membership is not None:
-            collector = ForAll(lambda: membership.eldest, functools.partial(Collector, options, spool, exists))
+
+        def collect(options: CollectorOptions = options) -> Collector:
+            return collectors.add(Collector(options, spool, exists))
+
+        collector: Task = collect() if membership is None else ForAll(lambda: membership.eldest, collect)
         running.append(_run(collector.run(), f"collect {each.name}"))
         stack.push_async_callback(collector.stop)
     letters = Letters(
@@ -510,6 +522,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
                 TrustCollector(trust),
                 RevocationCollector(revocation),
                 IncomingCollector(incoming),
+                collectors,
                 OutgoingCollector(outgoing),
                 DoorCollector(doors, options_of_doors),
                 SurvivalCollector(loaded.state, database, journal_answers.publisher.published, alive),

@@ -99,6 +99,15 @@ class Collector:
     def status(self) -> CollectorStatus:
         return self._status
 
+    @property
+    def name(self) -> str:
+        return self._options.name
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called: it collects no more, and nobody need wonder."""
+        return self._stopping
+
     async def run(self) -> None:
         """Collect until `stop`; never ends because of what the upstream does."""
         self._task = asyncio.current_task()

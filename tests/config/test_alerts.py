@@ -19,6 +19,8 @@ ALERTS = {
     "RelaisOldestUnacknowledged": ("relais_oldest_unacknowledged_seconds", "86401", "86399"),
     "RelaisUnprepared": ("relais_unprepared_oldest_seconds", "901", "899"),
     "RelaisParked": ('relais_deliveries{state="parked"}', "1", "0"),
+    "RelaisCollectorDown": ('relais_collector_connected{collector="c"}', "0", "1"),
+    "RelaisCollectorLeft": ('relais_collector_messages_total{collector="c", result="refused"}', "0+1", "3"),
     "RelaisCertificateExpiry": ('relais_certificate_expiry_seconds{certificate="operator"}', "2591999", "2592001"),
     "RelaisCertificateExpiryNear": ('relais_certificate_expiry_seconds{certificate="operator"}', "-Inf", "604801"),
     "RelaisCrlExpiry": ("relais_revocation_next_update_seconds", "21599", "+Inf"),
@@ -36,10 +38,12 @@ def names() -> list[str]:
 
 
 def fires(folder: Path, alert: str, series: dict[str, str], minutes: int) -> bool:
-    """Whether the alert is firing after `minutes` of these constant values."""
+    """Whether the alert is firing after `minutes` of these constant values, or of these one a minute."""
     inputs = ""
     for name, value in series.items():
         values = " ".join([value] * (minutes + 1)) if "Inf" in value else f"{value}x{minutes}"
+        if " " in value:
+            values = value
         inputs += f"      - series: '{name}'\n        values: '{values}'\n"
     test = folder / "test.yml"
     # Expected to be silent: promtool's complaint shows that it fires.

@@ -106,8 +106,12 @@ async def test_stop_ends_the_others_when_one_keeper_has_failed(tmp_path: Path) -
     assert not any(alive(pid) for pid in pids.values())
 
 
-async def test_one_that_stops_at_once_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("patience", [5.0, 0.0], ids=["soon", "after a slow start"])
+async def test_one_that_stops_at_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
     """As after a kill of the supervisor: the port or the lock is still held for a moment."""
+    monkeypatch.setattr(supervise, "_START_AGAIN_SECONDS", patience)
     held = tmp_path / "held"
     held.touch()
     server = Server(tmp_path, "signal.pause()")

@@ -66,7 +66,7 @@ def wait_settled(up: Running) -> None:
     "process",
     [
         "laboratoire",
-        "ville",
+        pytest.param("ville", marks=pytest.mark.proof),
         pytest.param("dovecot", marks=pytest.mark.proof),
         pytest.param("slapd", marks=pytest.mark.proof),
     ],

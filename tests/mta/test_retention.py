@@ -488,10 +488,11 @@ def measure(house: House, number: int) -> None:
 
     beside = threading.Thread(target=accept)
     beside.start()
-    begun = time.process_time()
+    begun, wall = time.process_time(), time.monotonic()
     try:
         counted = house.purge()
     finally:
+        wall = time.monotonic() - wall
         stop.set()
         beside.join()
     spent = time.process_time() - begun
@@ -502,7 +503,8 @@ def measure(house: House, number: int) -> None:
     )
     assert spent < number / 500, "processor seconds"
     assert accepted[0] > 20
-    assert slowest[0] < 2.0
+    # One transaction for all would make somebody wait for nearly the whole of it; a busy machine makes both longer.
+    assert slowest[0] < max(2.0, wall / 2)
 
 
 def test_a_turn_is_small(house: House) -> None:
