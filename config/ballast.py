@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from mta.bell import Bell
+from mta.bell import Repeating
 
 log = structlog.get_logger(__name__)
 
@@ -28,14 +28,14 @@ PLENTY_OCTETS = 256 << 20
 _LOOK_SECONDS = 5.0
 
 
-class Ballast:
-    """Of one state directory. `run` ends after `stop`."""
+class Ballast(Repeating):
+    """Of one state directory."""
 
     def __init__(self, state: Path, free: Callable[[], int] | None = None) -> None:
         """`free`: octets the disk still takes, by default asked of it."""
+        super().__init__()
         self._file = state / "ballast"
         self._free = free or (lambda: shutil.disk_usage(state).free)
-        self._bell = Bell()
 
     def look(self) -> None:
         """Give it up or lay it down, as the disk stands; whatever the disk says, there is one to look at next time."""
@@ -59,15 +59,6 @@ class Ballast:
         finally:
             os.close(descriptor)
 
-    async def run(self) -> None:
-        """Look until `stop`."""
-        await self._bell.run(self._turn)
-
-    async def stop(self) -> None:
-        self._bell.stop()
-        await self._bell.finished()
-
     async def _turn(self) -> float:
-        """Returns how long to sleep, in seconds."""
         await asyncio.to_thread(self.look)
         return _LOOK_SECONDS

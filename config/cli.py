@@ -15,7 +15,6 @@ import io
 import json
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -337,120 +336,6 @@ def _print_letters(result: dict[str, Any], folder: Path) -> str:
     return problem
 
 
-@relais.group()
-def bench() -> None:
-    """Measure on this machine, each figure beside a peer or a limit of the same run."""
-
-
-@bench.command("road")
-@click.option("--full/--quick", default=False, help="The sizes of the published figures, or under a minute.")
-@click.option("--report", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Send this HL7 v2 file.")
-@JSON
-def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
-    """From MLLP in to the mailboxes, and the trace at 100,000 messages."""
-    from config import logs
-    from config.bench.child import BenchError
-    from config.bench.road import road
-
-    logs.configure("WARNING")
-    try:
-        result = road("full" if full else "quick", report.read_bytes() if report else None)
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
-
-
-@bench.command("smime")
-@click.option("--full/--quick", default=False, help="Longer runs and more of them, or under a minute.")
-@JSON
-def bench_smime(full: bool, as_json: bool) -> None:
-    """Sign, encrypt, open and DKIM beside bare cryptography, openssl and dkimpy; growth up to 100 MB."""
-    from config import logs
-    from config.bench.child import BenchError
-    from config.bench.smime import smime
-
-    logs.configure("WARNING")
-    try:
-        result = smime("full" if full else "quick")
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
-
-
-@bench.command("soak")
-@click.option("--messages", type=click.IntRange(1), help="How many; default: 2,000, or 100,000 with --full.")
-@click.option("--full/--quick", default=False, help="A long run, of hours, or a short one.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the faults.")
-@click.option("--pause", type=float, default=4.0, show_default=True, help="Mean seconds between two faults.")
-@JSON
-def bench_soak(messages: int | None, full: bool, seed: int, pause: float, as_json: bool) -> None:
-    """Send numbered messages while everything goes wrong; exit status 1 when one is lost, doubled or shown."""
-    from config import logs
-    from config.bench.child import BenchError
-    from config.bench.soak import failed, soak
-
-    logs.configure("WARNING")
-    number = messages or (100_000 if full else 2_000)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a mounted disk and a gateway are to be put away
-    try:
-        result = soak(number, seed=seed, pause=pause, say=lambda sentence: click.echo(sentence, err=True))
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
-    for note in result["notes"]:
-        click.echo(note, err=True)
-    sys.exit(1 if failed(result) else 0)
-
-
-@bench.command("mta")
-@click.option("--full/--quick", default=False, help="The sizes of the published figures, or about a minute.")
-@JSON
-def bench_mta(full: bool, as_json: bool) -> None:
-    """The road beside Postfix: relay, protect, accept, memory, latency, a long queue. Needs Postfix and root."""
-    from config import logs
-    from config.bench.child import BenchError
-    from config.bench.mta import mta
-
-    logs.configure("WARNING")
-    try:
-        result = mta("full" if full else "quick")
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
-
-
-@bench.command("trust")
-@click.option("--full/--quick", default=False, help="Lists of a million entries, longer runs; or under a minute.")
-@JSON
-def bench_trust(full: bool, as_json: bool) -> None:
-    """Validate certificates beside two other validators; hostile chains; CRLs of a million entries; the journal."""
-    from config import logs
-    from config.bench.child import BenchError
-    from config.bench.trust import trust
-
-    logs.configure("WARNING")
-    try:
-        result = trust("full" if full else "quick")
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
-
-
-def _print_bench(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(result, indent=1))
-        return
-    for row in result["rows"]:
-        if row.get("skipped"):
-            click.echo(f"{row['id']:<40} {'skipped':>12} {row['skipped']}")
-            continue
-        beside = f"  {row['ratio']:.3f} of {row['reference']} {row['reference_value']}" if row.get("ratio") else ""
-        if row.get("met") is not None:
-            reached = "goal met" if row["goal_met"] else "bar met" if row["met"] else "BAR MISSED"
-            beside += f"  [{reached}: {row['compared']} {row['bar']:g}]"
-        click.echo(f"{row['id']:<40} {row['value']:>12} {row['unit']:<10} n={row['n']} runs={row['runs']}{beside}")
-
-
 @relais.command("doctor")
 @STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
@@ -548,6 +433,7 @@ def _fail(sentence: str) -> Any:
 
 for _name, _module, _text in (
     ("account", "config.accounts_command", "Say who may log in, with what, and as whom."),
+    ("bench", "config.bench_command", "Measure on this machine, each figure beside a peer or a limit of the same run."),
     ("journal", "config.journal_command", "Prove what happened."),
     ("keys", "config.keys_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
     ("quarantine", "config.quarantine_command", "See and decide about mail in which malicious software was found."),

@@ -16,7 +16,7 @@ import structlog
 
 import bridges.dossier.tables
 import mta.tables
-from mta.bell import Bell
+from mta.bell import Repeating
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.store.orphans import OrphanCollector
@@ -36,24 +36,19 @@ _SOON_SECONDS = 3600.0
 """After a database or a disk that could not be read."""
 
 
-class Housekeeping:
-    """One per process and event loop. `run` ends after `stop`."""
+class Housekeeping(Repeating):
+    """A turn is a sweep."""
 
     def __init__(self, database: Database, blobs: BlobStore, first_seconds: float = _FIRST_SECONDS) -> None:
+        super().__init__()
         self._collector = OrphanCollector(database, blobs, BLOB_REFERENCES)
-        self._bell = Bell()
         self._broken_off = threading.Event()
         self._first_seconds: float | None = first_seconds
-
-    async def run(self) -> None:
-        """Sweep until `stop`."""
-        await self._bell.run(self._turn)
 
     async def stop(self) -> None:
         """A sweep under way is broken off."""
         self._broken_off.set()
-        self._bell.stop()
-        await self._bell.finished()
+        await super().stop()
 
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """For the control socket."""
@@ -70,7 +65,6 @@ class Housekeeping:
         return found
 
     async def _turn(self) -> float:
-        """Returns how long to sleep, in seconds."""
         if (first := self._first_seconds) is not None:
             self._first_seconds = None
             return first

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from config.settings import Loaded, SettingsError
-from mta.bell import Bell
+from mta.bell import Repeating
 from mta.spool import Spool
 from trust.store.blobs import ALL_ROWS, ROW_BYTES, BlobStore
 from trust.store.database import Database, UnsupportedDatabaseError
@@ -119,18 +119,17 @@ def open_blobs(loaded: Loaded, vault: KeyVault, database: Database) -> BlobStore
     return BlobStore(folder, vault, database, rows)
 
 
-class Membership:
-    """The task that says that this process lives, and frees what dead ones had under lease. One per process and event
-    loop. `run` ends after `stop`."""
+class Membership(Repeating):
+    """The task that says that this process lives, and frees what dead ones had under lease."""
 
     def __init__(self, process: Process, database: Database, clock: SharedClock) -> None:
         """Joins. Raises what the database raises."""
+        super().__init__()
         self._clock = clock
         self._clock_differs = False
         self._nodes = Nodes(database, process.name, patience=process.loaded.settings.store.patience_seconds)
         self._file = process.file("holder", "")
         self._spool: Spool | None = None
-        self._bell = Bell()
         self._said = ""
         self._nodes.join()
 
@@ -164,14 +163,9 @@ class Membership:
         write_durably(self._file, self.holder.encode())
         return freed
 
-    async def run(self) -> None:
-        """Beat until `stop`."""
-        await self._bell.run(self._turn)
-
     async def stop(self) -> None:
         """Leave: nothing is leased to us any more."""
-        self._bell.stop()
-        await self._bell.finished()
+        await super().stop()
         try:
             await asyncio.to_thread(self._leave)
         except Exception as error:  # the others find out
@@ -183,7 +177,6 @@ class Membership:
         self._nodes.leave()
 
     async def _turn(self) -> float:
-        """Returns how long to sleep, in seconds."""
         try:
             for dead in await asyncio.to_thread(self._nodes.beat):
                 if self._spool is not None:
@@ -222,26 +215,21 @@ class Task(Protocol):
     async def stop(self) -> None: ...
 
 
-class ForAll:
+class ForAll(Repeating):
     """A task that one process does for all: it runs here while this is the eldest. Idempotent: for a moment two
     may do it, or none."""
 
     def __init__(self, eldest: Callable[[], bool], make: Callable[[], Task]) -> None:
+        super().__init__()
         self._eldest = eldest
         self._make = make
-        self._bell = Bell()
         self._running: tuple[Task, asyncio.Task[None]] | None = None
 
     async def run(self) -> None:
         """Until `stop`, or until the task breaks."""
         await self._bell.run(self._turn, self._end)
 
-    async def stop(self) -> None:
-        self._bell.stop()
-        await self._bell.finished()
-
     async def _turn(self) -> float:
-        """Returns how long to sleep, in seconds."""
         if self._running is None and self._eldest():
             work = self._make()
             self._running = (work, asyncio.create_task(work.run()))

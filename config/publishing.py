@@ -12,7 +12,7 @@ from functools import partial
 
 import structlog
 
-from mta.bell import Bell
+from mta.bell import Repeating
 from trust.publishing import Publisher
 
 log = structlog.get_logger(__name__)
@@ -20,13 +20,13 @@ log = structlog.get_logger(__name__)
 _SAY_AGAIN_SECONDS = 3600.0
 
 
-class PublishingTask:
-    """One per process and event loop. `run` ends after `stop`."""
+class PublishingTask(Repeating):
+    """A turn is a checkpoint; the last one, after `stop`, publishes what is left, as far as it can be."""
 
     def __init__(self, publisher: Publisher, seconds: float) -> None:
+        super().__init__()
         self._publisher = publisher
         self._seconds = seconds
-        self._bell = Bell()
         self._said: tuple[str, ...] = ()
         self._said_at = 0.0
 
@@ -34,13 +34,7 @@ class PublishingTask:
         """Publish until `stop`."""
         await self._bell.run(self._turn, partial(self._turn, closing=True))
 
-    async def stop(self) -> None:
-        """Publish what is left, as far as it can be."""
-        self._bell.stop()
-        await self._bell.finished()
-
     async def _turn(self, *, closing: bool = False) -> float:
-        """Returns how long to sleep, in seconds."""
         try:
             problems = await asyncio.to_thread(self._publisher.turn, closing=closing)
         except Exception as error:  # the database is away: the next turn makes up for it

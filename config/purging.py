@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.settings import Loaded, SettingsError
-from mta.bell import Bell
+from mta.bell import Repeating
 from mta.queue import Queue
 from mta.retention import DAY, Periods, Retention
 
@@ -47,27 +47,17 @@ def periods(loaded: Loaded) -> Periods:
     return found
 
 
-class Purging:
-    """One per process and event loop. `run` ends after `stop`."""
+class Purging(Repeating):
+    """A turn purges one batch."""
 
     def __init__(self, retention: Retention, round_seconds: float, first_seconds: float = _FIRST_SECONDS) -> None:
+        super().__init__()
         self._retention = retention
         self._round_seconds = round_seconds
         self._first_seconds: float | None = first_seconds
-        self._bell = Bell()
         self._purged = 0
 
-    async def run(self) -> None:
-        """Purge until `stop`."""
-        await self._bell.run(self._turn)
-
-    async def stop(self) -> None:
-        """The batch under way ends."""
-        self._bell.stop()
-        await self._bell.finished()
-
     async def _turn(self) -> float:
-        """Returns how long to sleep, in seconds."""
         if (first := self._first_seconds) is not None:
             self._first_seconds = None
             return first

@@ -24,7 +24,7 @@ from directory.apart import ApartError, run_apart
 from directory.guards import Limits, published_at
 from directory.runs import RunReports
 from directory.synchronisation import BusyError, SynchronisationOptions
-from mta.bell import Bell
+from mta.bell import Repeating
 
 log = structlog.get_logger(__name__)
 
@@ -92,8 +92,8 @@ def demonstration_options(state: Path) -> SynchronisationOptions:
     )
 
 
-class ScheduledSynchronisation:
-    """One per process and event loop, where `synchronisation.source` is set. `run` ends after `stop`."""
+class ScheduledSynchronisation(Repeating):
+    """Where `synchronisation.source` is set: a turn looks, and runs when there is something to do."""
 
     def __init__(
         self,
@@ -102,25 +102,20 @@ class ScheduledSynchronisation:
         look_seconds: float,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        super().__init__()
         self._options = options
         self._source = source
         self._look_seconds = look_seconds
         self._clock = clock
-        self._bell = Bell()
         self._stop = threading.Event()
         self._seen: tuple[object, ...] = ()
         self._tried: tuple[object, ...] = ()
         self._tried_at: datetime | None = None
 
-    async def run(self) -> None:
-        """Look, and run when there is something to do, until `stop`."""
-        await self._bell.run(self._turn)
-
     async def stop(self) -> None:
         """A run under way ends at the next entry, and the next start writes the rest."""
         self._stop.set()
-        self._bell.stop()
-        await self._bell.finished()
+        await super().stop()
 
     async def _turn(self) -> float:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 
@@ -71,3 +72,23 @@ class Bell:
         """Wait for the end of `run`, if it has begun."""
         if self._loop is not None:
             await self._finished.wait()
+
+
+class Repeating(ABC):
+    """A task that only takes turns. One per process and event loop; `run` ends after `stop`."""
+
+    def __init__(self) -> None:
+        self._bell = Bell()
+
+    async def run(self) -> None:
+        """Take turns until `stop`."""
+        await self._bell.run(self._turn)
+
+    async def stop(self) -> None:
+        """The turn under way ends."""
+        self._bell.stop()
+        await self._bell.finished()
+
+    @abstractmethod
+    async def _turn(self) -> float:
+        """Returns how long to sleep, in seconds; 0 for not at all."""

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Exists, func, literal, select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 
 from mta.any_delivery import AnyDelivery, AnyReader, add_step
-from mta.bell import Bell
+from mta.bell import Repeating
 from mta.dsn import SILENT, DsnConsumer
 from mta.dsn_conditions import DELAYED, wants_warning
 from mta.message import DeliveryState
@@ -53,8 +53,8 @@ class OverdueOptions:
     poll_seconds: float = 60.0
 
 
-class Overdue:
-    """One per process and event loop. `run` ends after `stop`."""
+class Overdue(Repeating):
+    """A turn tells of one batch."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Overdue:
         node: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__()
         self._database = database
         self._deliveries = AnyReader(spool)
         self._dsn = dsn
@@ -74,23 +75,13 @@ class Overdue:
         self._options = options
         self._node = node
         self._clock = clock
-        self._bell = Bell()
         self._warned_to = ""
         """Delivery id up to which nobody is left to warn."""
         self._missed_to = (0.0, "")
         """When it was relayed, and its delivery id, up to which every missing receipt has been told of."""
         self._cleaned_at: float | None = None
 
-    async def run(self) -> None:
-        """Look until `stop`."""
-        await self._bell.run(self._turn)
-
-    async def stop(self) -> None:
-        self._bell.stop()
-        await self._bell.finished()
-
     async def _turn(self) -> float:
-        """Returns how long to sleep, in seconds."""
         try:
             more = await asyncio.to_thread(self.look)
         except Exception as error:  # its text may quote an address

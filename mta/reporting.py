@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from mta.bell import Bell
+from mta.bell import Repeating
 from mta.delivery import EndedDelivery
 from mta.spool import Spool
 
@@ -58,15 +58,15 @@ class _Failed:
     """Monotonic time, seconds."""
 
 
-class Reporter:
-    """One per process and event loop. `run` ends after `stop`."""
+class Reporter(Repeating):
+    """A turn reports one batch."""
 
     def __init__(self, spool: Spool, consumers: Sequence[EndConsumer], options: ReporterOptions | None = None) -> None:
+        super().__init__()
         self._spool = spool
         self._consumers = tuple(consumers)
         self._options = options or ReporterOptions()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="mta-reporter")
-        self._bell = Bell()
         self._failed: dict[str, _Failed] = {}
         """By delivery id. In memory: after a restart everything is tried at once."""
 
@@ -77,16 +77,14 @@ class Reporter:
     async def run(self) -> None:
         """Report until `stop`."""
         self._spool.listen(self.wake)
-        await self._bell.run(self._turn)
+        await super().run()
 
     async def stop(self) -> None:
         """Let the batch under way end; what is not reported then is at the next start."""
-        self._bell.stop()
-        await self._bell.finished()
+        await super().stop()
         self._threads.shutdown(wait=False)
 
     async def _turn(self) -> float:
-        """Report one batch. Returns how long to sleep, in seconds."""
         try:
             return await self._report_batch()
         except Exception as error:

@@ -26,6 +26,47 @@ LARGE = b"a mail of some length\r\n" * 5000
 """Longer than what is kept in the database itself."""
 
 
+CONFIGURATION = """[operator]
+name = "x"
+host = "mss.exemple.fr"
+domains = ["exemple.fr"]
+postmaster = "p@exemple.fr"
+state = "{state}"
+[trust]
+anchors = "anchors.pem"
+list = "trust-list.xml"
+list_signer = "CN=x"
+operator_chain = "operator.pem"
+operator_key = "operator.key"
+[directory]
+uri = "ldap://127.0.0.1:1"
+[mailboxes]
+lmtp_socket = "lmtp"
+authentication_socket = "authentication.sock"
+home = "mail"
+"""
+
+
+def relais_toml(state: Path, more: str) -> str:
+    """A relais.toml for that state; `more`: further sections."""
+    return CONFIGURATION.format(state=state) + more
+
+
+def accept(spool: Spool, name: str) -> None:
+    spool.accept(
+        Submission(
+            origin=Origin.MLLP,
+            sender="resultats@labo-essais.test.mssante.fr",
+            peer="SIL-ESSAI",
+            content=name.encode() + LARGE,
+            content_type="application/hl7-v2",
+            deliveries=(NewDelivery("a@test-ci-sis.mssante.fr", TargetKind.MAILBOX),),
+            dedup_key=name,
+            message_id_domain="labo-essais.test.mssante.fr",
+        )
+    )
+
+
 class State:
     """A gateway's state without the gateway."""
 
@@ -41,18 +82,7 @@ class State:
         )
 
     def accept(self, name: str) -> None:
-        self.spool.accept(
-            Submission(
-                origin=Origin.MLLP,
-                sender="resultats@labo-essais.test.mssante.fr",
-                peer="SIL-ESSAI",
-                content=name.encode() + LARGE,
-                content_type="application/hl7-v2",
-                deliveries=(NewDelivery("a@test-ci-sis.mssante.fr", TargetKind.MAILBOX),),
-                dedup_key=name,
-                message_id_domain="labo-essais.test.mssante.fr",
-            )
-        )
+        accept(self.spool, name)
 
     def files(self) -> set[str]:
         return {blob for blob, _ in self.blobs.ids() if re.fullmatch("[0-9a-f]{32}", blob)}

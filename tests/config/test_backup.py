@@ -17,7 +17,7 @@ from config.backup.sealed_files import SealedFileError, seal, sealed_size, unsea
 from config.backup.store import BackupStore
 from config.housekeeping import BLOB_REFERENCES
 from mta.tables import deliveries, messages, steps
-from tests.config.backup_state import State, backed_up, cut_of, made_in, restored, run, some_object
+from tests.config.backup_state import State, backed_up, cut_of, made_in, relais_toml, restored, run, some_object
 from trust.journal import Journal
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
@@ -278,29 +278,7 @@ def test_what_the_configuration_names_elsewhere_comes_along(state: State, target
     (place / "operator.key").write_bytes(b"-----BEGIN PRIVATE KEY-----")
     (place / "anchors.pem").write_bytes(b"-----BEGIN CERTIFICATE-----")
     configuration = place / "relais.toml"
-    configuration.write_text(
-        f"""[operator]
-name = "x"
-host = "mss.exemple.fr"
-domains = ["exemple.fr"]
-postmaster = "p@exemple.fr"
-state = "{state.root}"
-[trust]
-anchors = "anchors.pem"
-list = "trust-list.xml"
-list_signer = "CN=x"
-operator_chain = "operator.pem"
-operator_key = "operator.key"
-[directory]
-uri = "ldap://127.0.0.1:1"
-[mailboxes]
-lmtp_socket = "lmtp"
-authentication_socket = "authentication.sock"
-home = "mail"
-[store]
-blob_directory = "{tmp_path / "blobs"}"
-"""
-    )
+    configuration.write_text(relais_toml(state.root, f'[store]\nblob_directory = "{tmp_path}/blobs"\n'))
     (state.root / "blobs").rename(tmp_path / "blobs")
     done = run("backup", target, "--config", configuration, "--json")
     assert done.exit_code == 0, done.output

@@ -18,7 +18,7 @@ from config.backup.manifest import MANIFEST, OBJECTS
 from config.backup.sources import SCRATCH, alone
 from config.backup.store import BackupError, BackupStore
 from mta.tables import deliveries
-from tests.config.backup_state import State, backed_up, cut_of, made_in, restored, run
+from tests.config.backup_state import State, backed_up, cut_of, made_in, relais_toml, restored, run
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault
@@ -128,29 +128,7 @@ def test_a_vault_that_stands_elsewhere_comes_along_without_its_key(
     vault = tmp_path / where
     (state.root / "vault").rename(vault)
     configuration = tmp_path / "relais.toml"
-    configuration.write_text(
-        f"""[operator]
-name = "x"
-host = "mss.exemple.fr"
-domains = ["exemple.fr"]
-postmaster = "p@exemple.fr"
-state = "{state.root}"
-[trust]
-anchors = "anchors.pem"
-list = "trust-list.xml"
-list_signer = "CN=x"
-operator_chain = "operator.pem"
-operator_key = "operator.key"
-[directory]
-uri = "ldap://127.0.0.1:1"
-[mailboxes]
-lmtp_socket = "lmtp"
-authentication_socket = "authentication.sock"
-home = "mail"
-[keys]
-vault = "{vault}"
-"""
-    )
+    configuration.write_text(relais_toml(state.root, f'[keys]\nvault = "{vault}"\n'))
     assert run("keys", "escrow", "--config", configuration, "--out", tmp_path / "sheets").exit_code == 0
     kek = tmp_path / "kek"
     sheets = sorted((tmp_path / "sheets").iterdir())

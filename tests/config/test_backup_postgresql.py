@@ -14,12 +14,10 @@ from sqlalchemy import select
 from config import backup_command
 from config.backup import portable, restoring
 from config.migrations import metadata, upgrade
-from mta.delivery import NewDelivery, Submission
-from mta.message import Origin, TargetKind
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
 from mta.tables import messages, steps
-from tests.config.backup_state import LARGE, run
+from tests.config.backup_state import accept, relais_toml, run
 from tests.support.postgresql import PostgresServer
 from trust.accounts import Accounts
 from trust.journal import Journal, JournalEntry
@@ -28,28 +26,6 @@ from trust.store.blobs import ALL_ROWS, BlobStore
 from trust.store.database import Database
 from trust.tables import nodes
 from trust.vault import KeyVault
-
-CONFIGURATION = """[operator]
-name = "x"
-host = "mss.exemple.fr"
-domains = ["exemple.fr"]
-postmaster = "p@exemple.fr"
-state = "{state}"
-[trust]
-anchors = "anchors.pem"
-list = "trust-list.xml"
-list_signer = "CN=x"
-operator_chain = "operator.pem"
-operator_key = "operator.key"
-[directory]
-uri = "ldap://127.0.0.1:1"
-[mailboxes]
-lmtp_socket = "lmtp"
-authentication_socket = "authentication.sock"
-home = "mail"
-[store]
-url = "{url}"
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +41,7 @@ class Gateway:
         place.mkdir()
         self.state, self.url = place / "state", url
         self.configuration = place / "relais.toml"
-        self.configuration.write_text(CONFIGURATION.format(state=self.state, url=url))
+        self.configuration.write_text(relais_toml(self.state, f'[store]\nurl = "{url}"\n'))
         self.kek = self.state / "vault" / "kek"
 
     def fill(self) -> None:
@@ -77,25 +53,10 @@ class Gateway:
             blobs = BlobStore(self.state / "blobs", vault, database, ALL_ROWS)
             spool = Spool(database, blobs, vault, node="n1", schedule=RetrySchedule())
             for number in range(3):
-                self.accept(spool, f"mail-{number}")
+                accept(spool, f"mail-{number}")
             Accounts(database, vault, journal=journal).create("a@exemple.fr", ["a@exemple.fr"], None)
             with database.engine.begin() as connection:
                 connection.execute(nodes.insert(), [{"holder": "h", "name": "n1", "since": 1.0, "beats": 1}])
-
-    @staticmethod
-    def accept(spool: Spool, name: str) -> None:
-        spool.accept(
-            Submission(
-                origin=Origin.MLLP,
-                sender="resultats@labo-essais.test.mssante.fr",
-                peer="SIL-ESSAI",
-                content=name.encode() + LARGE,
-                content_type="application/hl7-v2",
-                deliveries=(NewDelivery("a@test-ci-sis.mssante.fr", TargetKind.MAILBOX),),
-                dedup_key=name,
-                message_id_domain="labo-essais.test.mssante.fr",
-            )
-        )
 
 
 @pytest.fixture
@@ -148,7 +109,7 @@ def test_everything_comes_back_into_an_empty_database_and_numbers_go_on(
         assert after.read(lambda connection: check(connection, vault)).ok
         blobs = BlobStore(new.state / "blobs", vault, after, ALL_ROWS)
         spool = Spool(after, blobs, vault, node="n1", schedule=RetrySchedule())
-        gateway.accept(spool, "mail-3")  # its steps get numbers nobody has
+        accept(spool, "mail-3")  # its steps get numbers nobody has
         kept = after.read(lambda connection: connection.execute(messages.select()).all())
         assert {blobs.get("mta-content", each.content_blob)[:6] for each in kept} == {b"mail-%d" % n for n in range(4)}
         assert after.read(lambda connection: len(connection.execute(steps.select()).all())) > len(is_now["mta_steps"])

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from config import wiring
 from config.control import Peer
+from config.gateway.targets import worker_options
 from config.queue_answers import QueueAnswers
 
 
 @pytest.mark.parametrize("final", [10.0, 600.0, 3600.0])
 def test_an_attempt_outlasts_the_wait_for_the_final_answer(final: float) -> None:
     """Or what was sent whole would be given up before its answer may come, and be sent again."""
-    options = wiring._worker_options(8, final)
+    options = worker_options(8, final)
     assert options.attempt_seconds >= final + 300
     assert options.attempt_seconds >= 600
     assert options.lease_seconds > options.attempt_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,26 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+@contextmanager
+def with_tables(url: str) -> Iterator[Database]:
+    """An empty database with every table."""
+    opened = Database(url)
     metadata.create_all(opened.engine)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with with_tables(f"sqlite:///{tmp_path / 'relais.db'}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def each_database(database_url: str) -> Iterator[Database]:
+    """For tests that run on both kinds."""
+    with with_tables(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mta.tables import deliveries, held_destinations, messages
 from trust.store import metadata
 from trust.store.database import Database
 
-from .conftest import Clock, MakeSpool, submission
+from .conftest import Clock, MakeSpool, submission, with_tables
 
 NOW = 1_800_000_000.0
 ALWAYS = 50_000
@@ -166,20 +166,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(each_database: Database) -> Database:
     """Whose turn it is is the same on both."""
-    opened = Database(database_url)
-    metadata.create_all(opened.engine)
-    yield opened
-    opened.close()
+    return each_database
 
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(f"sqlite:///{tmp_path / 'long.db'}")
-    metadata.create_all(opened.engine)
-    yield opened
-    opened.close()
+    with with_tables(f"sqlite:///{tmp_path / 'long.db'}") as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -378,9 +378,12 @@ class Scripted:
                 if tag == "DONE":
                     writer.write(self.idle_tag + b" OK done\r\n")
                     continue
-                writer.write(self.answer(tag.encode(), command))
+                await self.obey(tag.encode(), command, reader, writer)
                 await writer.drain()
         writer.close()
+
+    async def obey(self, tag: bytes, command: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.answer(tag, command))
 
     def answer(self, tag: bytes, command: str) -> bytes:
         words = command.replace("UID ", "").split() or [""]
@@ -728,29 +731,20 @@ class Authenticating(Scripted):
         self.at_once, self.verdict = at_once, verdict
         self.said: list[str] = []
 
-    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        with contextlib.suppress(ConnectionError, ssl.SSLError):
-            writer.write(self.answers.get("greeting", b"* OK ready\r\n"))
-            while line := await reader.readline():
-                tag, _, command = line.decode().strip().partition(" ")
-                if tag == "DONE":
-                    writer.write(self.idle_tag + b" OK done\r\n")
-                elif command.startswith("AUTHENTICATE"):
-                    mechanism, _, response = command.removeprefix("AUTHENTICATE ").partition(" ")
-                    if not self.at_once:
-                        assert response == ""
-                        writer.write(b"+ \r\n")
-                        response = (await reader.readline()).decode().strip()
-                    self.said.append(f"{mechanism} {response}")
-                    if self.verdict != b"OK":
-                        writer.write(b"+ eyJzdGF0dXMiOiI0MDEifQ==\r\n")
-                        assert await reader.readline() == b"\r\n"
-                    writer.write(tag.encode() + b" " + self.verdict + b" done\r\n")
-                else:
-                    writer.write(self.answer(tag.encode(), command))
-                await writer.drain()
-        writer.close()
+    async def obey(self, tag: bytes, command: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not command.startswith("AUTHENTICATE"):
+            await super().obey(tag, command, reader, writer)
+            return
+        mechanism, _, response = command.removeprefix("AUTHENTICATE ").partition(" ")
+        if not self.at_once:
+            assert response == ""
+            writer.write(b"+ \r\n")
+            response = (await reader.readline()).decode().strip()
+        self.said.append(f"{mechanism} {response}")
+        if self.verdict != b"OK":
+            writer.write(b"+ eyJzdGF0dXMiOiI0MDEifQ==\r\n")
+            assert await reader.readline() == b"\r\n"
+        writer.write(tag + b" " + self.verdict + b" done\r\n")
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -28,7 +27,6 @@ from mta.worker import Worker
 from tests.support.private import until
 from trust.journal import Journal, JournalEntry
 from trust.refusals import Refused
-from trust.store import metadata
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.vault import KeyVault
@@ -83,12 +81,9 @@ class House:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(each_database: Database) -> Database:
     """What an operator does is the same on both."""
-    opened = Database(database_url)
-    metadata.create_all(opened.engine)
-    yield opened
-    opened.close()
+    return each_database
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from tests.support.postgresql import PostgresServer
 from tests.support.private import until
 from trust.journal import Journal
 from trust.refusals import Refused
-from trust.store import metadata
 from trust.store.blobs import BlobStore
 from trust.store.database import Database
 from trust.store.orphans import GRACE_SECONDS, OrphanCollector
@@ -94,12 +93,9 @@ class House:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(each_database: Database) -> Database:
     """The purge is the same on both."""
-    opened = Database(database_url)
-    metadata.create_all(opened.engine)
-    yield opened
-    opened.close()
+    return each_database
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mta.smtp.session import DoorSession
 from mta.spool import Spool
 
 from .conftest import MakeSpool
-from .smtp_client import raw, secured
+from .smtp_client import Raw, raw, secured
 from .test_doors import LOCAL, MAIL, OPTIONS
 from .trust_space import Listed, TrustSpace
 
@@ -67,6 +67,13 @@ class Slow:
         self.asked.set_result(None)
         return self.result
 
+    async def begins(self, client: Raw) -> None:
+        """The client has sent a whole mail, and it is being kept."""
+        client.send(ENVELOPE)
+        assert [(await client.reply())[:3] for _ in range(3)] == ["250", "250", "354"]
+        client.send(MAIL + b".\r\n")
+        await self.asked
+
     async def keep(self) -> None:
         self.result.set_result(await asyncio.to_thread(self._begin(self.submission).result))
 
@@ -96,10 +103,7 @@ async def test_what_is_being_kept_is_kept_though_the_client_has_gone(
 ) -> None:
     slow = Slow(spool, monkeypatch)
     async with secured(port, space.client("two")) as client:
-        client.send(ENVELOPE)
-        assert [(await client.reply())[:3] for _ in range(3)] == ["250", "250", "354"]
-        client.send(MAIL + b".\r\n")
-        await slow.asked
+        await slow.begins(client)
     await asyncio.sleep(0.05)
     assert door.connections == 1
     await slow.keep()
@@ -114,10 +118,7 @@ async def test_no_client_pays_for_a_slow_disk(
 ) -> None:
     slow = Slow(spool, monkeypatch)
     async with secured(port, space.client("two")) as client:
-        client.send(ENVELOPE)
-        assert [(await client.reply())[:3] for _ in range(3)] == ["250", "250", "354"]
-        client.send(MAIL + b".\r\n")
-        await slow.asked
+        await slow.begins(client)
         await asyncio.sleep(0.5)
         await slow.keep()
         assert (await client.reply()).startswith("250 2.6.0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +20,6 @@ from mta.schedule import RetrySchedule
 from mta.spool import REPEATED_EXTERNAL_ID, Spool
 from mta.tables import deliveries, messages
 from trust.refusals import Refused
-from trust.store import metadata
 from trust.store.blobs import BlobStore, Draft
 from trust.store.database import Database
 from trust.vault import VaultError
@@ -29,12 +28,9 @@ from .conftest import Clock, MakeSpool, submission
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(each_database: Database) -> Database:
     """The spool's guarantees hold on both."""
-    opened = Database(database_url)
-    metadata.create_all(opened.engine)
-    yield opened
-    opened.close()
+    return each_database
 
 
 UNREACHABLE = Refused(refusals.UNREACHABLE, "connect: refused")

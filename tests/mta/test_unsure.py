@@ -14,18 +14,14 @@ from mta.handover import HandOver
 from mta.message import Delivered
 from mta.priority import Priority
 from mta.tables import deliveries, held_destinations
-from trust.store import metadata
 from trust.store.database import Database, StoreUnavailableError
 
 from .conftest import Clock, MakeSpool, submission
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    metadata.create_all(opened.engine)
-    yield opened
-    opened.close()
+def database(each_database: Database) -> Database:
+    return each_database
 
 
 @contextmanager

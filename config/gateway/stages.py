@@ -1,0 +1,143 @@
+"""What is done to a mail before it leaves the worker: composed, protected or opened, screened, scanned."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from bridges.compose import ComposeOptions
+from bridges.composing import ComposeStage
+from bridges.hl7 import reader as hl7_reader
+from bridges.report import Report
+from bridges.routing import RoutingOptions
+from bridges.screening import ScreenStage
+from config.directory_service import learn_with
+from config.gateway.belief import Belief
+from config.gateway.places import Places
+from config.gateway.store import Store
+from config.incoming import Incoming
+from config.reading import ReadOnce
+from config.screening_service import scan_stages
+from config.settings import Loaded, Settings, SettingsError
+from mta.agreements import Agreements
+from mta.correspondents import Correspondents
+from mta.dispositions import DispositionStage
+from mta.message import Stage
+from mta.opening import OpenStage
+from mta.protecting import ProtectStage
+from smime.dkim import DkimKey, public_record
+from smime.failures import DecryptionFailures
+from smime.policy import GcmVariant, ReadPolicy
+from trust.refusals import Refused
+
+DkimKeyOf = Callable[[str], DkimKey | None]
+Parse = Callable[[bytes], Report | Refused]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Of one gateway."""
+
+    in_order: tuple[Stage, ...]
+    scans: Mapping[str, int] | None
+    """What became of scans; None without a scanner."""
+
+
+def make_stages(
+    loaded: Loaded,
+    store: Store,
+    belief: Belief,
+    places: Places,
+    incoming: Incoming,
+    dkim_key_of: DkimKeyOf,
+    parse: Parse,
+    threads: Executor,
+) -> Stages:
+    """On the event loop they will run on."""
+    settings = loaded.settings
+    compose = ComposeStage(
+        parse,
+        {listener.sender: listener.sender_name for listener in settings.mllp}
+        | {service.sender: service.sender_name for service in settings.letters},
+        ComposeOptions(
+            software_reference=settings.operator.software_reference,
+            environment=settings.identity.environment,
+            host_name=settings.operator.host,
+        ),
+        routing_options(settings),
+        threads,
+    )
+    correspondents = Correspondents(store.database, store.vault)
+    protect = ProtectStage(
+        store.vault,
+        places.directory,
+        belief.validator,
+        dkim_key_of,
+        settings.operator.host,
+        Agreements(places.partners, correspondents, settings.smime.floor),
+    )
+    opening = OpenStage(
+        store.vault,
+        belief.validator,
+        places.partners,
+        settings.operator.host,
+        own_dkim=own_dkim(dkim_key_of),
+        remember=correspondents.remember,
+        learn=learn_with(places.learning),
+        policy=ReadPolicy(
+            triple_des=settings.smime.triple_des,
+            sha1=settings.smime.sha1,
+            gcm_variants=frozenset(map(GcmVariant, settings.smime.gcm_variants)),
+        ),
+        failures=DecryptionFailures(settings.smime.failures_per_hour),
+        evaluator=incoming.evaluator,
+        authors=incoming.authors,
+    )
+    scans = scan_stages(loaded)
+    return Stages(
+        (compose, DispositionStage(), protect, opening, ScreenStage(), *scans), scans[0].counts if scans else None
+    )
+
+
+def routing_options(settings: Settings) -> RoutingOptions:
+    """Where reports may go."""
+    return RoutingOptions(
+        local_domains=frozenset(settings.operator.domains),
+        patient_domains=frozenset(settings.identity.patient_domains),
+        dossier=settings.dossier.enabled,
+    )
+
+
+def report_reader(settings: Settings) -> Parse:
+    """Of HL7 frames; each is read once."""
+    return ReadOnce(functools.partial(hl7_reader.parse, environment=settings.identity.environment))
+
+
+def dkim_keys(loaded: Loaded) -> DkimKeyOf:
+    """The DKIM key by sender domain: one key and selector for all our domains. Raises `SettingsError`."""
+    section = loaded.settings.dkim
+    if not section.key:
+        return lambda domain: None
+    try:
+        key = load_pem_private_key(loaded.path(section.key).read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"dkim.key {loaded.path(section.key)} must hold an unencrypted RSA key in PEM") from error
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise SettingsError("dkim.key must be an RSA key")
+    keys = {domain: DkimKey(domain, section.selector, key) for domain in loaded.settings.operator.domains}
+    return keys.get
+
+
+def own_dkim(dkim_key_of: DkimKeyOf) -> Callable[[str, str], str | None]:
+    """Our DNS record by domain and selector, as what we publish there should say."""
+
+    def record(domain: str, selector: str) -> str | None:
+        key = dkim_key_of(domain)
+        return public_record(key.key) if key is not None and key.selector == selector else None
+
+    return record

@@ -1,0 +1,120 @@
+"""Where a mail ends: our mailboxes, other operators, the senders' systems, patients' records; how many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from bridges.dossier.repository import Dossier
+from bridges.dossier.rights import load_matrix
+from bridges.dossier.target import DossierTarget
+from bridges.hl7.client import MllpTarget
+from config.gateway.belief import Belief
+from config.gateway.places import Places
+from config.gateway.stages import Parse
+from config.gateway.store import Store
+from config.incoming import Incoming
+from config.outgoing import Outgoing
+from config.settings import Loaded
+from mta.absorbing import ReceiptDoorkeeper
+from mta.believed import Believed
+from mta.mailboxes.authentication import AuthenticationSocket
+from mta.mailboxes.dovecot import MailboxRealm
+from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
+from mta.message import Target, TargetKind
+from mta.notices import Notices
+from mta.spool import Spool
+from mta.worker import WorkerOptions
+from trust.accounts import Accounts
+from trust.certificates import Purpose
+from trust.identities import Identity
+from trust.refusals import Refused
+from trust.vault import KeyVault
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Of one gateway."""
+
+    by_kind: Mapping[TargetKind, Target]
+    outgoing: Outgoing
+    dossier: Dossier | None
+    """None where no record is kept."""
+
+
+def open_targets(
+    loaded: Loaded,
+    store: Store,
+    belief: Belief,
+    places: Places,
+    spool: Spool,
+    incoming: Incoming,
+    notices: Notices,
+    parse: Parse,
+    stack: AsyncExitStack,
+) -> Targets:
+    """Raises `SettingsError`."""
+    settings, mailboxes = loaded.settings, loaded.settings.mailboxes
+    lmtp = LmtpTarget(
+        LmtpOptions(
+            settings.operator.host,
+            loaded.path(mailboxes.lmtp_socket),
+            search_socket=loaded.path(mailboxes.search_socket) if mailboxes.search_socket else None,
+        )
+    )
+    stack.push_async_callback(lmtp.close)
+    trust_list = belief.trust_list
+    outgoing = Outgoing(
+        loaded,
+        places.partners,
+        lambda: trust_list.current,
+        belief.service.partners,
+        belief.service.judge(Purpose.OPERATOR_TLS_SERVER),
+        incoming.resolver,
+        stack,
+    )
+    acknowledge = MllpTarget(
+        {each.partner: (each.receiver_host, each.receiver_port) for each in settings.mllp if each.receiver_port}
+    )
+    stack.push_async_callback(acknowledge.close)
+    by_kind: dict[TargetKind, Target] = {
+        TargetKind.MAILBOX: ReceiptDoorkeeper(lmtp, spool, Believed(spool, incoming.speaks_for), notices),
+        TargetKind.SMTP: outgoing.target,
+        TargetKind.MLLP: acknowledge,
+    }
+    dossier = None
+    if settings.dossier.enabled:
+        dossier = Dossier(store.database, store.blobs, store.vault, store.journal, load_matrix())
+        by_kind[TargetKind.DOSSIER] = DossierTarget(dossier, parse)
+    return Targets(by_kind, outgoing, dossier)
+
+
+def authentication_socket(
+    loaded: Loaded,
+    accounts: Accounts,
+    vault: KeyVault,
+    tokens: Callable[[str, str], Identity | Refused] | None,
+) -> AuthenticationSocket:
+    """What Dovecot asks about our mailboxes; not yet listening. `tokens`: None when no access token is taken."""
+    mailboxes = loaded.settings.mailboxes
+    path = loaded.path(mailboxes.authentication_socket)
+    realm = MailboxRealm(
+        loaded.settings.operator.domains,
+        path,
+        loaded.path(mailboxes.home),
+        lambda address: vault.pseudonym("mailbox home", address)[:40],
+    )
+    return AuthenticationSocket(path, accounts, realm.home_of, accounts.open_mailbox, tokens)
+
+
+def worker_options(per_destination: int, final_seconds: float = 600.0) -> WorkerOptions:
+    """More places in all than for one destination, or one that stalls would stop every other. An attempt outlasts the
+    wait for a final answer, or what was sent whole would be given up and sent again."""
+    attempt = max(600.0, final_seconds + 300.0)
+    return WorkerOptions(
+        concurrency=4 * per_destination,
+        per_destination=per_destination,
+        attempt_seconds=attempt,
+        lease_seconds=attempt + 900.0,
+    )
