@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from directory import schema
-from directory.choosing import is_valid
+from directory.choosing import is_usable
 from directory.entries import is_address, sort_certificates
 from directory.pool import Connection
 from directory.publishing import mailboxes_at, modify
@@ -82,7 +82,7 @@ def judge(address: str, certificate: x509.Certificate, evidence: Evidence) -> Of
     named = {each.lower() for each in mail_addresses(certificate)}
     if evidence.author.lower() != wanted or wanted not in named:
         return OfferOutcome.NOT_THE_AUTHOR
-    if not sort_certificates([certificate.public_bytes(Encoding.DER)])[0] or not is_valid(certificate, evidence.at):
+    if not sort_certificates([certificate.public_bytes(Encoding.DER)])[0] or not is_usable(certificate, evidence.at):
         return OfferOutcome.UNFIT
     if evidence.path.rule in _REVOCATION_RULES:
         return OfferOutcome.REVOCATION
