@@ -74,6 +74,9 @@ class OfferOutcome(Enum):
     """The directory does not have the mailbox."""
 
 
+_TAKEN = frozenset((OfferOutcome.LEARNED, OfferOutcome.KNOWN))
+
+
 def judge(address: str, certificate: x509.Certificate, evidence: Evidence) -> OfferOutcome | None:
     """Why this certificate may not be kept for `address`; None: it may."""
     if not is_address(address) or evidence.origin not in LEARNED:
@@ -159,13 +162,17 @@ class SignedMailLearner:
     def learn(
         self, author: str, signer: x509.Certificate, came_along: Sequence[x509.Certificate] = ()
     ) -> dict[x509.Certificate, OfferOutcome]:
-        """What became of the signer's certificate and of the others in the mail that name the author and encrypt.
+        """What became of those that name the author and encrypt.
 
-        To be called only when the signature was valid and its signer the one author. Raises what `offer` raises.
+        `came_along`: what the signer wants to be encrypted to, and what may stand above (`SignerVerdict`); the signer's
+        own certificate is for when none of those is taken. To be called only when the signature was valid and its
+        signer the one author. Raises what `offer` raises.
         """
         outcomes: dict[x509.Certificate, OfferOutcome] = {}
         now = self._clock()
-        for certificate in dict.fromkeys((signer, *came_along)):
+        for certificate in dict.fromkeys((*(each for each in came_along if each != signer), signer)):
+            if certificate == signer and not _TAKEN.isdisjoint(outcomes.values()):
+                break
             if author.lower() not in {each.lower() for each in mail_addresses(certificate)}:
                 continue
             if not sort_certificates([certificate.public_bytes(Encoding.DER)])[0]:
