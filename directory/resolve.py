@@ -97,9 +97,9 @@ class Directory:
         known = self._cache.get(name)
         if known is not None:
             return known[0]
-        generation = self._cache.generation
+        generation, asked_at = self._cache.generation, self._cache.now()
         found = self._resolve(name)
-        self._cache.put(name, found, generation)
+        self._cache.put(name, found, generation, asked_at)
         return found
 
     def by_identifier(self, id_nat: str, system: str = "") -> list[Recipient]:
