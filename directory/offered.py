@@ -8,11 +8,13 @@ the place of one that somebody put there: a person's decision stands until a per
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
+import ldap as python_ldap
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -24,6 +26,9 @@ from directory.publishing import mailboxes_at, modify
 from directory.reading import LEARNED, CertificateOrigin, Mailbox, certificates_in, mark
 from trust.addresses import mail_addresses
 from trust.certificates import PathVerdict, Purpose
+
+ldap: Any = python_ldap
+"""python-ldap has no type annotations."""
 
 MOST_LEARNED = 4
 """Learned certificates of one mailbox; the newest stay. A holder has a few devices, not dozens."""
@@ -70,10 +75,13 @@ class OfferOutcome(Enum):
     """It is not for encryption, or not valid now."""
     MANUAL = "manual"
     """Somebody put a certificate there, or the register did: those stand."""
+    BUSY = "busy"
+    """Somebody wrote the entry again and again meanwhile: another mail will bring it."""
     UNKNOWN_MAILBOX = "unknown-mailbox"
     """The directory does not have the mailbox."""
 
 
+_TRIES = 3
 _TAKEN = frozenset((OfferOutcome.LEARNED, OfferOutcome.KNOWN))
 
 
@@ -97,7 +105,19 @@ def judge(address: str, certificate: x509.Certificate, evidence: Evidence) -> Of
 def keep(
     connection: Connection, deadline: float, base: str, address: str, certificate: x509.Certificate, evidence: Evidence
 ) -> OfferOutcome:
-    """Write a certificate that was judged into the mailbox's entry; see `Directory.offer_certificate`."""
+    """Write a certificate that was judged into the mailbox's entry; see `Directory.offer_certificate`.
+
+    A person who writes the entry at the same moment wins: what they wrote is looked at anew.
+    """
+    for _ in range(_TRIES):
+        with suppress(ldap.ASSERTION_FAILED):
+            return _keep(connection, deadline, base, address, certificate, evidence)
+    return OfferOutcome.BUSY
+
+
+def _keep(
+    connection: Connection, deadline: float, base: str, address: str, certificate: x509.Certificate, evidence: Evidence
+) -> OfferOutcome:
     found = mailboxes_at(connection, deadline, base, address.lower())
     if not found:
         return OfferOutcome.UNKNOWN_MAILBOX
@@ -142,7 +162,7 @@ def _write(
     marks.append(b"userCertificate")
     marks += [mark(der, origin).encode() for der, origin in kept]
     wanted = {schema.CERTIFICATE: [der for der, _ in kept], schema.LOCAL_ATTRIBUTES: marks}
-    modify(connection, deadline, mailbox.dn, mailbox.attributes, wanted)
+    modify(connection, deadline, mailbox.dn, mailbox.attributes, wanted, unchanged=True)
 
 
 class SignedMailLearner:

@@ -57,9 +57,9 @@ class UpstreamOptions:
     """PEM file of the roots that verify `ldaps` servers; None: those of the system."""
     timeout_seconds: float = 3.0
     """For one question, all servers tried."""
-    found_seconds: float = 3600.0
+    found_seconds: float = 600.0
     """So long an answer is remembered; the path of a certificate is judged anew each time all the same."""
-    missing_seconds: float = 300.0
+    missing_seconds: float = 60.0
     """So long "none" is."""
     rest_seconds: float = 10.0
     """So long a server that failed is not asked again; what is asked of it alone has no answer meanwhile."""
