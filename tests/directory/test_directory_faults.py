@@ -76,6 +76,20 @@ def test_a_connection_that_breaks_anywhere_is_no_answer(running: Server, harm: H
             assert found is not None and found.encryption_certificates == (ENCRYPTING,)
 
 
+def test_a_connection_nobody_used_for_long_is_made_anew(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall forgets idle connections and tells nobody: the next mail must not pay for it."""
+    with (
+        faulty(running, Fault(Harm.HANG)) as (uri, proxy),
+        running.directory(uri=uri, timeout_seconds=3.0) as directory,
+    ):
+        assert directory.resolve(DOCTOR) is not None
+        proxy.strike()
+        monkeypatch.setattr("directory.pool.IDLE_SECONDS", -1.0)
+        started = time.monotonic()
+        assert directory.resolve(DOCTOR) is not None
+        assert proxy.connections == 2 and time.monotonic() - started < 2.0
+
+
 def test_slow_is_not_down(running: Server) -> None:
     """200 ms for each block, as over a bad line: the answer comes, and a second call uses the same connection."""
     with faulty(running, *[Fault(delay=0.1)] * 4) as (uri, proxy), running.directory(uri=uri) as directory:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from directory.entries import from_recipient
 from directory.fhir import AnnuaireSante, FhirError, FhirOptions
+from directory.offered import Evidence, OfferOutcome
+from directory.reading import CertificateOrigin
 from directory.records import MailboxKind, Recipient
 from directory.refresh import refresh
 from tests.directory.conftest import BASE, ENCRYPTING, Server, certificate, key_usage, new_server
+from trust.certificates import PathVerdict
 
 RPPS = "99900000033"
 NOS = "https://mos.esante.gouv.fr/NOS"
@@ -417,3 +421,29 @@ def test_a_certificate_that_names_another_address_is_not_this_mailbox_s() -> Non
     assert found is not None
     (first,) = [each for each in found.mailboxes if each.address == FIRST]
     assert first.certificates == (own.public_bytes(Encoding.DER),)
+
+
+def test_what_was_learned_from_mail_gives_way_to_the_register_s(server_files: Path) -> None:
+    api = Api()
+    learned = certificate("learned", x509.SubjectAlternativeName([x509.RFC822Name(FIRST)]), key_usage("key_agreement"))
+    with new_server(server_files) as server, serving(api) as base:
+        server.slapd.load([])
+        server.start()
+        with server.directory("admin") as admin:
+            kept = api.pages[0][0]["extension"].pop()
+            # an empty directory proves nothing: somebody has to be there
+            admin.publish(Recipient(OWN, MailboxKind.APP, "Automate"))
+            source = asking(base)
+            assert FIRST in refresh(admin, source, RPPS, BASE).added
+            verdict = PathVerdict(True, (learned,), "rfc5280-6.1", "", "good")
+            evidence = Evidence(CertificateOrigin.MAIL, verdict, FIRST, datetime.now(UTC))
+            assert admin.offer_certificate(FIRST, learned, evidence) is OfferOutcome.LEARNED
+            assert FIRST in refresh(admin, source, RPPS, BASE).unchanged
+            assert admin.resolve(FIRST).encryption_certificates == (learned,)  # type: ignore[union-attr]
+            api.pages[0][0]["extension"].append(kept)
+            assert FIRST in refresh(admin, source, RPPS, BASE).changed
+            assert admin.resolve(FIRST).encryption_certificates == (ENCRYPTING,)  # type: ignore[union-attr]
+            said = "".join(step.detail for step in admin.explain(FIRST).steps)
+            assert "register, by KeyUsage" in said and "mail, by KeyUsage" not in said
+            assert FIRST in refresh(admin, source, RPPS, BASE).unchanged
+            assert admin.offer_certificate(FIRST, learned, evidence) is OfferOutcome.MANUAL
