@@ -13,7 +13,7 @@ from cryptography import x509
 
 from config.metrics import Certificates
 from config.settings import Loaded
-from directory.resolve import Directory
+from directory.resolve import Directory, DirectoryUnavailableError
 from trust.store.database import Database
 from trust.vault import KeyVault
 
@@ -64,7 +64,11 @@ def checks(loaded: Loaded, directory: Directory, database: Database) -> dict[str
     """What must answer for the gateway to do its work, by name; each may block and may raise."""
 
     def directory_answers() -> bool:
-        return directory.check()
+        try:
+            directory.resolve(loaded.settings.operator.postmaster)
+        except DirectoryUnavailableError:
+            return False
+        return True
 
     def database_takes_a_commit() -> bool:
         database.transact(lambda connection: None)

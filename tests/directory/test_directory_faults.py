@@ -59,11 +59,11 @@ def later(directory: Directory, address: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("harm", [Harm.HANG, Harm.SWALLOW, Harm.CLOSE, Harm.RESET, Harm.HALF_CLOSE, Harm.GARBAGE])
-@pytest.mark.parametrize("octets", [1, 700, 1350, 1700])
+@pytest.mark.parametrize("octets", [1, 700, 1700])
 def test_a_connection_that_breaks_anywhere_is_no_answer(running: Server, harm: Harm, octets: int) -> None:
     """In the handshake, in the bind and in the middle of a TLS record: the deadline holds, the next server is asked."""
     faults = [Fault(harm, down=octets)] * 20
-    with faulty(running, *faults) as (uri, _), running.directory(uri=uri, timeout_seconds=0.4) as directory:
+    with faulty(running, *faults) as (uri, _), running.directory(uri=uri, timeout_seconds=0.3) as directory:
         started = time.monotonic()
         with suppress(DirectoryUnavailableError):  # the fault may come after the whole answer
             found = directory.resolve(DOCTOR)
@@ -71,7 +71,7 @@ def test_a_connection_that_breaks_anywhere_is_no_answer(running: Server, harm: H
         assert time.monotonic() - started < 2.5
     with faulty(running, *faults) as (uri, _):
         replicas = (running.slapd.ldaps_uri,)
-        with running.directory(uri=uri, replicas=replicas, timeout_seconds=1.6) as directory:
+        with running.directory(uri=uri, replicas=replicas, timeout_seconds=1.2) as directory:
             found = directory.resolve(DOCTOR)
             assert found is not None and found.encryption_certificates == (ENCRYPTING,)
 
