@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 import ldap
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from directory.entries import from_recipient
 from directory.pool import Pool
@@ -254,3 +256,31 @@ def test_a_name_without_an_address_in_the_dns_is_later(running: Server) -> None:
         later(directory, DOCTOR, 8.0)
     with running.directory(uri=f"ldaps://127.0.0.1:{free_port()}") as directory:
         later(directory, DOCTOR, 1.0)
+
+
+def test_the_domain_stands_in_for_certificates_no_path_lets_pass(scripted: Any) -> None:
+    """Without the domain's they stay, so that the refusal can say why."""
+    web = certificate("web", key_usage("key_agreement"), x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]))
+    own = (ENTRY[0], ENTRY[1] | {"userCertificate;binary": [web.public_bytes(Encoding.DER)]})
+    domain = ("dc=x", {"IdNat": [b"dns:demo-cabinet.mssante.fr"], "userCertificate;binary": [_der(ENCRYPTING)]})
+    found = scripted([own, domain]).resolve(DOCTOR)
+    assert found is not None and found.encryption_certificates == (ENCRYPTING,) and found.domain_certificate
+    alone = scripted([own]).resolve(DOCTOR)
+    assert alone is not None and alone.encryption_certificates == (web,) and not alone.domain_certificate
+    explained = scripted([own, domain]).explain(DOCTOR)
+    assert "UNFIT" in "".join(step.detail for step in explained.steps)
+
+
+def test_a_number_of_several_holders_is_nobody_s(scripted: Any) -> None:
+    """Nine digits: an ADELI and a FINESS. Whose results would they be?"""
+    two = [
+        (f"cn={number}", {"mail": [f"m{number}@x.fr".encode()], "TypeBAL": [b"PER"], "IdNat": [number.encode()]})
+        for number in ("0990000071", "1990000071")
+    ]
+    assert scripted(two).preferred("990000071") is None
+    explained = scripted(two).explain("990000071")
+    assert explained.recipient is None and "--system" in "".join(step.detail for step in explained.steps)
+
+
+def _der(one: x509.Certificate) -> bytes:
+    return one.public_bytes(Encoding.DER)
