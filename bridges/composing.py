@@ -17,7 +17,7 @@ from bridges import pdf
 from bridges.compose import ComposeOptions, compose
 from bridges.intake import HL7_CONTENT
 from bridges.report import Audience, Correspondent, Document, Report
-from bridges.routing import ADDRESS_INVALID, RoutingOptions, addressed
+from bridges.routing import ADDRESS_INVALID, IDENTIFIER, RoutingOptions, addressed
 from mta.message import Message, Phase
 from mta.notifications import xtext_decoded
 from trust.refusals import Refused
@@ -86,7 +86,9 @@ class ComposeStage:
         report = common.report(self._parse, message.content)
         if isinstance(report, Refused):
             return report
-        correspondent = addressed(report, _named_as(message), self._routing)
+        kind, name = _named_as(message)
+        address = message.recipient.lower() if kind == IDENTIFIER else ""
+        correspondent = addressed(report, name, self._routing, address)
         if correspondent is None:
             return Refused(ADDRESS_INVALID)
         content = compose(
@@ -104,10 +106,13 @@ class ComposeStage:
         return replace(message, content=content, content_type=MAIL_CONTENT)
 
 
-def _named_as(message: Message) -> str:
-    """How the report names the recipient: as it was before the operator redirected it (`mta.queue`)."""
+def _named_as(message: Message) -> tuple[str, str]:
+    """Address type, and how the report names the recipient: as it was before the operator redirected it (`mta.queue`),
+    or by identifier (`bridges.routing.named`)."""
     kind, _, original = message.facts.get("dsn.orcpt", "").partition(";")
-    return xtext_decoded(original) if kind.lower() == "rfc822" and original else message.recipient
+    if kind.lower() in ("rfc822", IDENTIFIER) and original:
+        return kind.lower(), xtext_decoded(original)
+    return "rfc822", message.recipient
 
 
 def _name(correspondent: Correspondent) -> str:

@@ -2,15 +2,17 @@
 
 AA promises that the frame and its deliveries are committed and synced. Syntax, patient and version are checked before;
 recipients are resolved before when the directory answers in time, otherwise the delivery waits and is resolved before
-it is protected: a slow directory stops no laboratory. A message that comes again (same partner, same MSH-10, same
-bytes) gets the stored acknowledgement and no second mail; the same MSH-10 with other bytes is a new message, flagged.
+it is protected: a slow directory stops no laboratory. Only who is named by identifier and not by address has to be
+found before: without an address there is nobody to keep the report for. A message that comes again (same partner, same
+MSH-10, same bytes) gets the stored acknowledgement and no second mail; the same MSH-10 with other bytes is a new
+message, flagged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +24,8 @@ from bridges import refusals as bridges_refusals
 from bridges import routing
 from bridges.hl7 import acknowledgement
 from bridges.hl7.mllp import FrameError
-from bridges.report import Report
-from bridges.routing import NO_RECIPIENT, Lookup, RoutingOptions, recipients_to_resolve, route
+from bridges.report import Correspondent, Report
+from bridges.routing import NO_RECIPIENT, Lookup, RoutingOptions, identifiers_to_find, recipients_to_resolve, route
 from directory import refusals as directory_refusals
 from directory.records import Recipient
 from directory.resolve import Directory, DirectoryUnavailableError
@@ -64,6 +66,8 @@ class IntakeOptions:
     routing: RoutingOptions
     resolve_seconds: float = 0.2
     """How long the sender may wait for the directory."""
+    identify_seconds: float = 3.0
+    """How long for somebody named by identifier: without an address there is no delivery to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,18 @@ class Intake:
         if isinstance(report, Refused):
             log.warning("intake.refused", partner=system.name, code=report.refusal.code, location=report.location)
             return Taken(acknowledgement.refuse(header, control_id, now, report), (), "", False, report)
+        identified = self._identify(identifiers_to_find(report))
+        if isinstance(identified, Refused):
+            log.warning("intake.refused", partner=system.name, code=identified.refusal.code)
+            return Taken(acknowledgement.refuse(header, control_id, now, identified), (), "", False, identified)
         lookups = self._resolve(recipients_to_resolve(report, self._options.routing))
+        lookups |= {recipient.address: recipient for recipient in identified.values()}
         deliveries = route(
             report,
             lambda address: lookups.get(address, Lookup.LATER),
             self._trust_list.is_trusted,
             self._options.routing,
+            {name: recipient.address for name, recipient in identified.items()},
         )
         impossible = [delivery.refused for delivery in deliveries if delivery.refused is not None]
         if len(impossible) == len(deliveries):
@@ -191,6 +201,34 @@ class Intake:
         except Exception as error:
             log.error("intake.reader-failed", exc_info=error)
             return Refused(mta_refusals.INTERNAL_ERROR)
+
+    def _identify(self, named: Mapping[str, Correspondent]) -> dict[str, Recipient] | Refused:
+        """The preferred mailbox of each whom the report names by identifier; who has none is missing.
+
+        Refused for now when the directory did not answer for one of them: the sender sends the report again.
+        """
+        asked = {
+            name: self._resolvers.submit(self._directory.preferred, *name.rsplit("/", 1))  # identifier, structure
+            for name in named
+        }
+        wait(asked.values(), timeout=self._options.identify_seconds)
+        found: dict[str, Recipient] = {}
+        for name, future in asked.items():
+            later = Refused(directory_refusals.UNAVAILABLE, location=named[name].location)
+            if not future.done():
+                for each in asked.values():
+                    each.cancel()
+                return later
+            try:
+                recipient = future.result()
+            except DirectoryUnavailableError:
+                return later
+            except Exception as error:  # our bug, or a library's: no reason to refuse a report for good
+                log.error("intake.lookup-failed", exc_info=error)
+                return later
+            if recipient is not None:
+                found[name] = recipient
+        return found
 
     def _resolve(self, addresses: tuple[str, ...]) -> dict[str, Recipient | Lookup]:
         """All look-ups side by side; those not back in time, or for which the directory is down, are LATER."""

@@ -21,6 +21,7 @@ from bridges.hl7.zam import ZamEvent, ZamFailure
 from bridges.intake import HL7_CONTENT
 from bridges.receipts_codes import dossier_failure, integration_failure, refusal_failure, status_failure
 from bridges.report import Audience, Report
+from bridges.routing import IDENTIFIER, named
 from mta.any_delivery import AnyReader
 from mta.believed import signer_of
 from mta.delivery import Accepted, EndedDelivery, KeptDelivery, NewDelivery, Submission
@@ -31,6 +32,7 @@ from mta.notifications import (
     by_mail_system,
     found_signature,
     parse_notification,
+    xtext_decoded,
 )
 from mta.reporting import NotSettledError
 from mta.smtp.address import domain_of
@@ -240,7 +242,7 @@ class ReceiptConsumer:
             datetime.fromtimestamp(told.at, UTC),
             told.failure,
             address="" if told.event is ZamEvent.DOSSIER else original.recipient,
-            identifier=_identifier(report, original.recipient),
+            identifier=_identifier(report, original),
         )
         kept = self._spool.accept(
             Submission(
@@ -270,10 +272,12 @@ def _opposite(said: bytes, told: _Told) -> bool:
     return said == (_NEGATIVE if told.failure is None else _POSITIVE)
 
 
-def _identifier(report: Report, address: str) -> str:
+def _identifier(report: Report, original: KeptDelivery) -> str:
     """The professional's national identifier as the report named it; a patient's stays out."""
+    kind, _, name = original.original_recipient.partition(";")
+    wanted = xtext_decoded(name) if kind == IDENTIFIER else original.recipient.lower()
     for correspondent in report.correspondents:
-        if correspondent.audience is Audience.PROFESSIONAL and correspondent.address.lower() == address.lower():
+        if correspondent.audience is Audience.PROFESSIONAL and named(correspondent) == wanted:
             return correspondent.party.id_nat
     return ""
 

@@ -8,20 +8,24 @@ give one person's results to another. One impossible correspondent never stops t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from bridges.identity import canonical_matricule
 from bridges.report import Audience, Correspondent, Report
 from directory import refusals as directory_refusals
+from directory.identifiers import person_id_nat
 from directory.records import Recipient
 from mta.message import TargetKind
 from mta.smtp.address import is_address
+from mta.smtp.target import xtext
 from mta.spool import NewDelivery
 from smime import refusals as smime_refusals
 from trust.refusals import HL7Code, Refusal, Refused
 
+_LONGEST_STRUCTURE = 64
 DOSSIER_RECIPIENT = "dossier"
 """The forward-path of the delivery that feeds the record."""
 
@@ -108,6 +112,10 @@ CATALOGUE = (
 )
 
 
+IDENTIFIER = "x-relais-idnat"
+"""Address type (RFC 3461 §4.2) of the original recipient of a delivery to somebody the report names by identifier."""
+
+
 class Lookup(Enum):
     """What a directory look-up gave besides a recipient."""
 
@@ -124,30 +132,64 @@ class RoutingOptions:
     """Whether this gateway holds a record to feed."""
 
 
+def named(correspondent: Correspondent) -> str:
+    """How the report names somebody: the address in lower case, or IdNat_PP and structure of a professional without.
+
+    The latter as `IdNat_PP/structure`; the structure as sent, or empty. Empty when the report does not say who it is.
+    """
+    address = correspondent.address.strip().lower()
+    if address or correspondent.audience is not Audience.PROFESSIONAL:
+        return address
+    person = person_id_nat(correspondent.party.id_nat)
+    structure = "".join(correspondent.party.organisation_id.split())
+    plain = structure.isascii() and structure.isalnum() and len(structure) <= _LONGEST_STRUCTURE
+    return f"{person}/{structure if plain else ''}" if person else ""
+
+
+def identifiers_to_find(report: Report) -> dict[str, Correspondent]:
+    """Those whom the report names by identifier and wants to reach, by `named`."""
+    return {
+        name: correspondent
+        for correspondent in report.correspondents
+        if not correspondent.address.strip() and (name := named(correspondent)) and _unwanted(report) is None
+    }
+
+
 def route(
     report: Report,
     lookups: Callable[[str], Recipient | Lookup],
     is_trusted: Callable[[str], bool],
     options: RoutingOptions,
+    found: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[NewDelivery, ...]:
     """One delivery per distinct address and one for the record when asked; impossible ones carry their refusal.
 
-    `lookups` answers for a lower-case address; `is_trusted` for a lower-case domain (the trust list).
+    `lookups` answers for a lower-case address; `is_trusted` for a lower-case domain (the trust list); `found` has the
+    address of those of `identifiers_to_find` who have one, by `named`.
     """
     deliveries: dict[str, NewDelivery] = {}
     # Mail of the trust space always asks for receipts, unless the sender has said that he wants none of arrival
     notify = "FAILURE" if report.flags.ack_reception is False else "SUCCESS,FAILURE"
     for correspondent in report.correspondents:
-        address = correspondent.address.strip().lower()
-        if address in deliveries and deliveries[address].refused is None:
+        name = named(correspondent)
+        address = found.get(name, correspondent.address.strip().lower())
+        key = address or name
+        if key in deliveries and deliveries[key].refused is None:
             continue
-        refused = _refusal(report, correspondent, address, options)
+        if name and not address:
+            unwanted = _unwanted(report)
+            refused: Refused | None = Refused(
+                unwanted or directory_refusals.RECIPIENT_UNKNOWN, location=correspondent.location
+            )
+        else:
+            refused = _refusal(report, correspondent, address, options)
         kind = TargetKind.SMTP
         if refused is None:
             domain = address.rpartition("@")[2]
             kind = TargetKind.MAILBOX if domain in options.local_domains else TargetKind.SMTP
             refused = _unreachable(address, domain, lookups, is_trusted, options, correspondent.location)
-        deliveries[address] = NewDelivery(recipient=address, target=kind, refused=refused, notify=notify)
+        original = f"{IDENTIFIER};{xtext(name)}" if name in found else ""
+        deliveries[key] = NewDelivery(address, kind, refused, notify, original)
     routed = tuple(deliveries.values())
     if report.flags.to_dossier:
         refused = None if options.dossier else Refused(NO_DOSSIER)
@@ -166,17 +208,25 @@ def recipients_to_resolve(report: Report, options: RoutingOptions) -> tuple[str,
     )
 
 
-def addressed(report: Report, address: str, options: RoutingOptions) -> Correspondent | None:
-    """The correspondent whom a mail to `address` (lower case) is written for; None when nobody may have one there.
+def addressed(report: Report, name: str, options: RoutingOptions, address: str = "") -> Correspondent | None:
+    """The correspondent whom a mail is written for; None when nobody may have one there.
 
-    The same address may be named twice, once for a professional and once for the patient: only the naming that `route`
-    let through counts, or the patient would read what was written to the doctor.
+    `name` as `named` has it: the address in lower case, else an identifier, whose mailbox is `address`. The same
+    address may be named twice, once for a professional and once for the patient: only the naming that `route` let
+    through counts, or the patient would read what was written to the doctor.
     """
     for correspondent in report.correspondents:
-        same = correspondent.address.strip().lower() == address
-        if same and _refusal(report, correspondent, address, options) is None:
+        same = named(correspondent) == name
+        if same and _refusal(report, correspondent, address or name, options) is None:
             return correspondent
     return None
+
+
+def _unwanted(report: Report) -> Refusal | None:
+    """Why no professional may have it."""
+    if report.flags.masked_to_professionals:
+        return MASKED_TO_PROFESSIONALS
+    return NOT_REQUESTED if report.flags.to_professionals is False else None
 
 
 def _refusal(report: Report, correspondent: Correspondent, address: str, options: RoutingOptions) -> Refused | None:
@@ -198,11 +248,8 @@ def _refusal(report: Report, correspondent: Correspondent, address: str, options
         if not (patient_domain and named_patient and matricule is not None and local.upper() == matricule):
             return Refused(PATIENT_ADDRESS_MISMATCH, location=where)
         return None
-    if flags.masked_to_professionals:
-        return Refused(MASKED_TO_PROFESSIONALS, location=where)
-    if flags.to_professionals is False:
-        return Refused(NOT_REQUESTED, location=where)
-    return None
+    unwanted = _unwanted(report)
+    return None if unwanted is None else Refused(unwanted, location=where)
 
 
 def _unreachable(

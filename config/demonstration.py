@@ -346,6 +346,7 @@ def _operator(
         )
         write(home / "dkim.key", pem)
     write(home / "directory.password", known["directory-gateway"].encode())
+    write(home / "directory-writer.password", known["directory-admin"].encode())
     if HOSPITAL in operator.mailboxes:
         write(home / "collect.password", known[COLLECTED.address].encode())
         (home / "letters").mkdir(mode=0o700, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -115,9 +115,13 @@ class MailLearning:
         self.counts: dict[str, int] = {}
         """Certificates by what became of them."""
 
-    def learn(self, author: str, signer: x509.Certificate) -> None:
-        """The signature was valid and its signer the one author. Returns at once, never raises. From any thread."""
-        key = signer.fingerprint(hashes.SHA256()) + author.lower().encode("utf-8", "replace")
+    def learn(self, author: str, signer: x509.Certificate, came_along: Sequence[x509.Certificate] = ()) -> None:
+        """The signature was valid and its signer the one author. Returns at once, never raises. From any thread.
+
+        `came_along`: see `directory.offered.SignedMailLearner.learn`.
+        """
+        prints = b"".join(each.fingerprint(hashes.SHA256()) for each in (signer, *came_along))
+        key = prints + author.lower().encode("utf-8", "replace")
         with self._lock:
             if key in self._seen or self._waiting >= _MOST_WAITING:
                 return
@@ -126,7 +130,7 @@ class MailLearning:
                 self._seen.popitem(last=False)
             self._waiting += 1
         try:
-            self._threads.submit(self._work, key, author, signer)
+            self._threads.submit(self._work, key, author, signer, tuple(came_along))
         except RuntimeError:  # the gateway ends
             return
 
@@ -134,10 +138,12 @@ class MailLearning:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._writer.close()
 
-    def _work(self, key: bytes, author: str, signer: x509.Certificate) -> None:
+    def _work(
+        self, key: bytes, author: str, signer: x509.Certificate, came_along: tuple[x509.Certificate, ...]
+    ) -> None:
         again = True
         try:
-            outcomes = [outcome.value for outcome in self._learner.learn(author, signer).values()]
+            outcomes = [outcome.value for outcome in self._learner.learn(author, signer, came_along).values()]
             again = OfferOutcome.REVOCATION.value in outcomes  # nobody could say yet
         except (DirectoryUnavailableError, DirectoryRefusedError) as error:
             outcomes = ["directory"]
@@ -173,6 +179,6 @@ class DirectoryCollector(Collector):
         return [up, learned]
 
 
-def learn_with(learning: MailLearning | None) -> Callable[[str, x509.Certificate], None]:
+def learn_with(learning: MailLearning | None) -> Callable[[str, x509.Certificate, Sequence[x509.Certificate]], None]:
     """What the open stage calls for each validly signed mail."""
-    return learning.learn if learning is not None else lambda author, signer: None
+    return learning.learn if learning is not None else lambda author, signer, came_along: None

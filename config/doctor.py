@@ -104,7 +104,7 @@ def _state(state: Path) -> Iterator[Finding]:
     if not state.is_dir():
         yield Finding("problem", "state", f"{state} is no directory: choose another --state")
         return
-    for secret in (*state.glob("*/*.key"), *state.glob("*/directory.password"), *state.glob("secrets.json")):
+    for secret in (*state.glob("*/*.key"), *state.glob("*/directory*.password"), *state.glob("secrets.json")):
         try:
             mode = stat.S_IMODE(secret.stat().st_mode)
         except OSError as error:

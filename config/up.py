@@ -303,6 +303,8 @@ def _configure(
         f"base = {text(demonstration.BASE)}",
         f"bind_dn = {text(slapd.gateway_dn)}",
         'password_file = "directory.password"',
+        f"writer_dn = {text(slapd.admin_dn)}",
+        'writer_password_file = "directory-writer.password"',
         f"ca = {text(str(world.anchors))}",
         "[operators]",
         'host = "127.0.0.1"',

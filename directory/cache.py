@@ -52,14 +52,27 @@ class ResolveCache:
             self._known.move_to_end(address)
             return (known[1],)
 
-    def put(self, address: str, recipient: Recipient | None, generation: int) -> None:
-        seconds = self._missing_seconds if recipient is None else self._found_seconds
+    def now(self) -> float:
+        """To be read before asking, like `generation`: an answer ages from the moment the question was put."""
+        return self._clock()
+
+    def put(self, address: str, recipient: Recipient | None, generation: int, asked_at: float | None = None) -> None:
+        """`asked_at`: see `now`; None: this moment.
+
+        A mailbox nobody can write to yet is forgotten as soon as one that was not found: both wait for somebody.
+        """
+        seconds = self._found_seconds
+        if recipient is None:
+            seconds = self._missing_seconds
+        elif not recipient.encryption_certificates:
+            seconds = min(seconds, self._missing_seconds)
         if not self._most or seconds <= 0:
             return
+        since = self._clock() if asked_at is None else asked_at
         with self._lock:
             if generation != self._generation:
                 return
-            self._known[address] = (self._clock() + seconds, recipient)
+            self._known[address] = (since + seconds, recipient)
             self._known.move_to_end(address)
             while len(self._known) > self._most:
                 self._known.popitem(last=False)

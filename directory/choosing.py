@@ -9,14 +9,21 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import islice
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from directory.identifiers import id_nats
 from directory.records import MailboxKind, Recipient
 
 _ORDER = {kind: position for position, kind in enumerate(MailboxKind)}
 _UNRANKED = 1 << 31
+_MAIL_USES = frozenset((ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE))
+RSA_BITS = range(2048, 8193)
+MOST_DEVICES = 32
+"""Certificates one mail is encrypted to at most: an entry that somebody filled with thousands costs no more."""
 
 
 def is_valid(certificate: x509.Certificate, at: datetime) -> bool:
@@ -24,17 +31,42 @@ def is_valid(certificate: x509.Certificate, at: datetime) -> bool:
     return certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc
 
 
-def newest_valid(certificates: Sequence[x509.Certificate], at: datetime) -> tuple[x509.Certificate, ...]:
-    """Those valid at `at`, the newest first; when none is, all of them, the newest first.
+def is_fit(certificate: x509.Certificate) -> bool:
+    """Whether its key can be read and is strong enough, and its ExtKeyUsage, where it has one, allows mail.
 
-    All valid ones stay: a mailbox that is read on several devices has one for each, and a device that was renewed must
+    What no path validation will ever let pass, so that it does not stand in the way of a certificate that will.
+    """
+    try:
+        key = certificate.public_key()
+        extended = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        extended = None
+    except Exception:  # a key of another world, extensions that cannot be read: cryptography's classes share no base
+        return False
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size not in RSA_BITS:
+        return False
+    return extended is None or any(each in _MAIL_USES for each in extended)
+
+
+def is_usable(certificate: x509.Certificate, at: datetime) -> bool:
+    """Whether mail may be encrypted to it at `at`, as far as the certificate alone can tell."""
+    return is_valid(certificate, at) and is_fit(certificate)
+
+
+def newest_valid(certificates: Sequence[x509.Certificate], at: datetime) -> tuple[x509.Certificate, ...]:
+    """Those usable at `at`, the newest first and at most `MOST_DEVICES`; when none is, the newest of all.
+
+    All usable ones stay: a mailbox that is read on several devices has one for each, and a device that was renewed must
     not lock the other out. Those without a future are only kept when there is nothing better, so that whoever encrypts
     can say why nothing may be sent.
     """
-    if not certificates:
-        return ()
-    valid = [certificate for certificate in certificates if is_valid(certificate, at)]
-    return tuple(sorted(valid or certificates, key=lambda each: each.not_valid_before_utc, reverse=True))
+    ordered = sorted(certificates, key=_since, reverse=True)
+    usable = islice((each for each in ordered if is_usable(each, at)), MOST_DEVICES)
+    return tuple(usable) or tuple(ordered[:MOST_DEVICES])
+
+
+def _since(certificate: x509.Certificate) -> datetime:
+    return certificate.not_valid_before_utc
 
 
 def by_preference(recipients: Iterable[Recipient], structure: str = "") -> list[tuple[Recipient, str]]:

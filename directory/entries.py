@@ -174,19 +174,16 @@ def sort_certificates(
     both, or no KeyUsage at all, put it in both. `encoded` are DER certificates, or PKCS #7 SignedData holding some
     (userSMIMECertificate, RFC 2798 §2.8). What cannot be read is skipped.
     """
-    encryption: dict[bytes, x509.Certificate] = {}
-    signing: dict[bytes, x509.Certificate] = {}
+    encryption: dict[x509.Certificate, None] = {}
+    signing: dict[x509.Certificate, None] = {}
     for value in encoded:
         for certificate in _load(value):
-            uses = _uses(certificate)
-            if uses is None:
-                continue
-            der = certificate.public_bytes(Encoding.DER)
-            if uses[0]:
-                encryption[der] = certificate
-            if uses[1]:
-                signing[der] = certificate
-    return tuple(encryption.values()), tuple(signing.values())
+            encrypts, signs = _uses(certificate)
+            if encrypts:
+                encryption[certificate] = None
+            if signs:
+                signing[certificate] = None
+    return tuple(encryption), tuple(signing)
 
 
 def _load(value: bytes) -> list[x509.Certificate]:
@@ -202,15 +199,14 @@ def _load(value: bytes) -> list[x509.Certificate]:
             return []
 
 
-def _uses(certificate: x509.Certificate) -> tuple[bool, bool] | None:
-    """(may encrypt, may sign), None when the extensions cannot be read."""
+def _uses(certificate: x509.Certificate) -> tuple[bool, bool]:
+    """(may encrypt, may sign); neither when the extensions cannot be read."""
     try:
-        certificate.public_key()
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return True, True
     except Exception:  # ValueError, UnsupportedAlgorithm, DuplicateExtension, UnsupportedGeneralNameType share no base
-        return None
+        return False, False
     return (
         usage.key_encipherment or usage.key_agreement,
         usage.digital_signature or usage.content_commitment,

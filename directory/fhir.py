@@ -12,19 +12,30 @@ import binascii
 import http.client
 import ipaddress
 import json
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from cryptography import x509
+
+from trust.addresses import mail_addresses
 
 RPPS_SYSTEM = "https://rpps.esante.gouv.fr"
 MAX_PAGES = 50
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 _TRIES = 3
-_LONGEST_PAUSE = 5.0
+MAX_OCTETS = 32 * 1024 * 1024
+"""Of all pages about one professional: a real one has some ten thousand."""
+_PORTS = {"https": 443, "http": 80}
 _EMAIL_TYPE = "fr-core-contact-point-email-type"
 _METADATA = "as-ext-mailbox-mss-metadata"
 _CERTIFICATE = "as-ext-digital-certificate"
@@ -98,7 +109,7 @@ class AnnuaireSante:
         if not options.api_key.isascii() or not (options.api_key.isprintable()):
             raise ValueError("the API key of the Annuaire Santé holds characters that no key has")
         self._options = options
-        self._origin = (parts.scheme, parts.hostname, parts.port)
+        self._origin = _origin(parts)
         self._sleep = sleep
         self._tls: ssl.SSLContext | None = None
 
@@ -120,7 +131,9 @@ class AnnuaireSante:
         if not active:
             return None
         practitioner = active[0]
-        number = str(practitioner.get("id", ""))
+        number = _text(practitioner, "id")
+        if not number:
+            raise FhirError("the Annuaire Santé gives a professional without an id; try again later")
         query = f"PractitionerRole?practitioner={quote(number, safe='')}&_include=PractitionerRole:organization"
         roles: list[Resource] = []
         organisations: dict[str, Resource] = {}
@@ -136,11 +149,15 @@ class AnnuaireSante:
         """The resources of all pages of a search (FHIR R4 §3.1.1.4, `link[relation=next]`)."""
         url = f"{self._options.base.rstrip('/')}/{query}"
         seen: set[str] = set()
+        octets = 0
         while url:
             if url in seen or len(seen) >= MAX_PAGES:
                 raise FhirError("the Annuaire Santé turns its pages in a circle; try again later")
             seen.add(url)
-            bundle = self._page(url, deadline)
+            bundle, size = self._page(url, deadline)
+            octets += size
+            if octets > MAX_OCTETS:
+                raise FhirError(f"the Annuaire Santé has more than {MAX_OCTETS} octets about one professional")
             for entry in _list(bundle.get("entry")):
                 resource = entry.get("resource")
                 if isinstance(resource, dict):
@@ -148,11 +165,12 @@ class AnnuaireSante:
             following = next(
                 (str(link.get("url", "")) for link in _list(bundle.get("link")) if link.get("relation") == "next"), ""
             )
-            url = urljoin(url, following) if following else ""
+            url = _joined(url, following) if following else ""
 
-    def _page(self, url: str, deadline: float) -> Resource:
+    def _page(self, url: str, deadline: float) -> tuple[Resource, int]:
+        """A bundle and its octets."""
         parts = urlsplit(url)
-        if (parts.scheme, parts.hostname, parts.port) != self._origin:
+        if _origin(parts) != self._origin:
             raise FhirError("the Annuaire Santé points to another server; the key is not sent there")
         for attempt in range(1, _TRIES + 1):
             try:
@@ -162,31 +180,34 @@ class AnnuaireSante:
                     raise FhirError(f"the Annuaire Santé does not answer ({type(error).__name__})") from None
                 continue
             if status == 200:
-                return _bundle(content)
+                return _bundle(content), len(content)
             if status in (401, 403):
                 raise FhirError("the Annuaire Santé refuses the API key; ask for a valid one and set it")
-            if status not in (429, 500, 502, 503, 504) or attempt == _TRIES:
-                raise FhirError(f"the Annuaire Santé answers {status}; try again later")
-            pause = _pause(headers.get("Retry-After", ""), attempt)
-            if time.monotonic() + pause >= deadline:
-                raise FhirError(f"the Annuaire Santé answers {status}; try again later")
+            if 300 <= status < 400:
+                raise FhirError(f"the Annuaire Santé answers {status}: it has moved; set directory.register.base anew")
+            pause = _pause(headers.get("retry-after", ""), attempt)
+            if status not in (429, 500, 502, 503, 504) or attempt == _TRIES or time.monotonic() + pause >= deadline:
+                raise FhirError(f"the Annuaire Santé answers {status}; try again in {max(pause, 1.0):.0f} seconds")
             self._sleep(pause)
         raise FhirError("the Annuaire Santé does not answer")
 
     def _get(self, parts: SplitResult, deadline: float) -> tuple[int, Mapping[str, str], bytes]:
-        left = max(deadline - time.monotonic(), 0.001)
-        host, port = parts.hostname or "", parts.port
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            if self._tls is None:
-                self._tls = ssl.create_default_context(cafile=self._options.ca_file)
-            connection = http.client.HTTPSConnection(host, port, timeout=left, context=self._tls)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=left)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        connection = http.client.HTTPConnection(host, port, timeout=left)
+        # each octet would start the socket's time-out anew: who sends one now and then would hold us for ever
+        plain = socket.create_connection((host, port), left)
+        last = plain.dup()
+        cutter = threading.Timer(max(deadline - time.monotonic(), 0.0), _cut, (last,))
+        cutter.daemon = True
+        cutter.start()
         headers = {"Accept": "application/fhir+json", "User-Agent": "relais", "Connection": "close"}
         if self._options.api_key:
             headers["ESANTE-API-KEY"] = self._options.api_key
         try:
+            connection.sock = plain if parts.scheme == "http" else self._secured(plain, host)
             connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
             response = connection.getresponse()
             content = bytearray()
@@ -198,9 +219,38 @@ class AnnuaireSante:
                     raise TimeoutError
             if response.length:
                 raise http.client.IncompleteRead(bytes(content))
-            return response.status, dict(response.headers), bytes(content)
+            if time.monotonic() > deadline:  # cut, which looks like an end
+                raise TimeoutError
+            return response.status, {name.lower(): value for name, value in response.headers.items()}, bytes(content)
         finally:
+            cutter.cancel()
             connection.close()
+            for each in (plain, last):
+                each.close()
+
+    def _secured(self, plain: socket.socket, host: str) -> socket.socket:
+        if self._tls is None:
+            self._tls = ssl.create_default_context(cafile=self._options.ca_file)
+        return self._tls.wrap_socket(plain, server_hostname=host)
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+
+
+def _joined(url: str, following: str) -> str:
+    """The next page's address, when it is one. Raises `FhirError`."""
+    try:
+        joined = urljoin(url, following)
+        _origin(urlsplit(joined))
+    except ValueError:
+        raise FhirError("the Annuaire Santé gives a next page whose address is none; try again later") from None
+    return joined
 
 
 def _is_loopback(host: str) -> bool:
@@ -211,9 +261,15 @@ def _is_loopback(host: str) -> bool:
 
 
 def _pause(retry_after: str, attempt: int) -> float:
-    """Seconds until the next try; the API allows 17 calls a second."""
-    asked = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.25 * 2**attempt
-    return min(max(asked, 0.1), _LONGEST_PAUSE)
+    """Seconds until the next try (RFC 9110 §10.2.3: a number of them, or a date); the API allows 17 calls a second."""
+    pause: float = 0.25 * 2**attempt
+    if retry_after.isascii() and retry_after.strip().isdigit():
+        pause = float(retry_after[:9])
+    elif retry_after:
+        with suppress(ValueError):
+            date = parsedate_to_datetime(retry_after)
+            pause = date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time()
+    return max(pause, 0.1)
 
 
 def _bundle(content: bytes) -> Resource:
@@ -309,7 +365,7 @@ def _placed(
         town=_text(address, "city"),
         profession=profession,
         skill=next(iter(_codes({"specialty": role.get("specialty")}, "specialty", "TRE_R38")), ""),
-        certificates=_certificates(role),
+        certificates=_certificates(role, mailbox.address),
     )
 
 
@@ -323,16 +379,20 @@ def _structure(organisation: Resource) -> str:
     return ""
 
 
-def _certificates(resource: Resource) -> tuple[bytes, ...]:
+def _certificates(resource: Resource, address: str) -> tuple[bytes, ...]:
+    """Those of the situation that can be this mailbox's: one that names other addresses is another's."""
     found = []
     for each in _extensions(resource, _CERTIFICATE):
         for part in _list(each.get("extension")):
             text = _string(part.get("valueBase64Binary")) or _string(part.get("valueString"))
             if _text(part, "url") == "value" and text:
                 try:
-                    found.append(base64.b64decode("".join(text.split()), validate=True))
+                    der = base64.b64decode("".join(text.split()), validate=True)
+                    addresses = {each.lower() for each in mail_addresses(x509.load_der_x509_certificate(der))}
                 except (binascii.Error, ValueError):
                     continue
+                if not addresses or address.lower() in addresses:
+                    found.append(der)
     return tuple(found)
 
 

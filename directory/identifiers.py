@@ -14,6 +14,8 @@ MAX_LENGTH = 64
 _BLANKS = re.compile(r"[\s.\u00a0\u202f]+")
 _FINESS = re.compile(r"[0-9][0-9A-Z][0-9]{7}")
 
+_PERSON = re.compile(r"8[0-9]{11}|0[0-9]{9}|[13456][0-9A-Z]+/[0-9A-Z]+")
+
 _SYSTEMS = {
     "RPPS": "8",
     "ADELI": "0",
@@ -30,6 +32,18 @@ _SYSTEMS = {
 }
 """By what HL7 tables, FHIR and people call a numbering system, the type digit in front of its identifiers."""
 _BARE_LENGTHS = {"8": 11, "0": 9, "1": 9, "2": 9, "3": 14}
+
+
+def person_id_nat(text: str) -> str:
+    """The IdNat_PP of a professional, when nothing else can be meant by `text`; else empty.
+
+    An RPPS number with or without its type digit, an ADELI number with it (nine digits alone could be a FINESS), or an
+    identifier within a structure (`3` + FINESS, a slash, ...). For who writes to somebody on the strength of it.
+    """
+    value = _BLANKS.sub("", text).upper()
+    if re.fullmatch(r"[0-9]{11}", value):
+        return "8" + value
+    return value if len(value) <= MAX_LENGTH and _PERSON.fullmatch(value) else ""
 
 
 def id_nats(text: str, system: str = "") -> tuple[str, ...]:

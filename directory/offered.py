@@ -8,22 +8,27 @@ the place of one that somebody put there: a person's decision stands until a per
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
+import ldap as python_ldap
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from directory import schema
-from directory.choosing import is_valid
+from directory.choosing import is_usable
 from directory.entries import is_address, sort_certificates
 from directory.pool import Connection
 from directory.publishing import mailboxes_at, modify
 from directory.reading import LEARNED, CertificateOrigin, Mailbox, certificates_in, mark
 from trust.addresses import mail_addresses
 from trust.certificates import PathVerdict, Purpose
+
+ldap: Any = python_ldap
+"""python-ldap has no type annotations."""
 
 MOST_LEARNED = 4
 """Learned certificates of one mailbox; the newest stay. A holder has a few devices, not dozens."""
@@ -70,8 +75,14 @@ class OfferOutcome(Enum):
     """It is not for encryption, or not valid now."""
     MANUAL = "manual"
     """Somebody put a certificate there, or the register did: those stand."""
+    BUSY = "busy"
+    """Somebody wrote the entry again and again meanwhile: another mail will bring it."""
     UNKNOWN_MAILBOX = "unknown-mailbox"
     """The directory does not have the mailbox."""
+
+
+_TRIES = 3
+_TAKEN = frozenset((OfferOutcome.LEARNED, OfferOutcome.KNOWN))
 
 
 def judge(address: str, certificate: x509.Certificate, evidence: Evidence) -> OfferOutcome | None:
@@ -82,7 +93,7 @@ def judge(address: str, certificate: x509.Certificate, evidence: Evidence) -> Of
     named = {each.lower() for each in mail_addresses(certificate)}
     if evidence.author.lower() != wanted or wanted not in named:
         return OfferOutcome.NOT_THE_AUTHOR
-    if not sort_certificates([certificate.public_bytes(Encoding.DER)])[0] or not is_valid(certificate, evidence.at):
+    if not sort_certificates([certificate.public_bytes(Encoding.DER)])[0] or not is_usable(certificate, evidence.at):
         return OfferOutcome.UNFIT
     if evidence.path.rule in _REVOCATION_RULES:
         return OfferOutcome.REVOCATION
@@ -94,7 +105,19 @@ def judge(address: str, certificate: x509.Certificate, evidence: Evidence) -> Of
 def keep(
     connection: Connection, deadline: float, base: str, address: str, certificate: x509.Certificate, evidence: Evidence
 ) -> OfferOutcome:
-    """Write a certificate that was judged into the mailbox's entry; see `Directory.offer_certificate`."""
+    """Write a certificate that was judged into the mailbox's entry; see `Directory.offer_certificate`.
+
+    A person who writes the entry at the same moment wins: what they wrote is looked at anew.
+    """
+    for _ in range(_TRIES):
+        with suppress(ldap.ASSERTION_FAILED):
+            return _keep(connection, deadline, base, address, certificate, evidence)
+    return OfferOutcome.BUSY
+
+
+def _keep(
+    connection: Connection, deadline: float, base: str, address: str, certificate: x509.Certificate, evidence: Evidence
+) -> OfferOutcome:
     found = mailboxes_at(connection, deadline, base, address.lower())
     if not found:
         return OfferOutcome.UNKNOWN_MAILBOX
@@ -139,7 +162,7 @@ def _write(
     marks.append(b"userCertificate")
     marks += [mark(der, origin).encode() for der, origin in kept]
     wanted = {schema.CERTIFICATE: [der for der, _ in kept], schema.LOCAL_ATTRIBUTES: marks}
-    modify(connection, deadline, mailbox.dn, mailbox.attributes, wanted)
+    modify(connection, deadline, mailbox.dn, mailbox.attributes, wanted, unchanged=True)
 
 
 class SignedMailLearner:
@@ -159,13 +182,17 @@ class SignedMailLearner:
     def learn(
         self, author: str, signer: x509.Certificate, came_along: Sequence[x509.Certificate] = ()
     ) -> dict[x509.Certificate, OfferOutcome]:
-        """What became of the signer's certificate and of the others in the mail that name the author and encrypt.
+        """What became of those that name the author and encrypt.
 
-        To be called only when the signature was valid and its signer the one author. Raises what `offer` raises.
+        `came_along`: what the signer wants to be encrypted to, and what may stand above (`SignerVerdict`); the signer's
+        own certificate is for when none of those is taken. To be called only when the signature was valid and its
+        signer the one author. Raises what `offer` raises.
         """
         outcomes: dict[x509.Certificate, OfferOutcome] = {}
         now = self._clock()
-        for certificate in dict.fromkeys((signer, *came_along)):
+        for certificate in dict.fromkeys((*(each for each in came_along if each != signer), signer)):
+            if certificate == signer and not _TAKEN.isdisjoint(outcomes.values()):
+                break
             if author.lower() not in {each.lower() for each in mail_addresses(certificate)}:
                 continue
             if not sort_certificates([certificate.public_bytes(Encoding.DER)])[0]:

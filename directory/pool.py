@@ -27,6 +27,8 @@ Connection = Any
 Work = Callable[[Connection, float], _T]
 """What is done on a connection before a deadline (monotonic seconds); raises what python-ldap raises."""
 
+IDLE_SECONDS = 60.0
+"""A connection not used for so long is made anew: one that a firewall forgot answers nothing and costs a time-out."""
 _BROKEN = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR, ldap.UNAVAILABLE)
 """What a connection that died since its last use says; a fresh one may do better."""
 
@@ -84,7 +86,8 @@ class _Server:
     """One server, as the pool knows it."""
 
     uri: str
-    idle: list[Connection] = field(default_factory=list)
+    idle: list[tuple[float, Connection]] = field(default_factory=list)
+    """With the monotonic second each was given back, the latest last."""
     connecting: threading.Lock = field(default_factory=threading.Lock)
     """One handshake at a time: see `directory.handshake`."""
     rests_until: float = 0.0
@@ -141,7 +144,7 @@ class Pool:
         """Close the connections; those in use close when their call ends. Later calls raise."""
         with self._lock:
             self._closed = True
-            idle = [connection for server in self._servers for connection in server.idle]
+            idle = [connection for server in self._servers for _, connection in server.idle]
             for server in self._servers:
                 server.idle = []
         for connection in idle:
@@ -197,7 +200,7 @@ class Pool:
             server.failures += 1
             server.rests_until = time.monotonic() + self.options.rest_seconds
             idle, server.idle = server.idle, []
-        for connection in idle:  # they lead to the same trouble, and would cost a time-out each
+        for _, connection in idle:  # they lead to the same trouble, and would cost a time-out each
             unbind(connection)
 
     def _on(self, server: _Server, work: Work[_T], deadline: float, reading: bool) -> _T:
@@ -221,15 +224,25 @@ class Pool:
             return result
 
     def _take(self, server: _Server) -> Connection | None:
+        """The one that was used last; those nobody used for long are left: a firewall may have forgotten them."""
         with self._lock:
             if self._closed:
                 raise DirectoryUnavailableError("the directory client is closed")
-            return server.idle.pop() if server.idle else None
+            if not server.idle:
+                return None
+            since, connection = server.idle.pop()
+            if time.monotonic() - since <= IDLE_SECONDS:
+                return connection
+            old = [connection, *(each for _, each in server.idle)]
+            server.idle = []
+        for each in old:
+            unbind(each)
+        return None
 
     def _give_back(self, server: _Server, connection: Connection) -> None:
         with self._lock:
             if not self._closed:
-                server.idle.append(connection)
+                server.idle.append((time.monotonic(), connection))
                 return
         unbind(connection)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ldap as python_ldap
 from cryptography import x509
+from ldap.controls import AssertionControl
 from ldap.dn import escape_dn_chars
 from ldap.filter import escape_filter_chars
 
@@ -27,6 +28,8 @@ ldap: Any = python_ldap
 """python-ldap has no type annotations."""
 
 _ORDER = {kind: position for position, kind in enumerate(MailboxKind)}
+_VERSION = "entryCSN"
+"""Operational: another value with each change of the entry."""
 _DOMAINS = "domaines"
 _DOMAIN_PREFIX = "dns:"
 
@@ -63,7 +66,7 @@ def publish(
 def mailboxes_at(connection: Connection, deadline: float, base: str, address: str) -> list[Mailbox]:
     """The entries of one address with all their attributes, in the order of `Directory.resolve`."""
     found = _search(connection, deadline, base, f"(mail={escape_filter_chars(address)})")  # type: ignore[no-untyped-call]
-    mailboxes = [known for dn, values in found if (known := read_mailbox(dn, values)) is not None]
+    mailboxes = [known for dn, values in found if (known := read_mailbox(dn, values, None, address)) is not None]
     return sorted(mailboxes, key=lambda each: (_ORDER[each.recipient.kind], each.dn.lower()))
 
 
@@ -117,15 +120,24 @@ def modify(
     dn: str,
     present: Attributes,
     wanted: Mapping[str, Sequence[bytes]],
+    unchanged: bool = False,
 ) -> bool:
-    """Replace the attributes that differ (RFC 4511 §4.6), in one modification; False when none does."""
+    """Replace the attributes that differ (RFC 4511 §4.6), in one modification; False when none does.
+
+    `unchanged`: only while the entry is the one that was read (RFC 4528, by its `entryCSN`, where the server shows it);
+    `ldap.ASSERTION_FAILED` says that somebody wrote it meanwhile.
+    """
     changes = [
         (ldap.MOD_REPLACE, name, list(values) or None)
         for name, values in wanted.items()
         if set(values) != set(present.get(name, ()))
     ]
+    controls = []
+    if unchanged and (read := present.get(_VERSION)):
+        text = f"({_VERSION}={escape_filter_chars(read[0].decode('ascii', 'replace'))})"  # type: ignore[no-untyped-call]
+        controls.append(AssertionControl(True, text))  # type: ignore[no-untyped-call]
     if changes:
-        wait(connection, connection.modify_ext(dn, changes), deadline)
+        wait(connection, connection.modify_ext(dn, changes, controls), deadline)
     return bool(changes)
 
 
@@ -146,7 +158,7 @@ def _publish(
         modlist = [(name, list(values)) for name, values in attributes.items()]
         wait(connection, connection.add_ext(entry.dn, modlist), deadline)
     else:
-        names = {*attributes, *same.attributes} - {"objectClass", "mail"}
+        names = {*attributes, *same.attributes} - {"objectClass", "mail", _VERSION}
         if recipient.rank is None:  # said by `set_rank`
             names.discard(RANK)
         changes = {name: attributes.get(name, ()) for name in names}
@@ -187,6 +199,6 @@ def _add_if_missing(connection: Connection, deadline: float, dn: str, attributes
 
 
 def _search(connection: Connection, deadline: float, base: str, text: str) -> list[tuple[str, dict[str, list[bytes]]]]:
-    message = connection.search_ext(base, ldap.SCOPE_SUBTREE, text, ("*",))
+    message = connection.search_ext(base, ldap.SCOPE_SUBTREE, text, ("*", _VERSION))
     _, results = connection.result(message, 1, left(deadline))
     return [(dn, values) for dn, values in results if dn is not None]  # a referral has no DN

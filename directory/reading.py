@@ -82,11 +82,21 @@ def mark(der: bytes, origin: CertificateOrigin) -> str:
     return f"userCertificate;x-{origin.value}-{hashlib.sha256(der).hexdigest()}"
 
 
-def read_mailbox(dn: str, attributes: Attributes, at: datetime | None = None) -> Mailbox | None:
-    """The mailbox an entry describes, None when it is none. `at`: for when certificates are chosen; None: now."""
+def read_mailbox(dn: str, attributes: Attributes, at: datetime | None = None, address: str = "") -> Mailbox | None:
+    """The mailbox an entry describes, None when it is none: no kind, or no address that could be one.
+
+    `at`: for when certificates are chosen; None: now. An entry may have several addresses (`mail`, RFC 4524 §2.16):
+    `address` (lower case) is the one asked for, where it has that one; else the first counts.
+    """
     recipient = entries.to_recipient(attributes)
     if recipient is None:
         return None
+    if not address or recipient.address != address:
+        wanted = address.encode("ascii", "replace")
+        if wanted and any(each.lower() == wanted for each in _values(attributes, "mail")):
+            recipient = replace(recipient, address=address)
+        elif not entries.is_address(recipient.address):
+            return None
     rank = _text(attributes, RANK)
     if len(recipient.encryption_certificates) > 1 or len(recipient.signing_certificates) > 1 or rank:
         moment = at or datetime.now(UTC)

@@ -18,7 +18,7 @@ from directory.fhir import FhirMailbox, FhirProfessional
 from directory.ldif import LdifEntry
 from directory.pool import Connection, wait
 from directory.publishing import mailboxes_at, modify
-from directory.reading import RANK, Mailbox
+from directory.reading import LEARNED, RANK, Mailbox, certificates_in
 from directory.records import MailboxKind
 from directory.register import mailbox_entry
 from directory.resolve import Directory
@@ -146,12 +146,20 @@ def _wanted(attributes: Mapping[str, tuple[bytes, ...]], present: Mailbox) -> di
         value.decode("utf-8", "replace").lower().partition(";")[0]
         for value in present.attributes.get(schema.LOCAL_ATTRIBUTES, ())
     }
+    held = certificates_in(present.attributes)
+    unlearned: dict[str, tuple[bytes, ...]] = {}
+    if schema.CERTIFICATE in attributes and held and all(present.origin(each) in LEARNED for each in held):
+        owned.discard("usercertificate")  # what was learned from mail gives way to the register's
+        marks = present.attributes[schema.LOCAL_ATTRIBUTES]
+        unlearned[schema.LOCAL_ATTRIBUTES] = tuple(
+            each for each in marks if not each.lower().startswith(b"usercertificate")
+        )
     fixed = {"objectclass", "mail", "typebal", schema.SOURCE.lower()}
     wanted = {
         name: values
         for name, values in attributes.items()
         if name.lower() not in fixed and name.lower().partition(";")[0] not in owned
-    }
+    } | unlearned
     if schema.WORDS in wanted:  # the file knows more words, labels above all: those stay
         known = present.attributes.get(schema.WORDS, ())
         wanted[schema.WORDS] = tuple(dict.fromkeys((*known, *wanted[schema.WORDS])))

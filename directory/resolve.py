@@ -7,7 +7,9 @@ first delays a message, the second returns it for ever.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from cryptography import x509
 from ldap.filter import escape_filter_chars
 
 from directory.cache import ResolveCache
-from directory.choosing import by_preference, is_valid, newest_valid, of_department
+from directory.choosing import by_preference, is_usable, newest_valid, of_department
 from directory.entries import is_address, sort_certificates
 from directory.identifiers import MAX_LENGTH, id_nats
 from directory.offered import Evidence, OfferOutcome, judge, keep
@@ -51,6 +53,8 @@ ldap: Any = python_ldap
 """python-ldap has no type annotations."""
 
 _T = TypeVar("_T")
+_PROOF_SECONDS = 5.0
+"""So long a server that was seen to hold mailboxes is believed when it finds none."""
 _DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _Found = tuple[str, Mapping[str, list[bytes]]]
 _ORDER = {kind: position for position, kind in enumerate(MailboxKind)}
@@ -93,9 +97,9 @@ class Directory:
         known = self._cache.get(name)
         if known is not None:
             return known[0]
-        generation = self._cache.generation
+        generation, asked_at = self._cache.generation, self._cache.now()
         found = self._resolve(name)
-        self._cache.put(name, found, generation)
+        self._cache.put(name, found, generation, asked_at)
         return found
 
     def by_identifier(self, id_nat: str, system: str = "") -> list[Recipient]:
@@ -110,9 +114,12 @@ class Directory:
         """The mailbox a professional or a structure is to be written to; None when there is none.
 
         That of the `structure` concerned first (FINESS, SIRET), then by rank; with certificates as `resolve` finds
-        them. Raises `DirectoryUnavailableError`.
+        them. None too when the number stands for several holders (nine digits may be a FINESS, an ADELI or a SIREN):
+        `system` tells which. Raises `DirectoryUnavailableError`.
         """
         mailboxes = {each.recipient: each for each in self._identified(id_nat, system, READ_ATTRIBUTES)}
+        if len({each.id_nat.upper() for each in mailboxes}) > 1:
+            return None
         ordered = by_preference(mailboxes, structure)
         return self._chosen(mailboxes[ordered[0][0]], None) if ordered else None
 
@@ -152,6 +159,10 @@ class Directory:
         candidates = id_nats(question, system)
         trace.say("identifier", f"looked for as {', '.join(candidates)}" if candidates else "this is no identifier")
         mailboxes = {each.recipient: each for each in self._identified(question, system, EXPLAINED_ATTRIBUTES, trace)}
+        holders = sorted({each.id_nat.upper() for each in mailboxes})
+        if len(holders) > 1:
+            trace.say("ambiguous", f"it stands for {' and '.join(holders)}: say which numbering is meant (--system)")
+            return trace.answer(question, None)
         ordered = by_preference(mailboxes, structure)
         for position, (recipient, reason) in enumerate(ordered):
             trace.say("preferred" if not position else "passed over", f"{recipient.address}: {reason}")
@@ -236,7 +247,8 @@ class Directory:
     def _resolve(self, address: str, trace: Trace | None = None) -> Recipient | None:
         wanted = READ_ATTRIBUTES if trace is None else EXPLAINED_ATTRIBUTES
         domain = address.rpartition("@")[2]
-        found = self._ask(_any([_equals("mail", address), _equals("IdNat", domain_key(domain))]), wanted, trace)
+        filter_text = _any([_equals("mail", address), _equals("IdNat", domain_key(domain))])
+        found = self._ask(filter_text, wanted, trace, address)
         mailboxes = [mailbox for mailbox in found.mailboxes if mailbox.recipient.address == address]
         if trace is not None:
             trace.say("found", f"{len(mailboxes)} entries have this address")
@@ -259,12 +271,12 @@ class Directory:
             tell_certificates(trace, mailbox, now)
         recipient = mailbox.recipient
         own = recipient.encryption_certificates
-        if own and is_valid(own[0], now):
+        if own and is_usable(own[0], now):
             return recipient
         if of_domain is None:
             of_domain = self._ask(_equals("IdNat", domain_key(recipient.domain)), READ_ATTRIBUTES, trace).of_domain
         local = newest_valid(of_domain, now)
-        if local and is_valid(local[0], now):
+        if local and is_usable(local[0], now):
             if trace is not None:
                 trace.say("domain", f"the directory's certificate of {recipient.domain} stands for the mailbox's")
             return with_domain_certificates(recipient, local)
@@ -274,7 +286,7 @@ class Directory:
             return recipient
         for name in (recipient.address, recipient.domain):
             others = newest_valid(tuple(self._upstream.certificates(name)), now)
-            usable = bool(others) and is_valid(others[0], now)
+            usable = bool(others) and is_usable(others[0], now)
             if trace is not None:
                 trace.say("upstream", f"{name}: {len(others)} certificates" + ("" if usable else ", none valid"))
             if usable:
@@ -291,17 +303,22 @@ class Directory:
             return ()
         return self._ask(_any([_equals("IdNat", each) for each in candidates]), attributes, trace).mailboxes
 
-    def _ask(self, filter_text: str, attributes: tuple[str, ...], trace: Trace | None = None) -> _Answer:
-        """What a filter finds."""
+    def _ask(
+        self, filter_text: str, attributes: tuple[str, ...], trace: Trace | None = None, address: str = ""
+    ) -> _Answer:
+        """What a filter finds. `address`: the one asked for, for entries that have several."""
         base = self._options.base
         now = self._clock()
 
         def work(connection: Connection, deadline: float) -> _Answer:
-            answer = _answer(_search(connection, deadline, base, filter_text, attributes), now)
-            if not answer.mailboxes and not getattr(connection, "relais_loaded", False):
-                # A server that was restarted has new connections: each proves once that "none" can be believed.
+            answer = _answer(_search(connection, deadline, base, filter_text, attributes), now, address)
+            moment = time.monotonic()
+            if answer.mailboxes:
+                connection.relais_loaded = moment
+            elif moment - getattr(connection, "relais_loaded", -math.inf) > _PROOF_SECONDS:
+                # "None" proves nothing of a server that was restarted empty, or is being emptied this very moment.
                 _holds_mailboxes(connection, base, deadline)
-            connection.relais_loaded = True
+                connection.relais_loaded = moment
             return answer
 
         answer, server = self._pool.read(work)
@@ -318,11 +335,11 @@ class _Answer:
     """Certificates of the mail domain asked about."""
 
 
-def _answer(found: list[_Found], now: datetime) -> _Answer:
+def _answer(found: list[_Found], now: datetime, address: str) -> _Answer:
     mailboxes = []
     of_domain: tuple[x509.Certificate, ...] = ()
     for dn, values in found:
-        if (mailbox := read_mailbox(dn, values, now)) is not None:
+        if (mailbox := read_mailbox(dn, values, now, address)) is not None:
             mailboxes.append(mailbox)
         elif is_domain(values):
             of_domain = sort_certificates(certificates_in(values))[0]
@@ -339,9 +356,13 @@ def _search(
     attributes: tuple[str, ...],
     scope: int = ldap.SCOPE_SUBTREE,
 ) -> list[_Found]:
+    """The entries; raises `ldap.REFERRAL` when there are none here and the server says that others may have some."""
     message = connection.search_ext(base, scope, filter_text, attributes)
     _, results = connection.result(message, 1, left(deadline))
-    return [(dn, values) for dn, values in results if dn is not None]  # a referral has no DN
+    found = [(dn, values) for dn, values in results if dn is not None]  # a continuation reference has no DN
+    if len(found) != len(results) and not found:
+        raise ldap.REFERRAL
+    return found
 
 
 def _holds_mailboxes(connection: Connection, base: str, deadline: float) -> None:

@@ -8,10 +8,12 @@ path. A directory that does not answer delays the mail; one that answers "none" 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ MOST_VALUES = 16
 """Certificates looked at in one answer."""
 MOST_OCTETS = 64 * 1024
 """Of one value."""
+MOST_SILENT = 1_000
 MOST_BASES = 4
 """Naming contexts of a server that are searched, when no base is configured."""
 
@@ -54,10 +57,12 @@ class UpstreamOptions:
     """PEM file of the roots that verify `ldaps` servers; None: those of the system."""
     timeout_seconds: float = 3.0
     """For one question, all servers tried."""
-    found_seconds: float = 3600.0
+    found_seconds: float = 600.0
     """So long an answer is remembered; the path of a certificate is judged anew each time all the same."""
-    missing_seconds: float = 300.0
+    missing_seconds: float = 60.0
     """So long "none" is."""
+    rest_seconds: float = 10.0
+    """So long a server that failed is not asked again; what is asked of it alone has no answer meanwhile."""
     entries: int = 10_000
     """Answers remembered at most."""
 
@@ -110,6 +115,8 @@ class _Foreign:
         self._lookup = lookup
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, tuple[x509.Certificate, ...]]] = OrderedDict()
+        self._silent: dict[str, float] = {}
+        """Until when servers that failed are left alone."""
         self._lock = threading.Lock()
 
     def certificates(self, name: str, domain: str) -> tuple[x509.Certificate, ...]:
@@ -137,12 +144,14 @@ class _Foreign:
         failed = answered = False
         for position, uri in enumerate(servers):
             now = time.monotonic()
-            if now >= deadline:
-                break
+            if now >= deadline or self._rests(uri):
+                failed = True
+                continue
             try:
                 values = self._search(uri, name, now + (deadline - now) / (len(servers) - position))
-            except (ldap.LDAPError, OSError, DirectoryUnavailableError):
+            except (ldap.LDAPError, OSError, ValueError, DirectoryUnavailableError):  # ValueError: a URI of the DNS's
                 failed = True
+                self._failed(uri)
                 continue
             if found := _bound(values, name):
                 return found
@@ -150,6 +159,17 @@ class _Foreign:
         if failed and not answered:
             raise DirectoryUnavailableError("no upstream directory answers")
         return ()
+
+    def _rests(self, uri: str) -> bool:
+        with self._lock:
+            return self._silent.get(uri, -math.inf) > self._clock()
+
+    def _failed(self, uri: str) -> None:
+        """Leave it alone for a while: mail for addresses it knows waits, and holds up no other by asking again."""
+        with self._lock:
+            self._silent[uri] = self._clock() + self.options.rest_seconds
+            while len(self._silent) > MOST_SILENT:
+                del self._silent[next(iter(self._silent))]
 
     def _search(self, uri: str, name: str, deadline: float) -> list[bytes]:
         connection = ldap.initialize(uri)
@@ -167,8 +187,13 @@ class _Foreign:
             wait(connection, message, deadline)
             bases = [self.options.base] if self.options.base else _naming_contexts(connection, deadline)
             values: list[bytes] = []
+            shown = False
             for base in bases:
-                values += _certificates_of(connection, deadline, base, name)
+                with suppress(ldap.NO_SUCH_OBJECT):  # not for us to see, or not there
+                    values += _certificates_of(connection, deadline, base, name)
+                    shown = True
+            if not shown:
+                raise ldap.NO_SUCH_OBJECT  # who shows us nothing at all proves nothing of the address
             return values
         finally:
             unbind(connection)
@@ -198,8 +223,6 @@ def _certificates_of(connection: Connection, deadline: float, base: str, name: s
                 break
     except ldap.SIZELIMIT_EXCEEDED:
         pass
-    except ldap.NO_SUCH_OBJECT:
-        return []
     values = [value for dn, found in entries if dn is not None for each in found.values() for value in each]
     return [value for value in values if len(value) <= MOST_OCTETS][:MOST_VALUES]
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from cryptography import x509
 
 from directory import schema
-from directory.choosing import is_valid
+from directory.choosing import is_fit, is_usable
 from directory.entries import sort_certificates
 from directory.reading import Attributes, Mailbox, encoded
 from directory.records import Recipient
@@ -79,10 +79,10 @@ def tell_certificates(trace: Trace, mailbox: Mailbox, at: datetime) -> None:
         trace.say("certificate", "the entry holds none")
         return
     chosen = mailbox.recipient.encryption_certificates
-    valid = [each for each in chosen if is_valid(each, at)]
-    if valid:
+    usable = [each for each in chosen if is_usable(each, at)]
+    if usable:
         trace.say(
-            "chosen", f"for encryption, the newest first: {', '.join(f'{each.serial_number:x}' for each in valid)}"
+            "chosen", f"for encryption, the newest first: {', '.join(f'{each.serial_number:x}' for each in usable)}"
         )
     else:
         trace.say("chosen", "for encryption: none is valid" if chosen else "for encryption: none serves that purpose")
@@ -90,9 +90,10 @@ def tell_certificates(trace: Trace, mailbox: Mailbox, at: datetime) -> None:
 
 def _validity(certificate: x509.Certificate, at: datetime) -> str:
     since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    unfit = "" if is_fit(certificate) else ", UNFIT: key too weak or unreadable, or ExtKeyUsage without mail"
     if at < since:
-        return f"not valid before {since:%Y-%m-%d %H:%M}"
-    return f"{'valid' if at <= until else 'EXPIRED'}, until {until:%Y-%m-%d %H:%M}"
+        return f"not valid before {since:%Y-%m-%d %H:%M}{unfit}"
+    return f"{'valid' if at <= until else 'EXPIRED'}, until {until:%Y-%m-%d %H:%M}{unfit}"
 
 
 def _certificate_values(attributes: Attributes) -> list[tuple[str, bytes]]:

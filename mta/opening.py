@@ -94,7 +94,7 @@ class OpenStage:
         own_dkim: Callable[[str, str], str | None] = lambda domain, selector: None,
         published_addresses: Callable[[x509.Certificate], Sequence[str]] = lambda certificate: (),
         remember: Callable[[str, Sequence[str], datetime], None] = lambda address, capabilities, signed_at: None,
-        learn: Callable[[str, x509.Certificate], None] = lambda author, signer: None,
+        learn: Callable[[str, x509.Certificate, Sequence[x509.Certificate]], None] = lambda author, signer, along: None,
         policy: ReadPolicy = DEFAULT_POLICY,
         failures: DecryptionFailures | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -185,7 +185,8 @@ class OpenStage:
             return
         for signer in verdict.signers:
             if signer.certificate is not None and signer.result is SignatureResult.VALID:
-                self._learn_certificate(verdict.from_addresses[0], signer.certificate)
+                certificates = signer.encryption_certificates
+                self._learn_certificate(verdict.from_addresses[0], signer.certificate, certificates)
             if signer.capabilities and signer.signing_time is not None:
                 self._remember(verdict.from_addresses[0], signer.capabilities, min(signer.signing_time, now))
 

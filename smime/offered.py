@@ -103,6 +103,12 @@ class Bundle:
                 if offered is not None:
                     yield offered
 
+    def of_subject(self, subject: bytes) -> Iterator[Offered]:
+        """Those of the very same subject (DER of the Name), in the order they came."""
+        for own in self._all():
+            if own.subject == subject and (offered := self._offered(own)) is not None:
+                yield offered
+
     def above(self, offered: Offered) -> Iterator[x509.Certificate]:
         """Those that may stand between `offered` and an anchor, by their names; found as they are asked for."""
         candidates = [

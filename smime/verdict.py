@@ -58,6 +58,9 @@ class SignerVerdict:
     """`rsa-pss-sha256`, `ecdsa-p384-sha384`, `ed25519`; empty when it could not be read."""
     capabilities: tuple[str, ...] = ()
     """Dotted OIDs of the signed SMIMECapabilities, the preferred first (RFC 8551 §2.5.2)."""
+    encryption_certificates: tuple[x509.Certificate, ...] = ()
+    """VALID: what came along that the signer may want to be encrypted to (RFC 8551 §2.5.3), with what may stand above.
+    The signature vouches for the choice, not for them."""
 
 
 class LayerKind(Enum):

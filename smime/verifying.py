@@ -22,6 +22,7 @@ from smime import oids
 from smime.addresses import matches
 from smime.capabilities import read_capabilities
 from smime.cms_read import REMEMBERED_OCTETS, Algorithm, Signed, SignerInfo, read_algorithm
+from smime.key_preference import encryption_certificates
 from smime.offered import Bundle, Offered
 from smime.policy import DEFAULT_POLICY, ReadPolicy
 from smime.schemes import HASHES, SHAKE256_OCTETS, UnsoundError, has_its_parameters, holds, label
@@ -148,6 +149,7 @@ class _Judging:
             findings,
             known.algorithm,
             _capabilities(attributes),
+            encryption_certificates(info, signer, self._bundle) if result is SignatureResult.VALID else (),
         )
 
     def _signer(self, info: SignerInfo, attributes: _Attributes, known: _Known) -> tuple[Offered, PathVerdict]:

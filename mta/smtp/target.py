@@ -376,6 +376,10 @@ def notify_conditions(notify: str, origin: Origin) -> frozenset[str]:
     return frozenset(notify.upper().split(",")) - {"NEVER"}
 
 
+_OWN = "x-relais-"
+"""Address types by which we remember how a recipient was named; nobody else knows them."""
+
+
 def dsn_request(message: Message) -> DsnRequest:
     """What to ask of the next server: the submitter's wishes; a sending system, which cannot say, wants to know all."""
     facts = message.facts
@@ -390,7 +394,7 @@ def dsn_request(message: Message) -> DsnRequest:
         envid=envid if valid_envid(envid) else message.spool_id,
         ret=ret if ret in ("FULL", "HDRS") else "",
         notify=notify if valid_notify(notify) else "",
-        orcpt=orcpt if valid_orcpt(orcpt) else f"rfc822;{xtext(message.recipient)}",
+        orcpt=orcpt if valid_orcpt(orcpt) and not orcpt.startswith(_OWN) else f"rfc822;{xtext(message.recipient)}",
     )
 
 

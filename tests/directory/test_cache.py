@@ -36,6 +36,27 @@ def test_found_and_not_found_age_apart() -> None:
     assert len(cache) == 0
 
 
+def test_a_mailbox_without_certificate_is_forgotten_as_soon_as_none() -> None:
+    clock = Clock()
+    cache = ResolveCache(10, 30.0, 5.0, clock)
+    cache.put("bare@b", RECIPIENTS[1], cache.generation)
+    clock.now += 5.1
+    assert not RECIPIENTS[1].encryption_certificates and cache.get("bare@b") is None
+
+
+def test_an_answer_ages_from_the_question_on() -> None:
+    """One that took four seconds to come is believed for one more."""
+    clock = Clock()
+    cache = ResolveCache(10, 30.0, 5.0, clock)
+    asked_at = cache.now()
+    clock.now += 4.0
+    cache.put("x@y", None, cache.generation, asked_at)
+    clock.now += 0.9
+    assert cache.get("x@y") == (None,)
+    clock.now += 0.2
+    assert cache.get("x@y") is None
+
+
 def test_the_least_recently_used_goes_first() -> None:
     cache = ResolveCache(3, 30.0, 30.0)
     for name in ("a", "b", "c"):

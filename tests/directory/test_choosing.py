@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from directory.choosing import by_preference, newest_valid, of_department
+from directory.choosing import MOST_DEVICES, by_preference, is_usable, newest_valid, of_department
 from directory.identifiers import id_nats
 from directory.records import MailboxKind, Recipient
+from tests.directory.conftest import KEY
 
 NOW = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
 
 
-def certificate(name: str, since: int, until: int) -> Any:
+def certificate(name: str, since: int, until: int, key: Any = KEY, *extended: x509.ObjectIdentifier) -> Any:
     """Valid from and until so many days after now."""
-    return SimpleNamespace(name=name, not_valid_before_utc=NOW + since * DAY, not_valid_after_utc=NOW + until * DAY)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(NOW + since * DAY).not_valid_after(NOW + until * DAY)
+    if extended:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(extended), critical=False)
+    return builder.sign(KEY, hashes.SHA256())
 
 
 def names(chosen: tuple[Any, ...]) -> list[str]:
-    return [each.name for each in chosen]
+    return [each.subject.rfc4514_string().removeprefix("CN=") for each in chosen]
 
 
 def test_all_valid_ones_the_newest_first() -> None:
@@ -43,6 +52,25 @@ def test_when_none_is_valid_all_stay_so_that_it_can_be_said_why() -> None:
 def test_validity_includes_both_ends() -> None:
     first, last = certificate("first", 0, 5), certificate("last", -5, 0)
     assert names(newest_valid((first, last), NOW)) == ["first", "last"]
+
+
+def test_what_no_path_will_ever_let_pass_stands_in_nobody_s_way() -> None:
+    old = certificate("old", -300, 30)
+    weak = certificate("weak", -1, 700, rsa.generate_private_key(65537, 1024))
+    server = certificate("server", -1, 700, KEY, ExtendedKeyUsageOID.SERVER_AUTH)
+    mail = certificate("mail", -2, 700, KEY, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.EMAIL_PROTECTION)
+    any_use = certificate("any", -3, 700, KEY, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
+    brainpool = certificate("brainpool", -4, 700, ec.generate_private_key(ec.BrainpoolP256R1()))
+    strong = certificate("strong", -5, 700, rsa.generate_private_key(65537, 2048))
+    everything = (old, weak, server, mail, any_use, brainpool, strong)
+    assert names(newest_valid(everything, NOW)) == ["mail", "any", "brainpool", "strong", "old"]
+    assert names(newest_valid((weak, server), NOW)) == ["weak", "server"]  # so that the refusal can say why
+    assert not is_usable(weak, NOW) and not is_usable(server, NOW) and is_usable(strong, NOW)
+
+
+def test_a_mail_is_encrypted_to_a_bounded_number_the_newest() -> None:
+    many = [certificate(f"c{age}", -age, 700) for age in range(1, MOST_DEVICES + 9)]
+    assert names(newest_valid(many, NOW)) == [f"c{age}" for age in range(1, MOST_DEVICES + 1)]
 
 
 def mailbox(address: str, structure: str = "", rank: int | None = None, **changes: Any) -> Recipient:

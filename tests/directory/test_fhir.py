@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from directory.entries import from_recipient
 from directory.fhir import AnnuaireSante, FhirError, FhirOptions
+from directory.offered import Evidence, OfferOutcome
+from directory.reading import CertificateOrigin
 from directory.records import MailboxKind, Recipient
 from directory.refresh import refresh
-from tests.directory.conftest import BASE, ENCRYPTING, Server, new_server
+from tests.directory.conftest import BASE, ENCRYPTING, Server, certificate, key_usage, new_server
+from trust.certificates import PathVerdict
 
 RPPS = "99900000033"
 NOS = "https://mos.esante.gouv.fr/NOS"
@@ -282,3 +289,161 @@ def test_refreshing_adds_changes_and_leaves(register: Server) -> None:
         api.pages[1][0]["practitioner"] = {"reference": "https://x/Practitioner/003-1-2"}
         assert directory.resolve(OWN).kind is MailboxKind.APP  # type: ignore[union-attr]
         assert refresh(admin, source, "99900000044", BASE).found is False
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        "https://[::1/_page",
+        "http://127.0.0.1:99999/_page?id=u0-1",
+        "http://127.0.0.1:x/_page",
+        "ftp://127.0.0.1/_page",
+        "//elsewhere.example/fhir/v2/_page?id=u0-1",
+        "http://user:password@elsewhere.example/_page",
+        "file:///etc/passwd",
+    ],
+)
+def test_a_next_page_that_is_nowhere_of_the_server_s_is_not_fetched(following: str) -> None:
+    api = Api()
+    api.next = following
+    with serving(api) as base, pytest.raises(FhirError):
+        asking(base).professional(RPPS)
+    assert len(api.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "slept"),
+    [
+        ({"Retry-After": "2"}, 2.0),
+        ({"Retry-After": "nonsense"}, 0.5),
+        ({}, 0.5),
+        ({"Retry-After": "Thu, 01 Jan 2015 00:00:00 GMT"}, 0.1),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_who_is_asked_to_wait_waits(status: int, headers: dict[str, str], slept: float) -> None:
+    api, pauses = Api(), list[float]()
+    api.answers = [(status, headers, b"")]
+    with serving(api) as base:
+        found = AnnuaireSante(FhirOptions(base, "the-key"), pauses.append).professional(RPPS)
+    assert found is not None and pauses == [slept]
+
+
+@pytest.mark.parametrize("later", ["3600", "Fri, 01 Jan 2100 00:00:00 GMT", "9" * 400])
+def test_who_is_asked_to_wait_longer_says_so_and_does_not_come_back_early(later: str) -> None:
+    api, pauses = Api(), list[float]()
+    api.answers = [(429, {"Retry-After": later}, b"")]
+    with serving(api) as base, pytest.raises(FhirError, match=r"again in [0-9]{4,} seconds"):
+        AnnuaireSante(FhirOptions(base, "the-key"), pauses.append).professional(RPPS)
+    assert pauses == [] and len(api.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content"),
+    [
+        (302, {"Location": "http://127.0.0.1:9/"}, b""),
+        (307, {"Location": "/fhir/v3/"}, b""),
+        (200, {"Content-Type": "text/html"}, b"<html>Portail</html>"),
+        (200, {"Content-Type": "application/fhir+xml"}, b"<Bundle xmlns='http://hl7.org/fhir'/>"),
+        (200, {}, b'{"resourceType": "OperationOutcome"}'),
+        (200, {}, b'{"resourceType": "Bundle", "entry": ' + b"[" * 100_000),
+        (200, {}, b"\xff\xfe"),
+        (200, {"Content-Length": "5000"}, b'{"resourceType": "Bundle"}'),
+        (204, {}, b""),
+        (404, {}, b"{}"),
+    ],
+)
+def test_other_answers_are_no_professional_who_is_gone(status: int, headers: dict[str, str], content: bytes) -> None:
+    api = Api()
+    api.answers = [(status, headers, content)] * 3
+    with serving(api) as base, pytest.raises(FhirError) as raised:
+        asking(base).professional(RPPS)
+    assert "the-key" not in str(raised.value) and RPPS not in str(raised.value)
+
+
+def test_an_answer_drop_by_drop_ends_with_the_deadline() -> None:
+    """Each octet is in time, the whole never would be."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def drip() -> None:
+            while not ended.is_set():
+                connection, _ = listening.accept()
+                with connection, suppress(OSError):
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                    while not ended.wait(0.05):
+                        connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(FhirError, match="does not answer"):
+            asking(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout_seconds=0.6).professional(RPPS)
+        assert time.monotonic() - started < 4
+        ended.set()
+        with suppress(OSError), socket.create_connection(listening.getsockname(), 1):
+            pass
+        thread.join(10)
+
+
+def test_more_than_a_professional_can_be_is_not_read_to_the_end() -> None:
+    api = Api()
+    filler = {"resourceType": "Basic", "text": "x" * 5_000_000}
+    api.pages = [[filler]] * 12
+    with serving(api) as base, pytest.raises(FhirError, match="more than"):
+        asking(base).professional(RPPS)
+    assert len(api.asked) < 10
+
+
+def test_a_professional_without_an_id_is_nobody_s_situations() -> None:
+    api = Api()
+    api.practitioners[0]["id"] = ""
+    with serving(api) as base, pytest.raises(FhirError, match="without an id"):
+        asking(base).professional(RPPS)
+
+
+def test_a_certificate_that_names_another_address_is_not_this_mailbox_s() -> None:
+    api = Api()
+    own, other = (
+        certificate(name, x509.SubjectAlternativeName([x509.RFC822Name(name)]), key_usage("key_agreement"))
+        for name in (FIRST.upper(), SECOND)
+    )
+    role_ = api.pages[0][0]
+    role_["extension"][1:] = [
+        {
+            "url": f"{IG}/as-ext-digital-certificate",
+            "extension": [{"url": "value", "valueBase64Binary": base64.b64encode(value).decode()}],
+        }
+        for value in (own.public_bytes(Encoding.DER), other.public_bytes(Encoding.DER), b"garbage")
+    ]
+    with serving(api) as base:
+        found = asking(base).professional(RPPS)
+    assert found is not None
+    (first,) = [each for each in found.mailboxes if each.address == FIRST]
+    assert first.certificates == (own.public_bytes(Encoding.DER),)
+
+
+def test_what_was_learned_from_mail_gives_way_to_the_register_s(server_files: Path) -> None:
+    api = Api()
+    learned = certificate("learned", x509.SubjectAlternativeName([x509.RFC822Name(FIRST)]), key_usage("key_agreement"))
+    with new_server(server_files) as server, serving(api) as base:
+        server.slapd.load([])
+        server.start()
+        with server.directory("admin") as admin:
+            kept = api.pages[0][0]["extension"].pop()
+            # an empty directory proves nothing: somebody has to be there
+            admin.publish(Recipient(OWN, MailboxKind.APP, "Automate"))
+            source = asking(base)
+            assert FIRST in refresh(admin, source, RPPS, BASE).added
+            verdict = PathVerdict(True, (learned,), "rfc5280-6.1", "", "good")
+            evidence = Evidence(CertificateOrigin.MAIL, verdict, FIRST, datetime.now(UTC))
+            assert admin.offer_certificate(FIRST, learned, evidence) is OfferOutcome.LEARNED
+            assert FIRST in refresh(admin, source, RPPS, BASE).unchanged
+            assert admin.resolve(FIRST).encryption_certificates == (learned,)  # type: ignore[union-attr]
+            api.pages[0][0]["extension"].append(kept)
+            assert FIRST in refresh(admin, source, RPPS, BASE).changed
+            assert admin.resolve(FIRST).encryption_certificates == (ENCRYPTING,)  # type: ignore[union-attr]
+            said = "".join(step.detail for step in admin.explain(FIRST).steps)
+            assert "register, by KeyUsage" in said and "mail, by KeyUsage" not in said
+            assert FIRST in refresh(admin, source, RPPS, BASE).unchanged
+            assert admin.offer_certificate(FIRST, learned, evidence) is OfferOutcome.MANUAL

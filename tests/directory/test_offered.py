@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from directory import offered as offered_module
 from directory.entries import from_recipient
 from directory.offered import MOST_LEARNED, Evidence, OfferOutcome, SignedMailLearner, judge
 from directory.reading import CertificateOrigin
@@ -104,6 +105,25 @@ def test_learned_known_and_never_over_a_manual_one(learning: Server) -> None:
         assert directory.resolve(BARE).encryption_certificates == (mine,)  # type: ignore[union-attr]
 
 
+def test_a_person_who_writes_at_the_same_moment_wins(learning: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our look at the entry and our writing, somebody publishes a certificate."""
+    address = "race@demo-x.mssante.fr"
+    mine = cert(address)
+    with learning.directory("admin") as admin, learning.directory("admin") as person:
+        admin.publish(Recipient(address, MailboxKind.PER, "Dr Course"))
+        write = offered_module._write
+
+        def interrupted(*arguments: object) -> None:
+            monkeypatch.setattr(offered_module, "_write", write)
+            person.publish(Recipient(address, MailboxKind.PER, "Dr Course", (mine,), (mine,)))
+            write(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(offered_module, "_write", interrupted)
+        assert offer(admin, address, cert(address)) is OfferOutcome.MANUAL
+        found = person.resolve(address)
+        assert found is not None and found.encryption_certificates == (mine,)
+
+
 def test_devices_are_few(learning: Server) -> None:
     address = "many@demo-x.mssante.fr"
     with learning.directory("admin") as admin:
@@ -125,6 +145,11 @@ def test_from_a_mail_only_what_names_its_author_and_encrypts() -> None:
         offered.append((address, certificate, proof))
         return judge(address, certificate, proof) or OfferOutcome.LEARNED
 
+    both = cert()  # for either purpose, and another one preferred: that one alone
+    assert SignedMailLearner(take, Validator()).learn(BARE, both, (GOOD,)) == {GOOD: OfferOutcome.LEARNED}
+    foreign = cert(HELD)  # what is preferred is not the author's: then the signer's own
+    assert SignedMailLearner(take, Validator()).learn(BARE, both, (foreign,)) == {both: OfferOutcome.LEARNED}
+    offered.clear()
     signer = cert(BARE, "digital_signature")
     learner = SignedMailLearner(take, Validator())
     assert learner.learn(BARE, signer, (GOOD, cert(HELD), signer)) == {GOOD: OfferOutcome.LEARNED}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import os
 import signal
 import socket
 import threading
@@ -100,6 +101,7 @@ def test_a_frozen_server_costs_its_share_of_the_deadline_once(running: Server, r
     with running.directory(uri=frozen, replicas=(alive,), timeout_seconds=3.0, rest_seconds=60.0) as directory:
         assert directory.resolve(DOCTOR) is not None
         replica.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, replica.process.pid, os.WSTOPPED | os.WNOWAIT)  # all its threads
         try:
             assert state_of(directory, frozen).failures == 0
             started = time.monotonic()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +62,41 @@ def test_only_what_names_the_address_and_encrypts(far: Server) -> None:
 
 def test_a_base_may_be_given_and_may_be_wrong(far: Server) -> None:
     assert UpstreamDirectories([options(far, base=BASE)]).certificates(ADDRESS) == (MINE,)
-    assert UpstreamDirectories([options(far, base="dc=nowhere")]).certificates(ADDRESS) == ()
+    with pytest.raises(DirectoryUnavailableError):  # it proves nothing of the address
+        UpstreamDirectories([options(far, base="dc=nowhere")]).certificates(ADDRESS)
+
+
+def test_a_server_that_is_silent_is_left_alone_for_a_while() -> None:
+    """One that accepts and says nothing costs its time-out once, and not each mail's."""
+    now = [0.0]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"ldaps://127.0.0.1:{silent.getsockname()[1]}"
+        options = UpstreamOptions(servers=(uri,), timeout_seconds=0.3)
+        upstream = UpstreamDirectories([options], clock=lambda: now[0])
+        spent = []
+        for moment in (0.0, 1.0, 1.0, 11.0):
+            now[0] = moment
+            started = time.monotonic()
+            with pytest.raises(DirectoryUnavailableError):
+                upstream.certificates(ADDRESS)
+            spent.append(time.monotonic() - started)
+    assert max(spent) < 4.0 and spent[0] > 0.25 < spent[3] and max(spent[1:3]) < 0.25
+
+
+def test_a_server_that_lies_is_passed_over_for_one_that_does_not(far: Server, server_files: Path) -> None:
+    """The first has another's certificate under the address."""
+    with new_server(server_files) as liar:
+        liar.slapd.load([from_recipient(Recipient(ADDRESS, MailboxKind.PER, "Dr", (SOMEBODY_S, ALL)), BASE)])
+        liar.start()
+        upstream = UpstreamDirectories([options(far, liar.slapd.ldaps_uri, far.slapd.ldaps_uri)])
+        assert upstream.certificates(ADDRESS) == (MINE,)
+        assert UpstreamDirectories([options(far, liar.slapd.ldaps_uri)]).certificates(ADDRESS) == ()
+
+
+def test_what_the_dns_calls_a_server_may_be_nonsense() -> None:
+    lookup = lambda domain: [SrvRecord(0, 0, 636, "a b[%]"), SrvRecord(0, 0, 99999, "x" * 300)]  # noqa: E731
+    with pytest.raises(DirectoryUnavailableError):
+        UpstreamDirectories([UpstreamOptions(timeout_seconds=0.5)], lookup).certificates(ADDRESS)
 
 
 def test_one_of_several_is_down(far: Server) -> None:

@@ -259,3 +259,13 @@ def test_endpoints_are_private_and_complete(up: Running) -> None:
     assert {account["role"] for account in described["accounts"]} == {"gp", "laboratory", "hospital", "patient"}
     for name in ("mllp", "imaps", "submission", "ldaps"):
         assert described[name]["port"] > 0
+
+
+def test_a_prescriber_named_by_rpps_and_not_by_address_receives_it(up: Running) -> None:
+    named = Correspondent("", TO_DOCTOR.identifier, TO_DOCTOR.family, TO_DOCTOR.given)
+    sent = oru("RPPS-1", recipients=(named,), flags=NO_RECORD)
+    up.accepted(sent)
+    up.wait_settled()
+    (mail,) = mails_about(up, "gp", digest_of(sent))
+    assert TO_DOCTOR.address in mail["To"]
+    assert "signature=valid" in mail["X-Relais-Verdict"] and "decrypted=yes" in mail["X-Relais-Verdict"]
