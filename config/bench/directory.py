@@ -191,10 +191,8 @@ class _Bench:
         self._stack.callback(server.stop)
 
         def prepare() -> None:
-            for day in range(days + 1):
-                changed = self._scale.changed
-                work.run("generate", folder=made.day(day), situations=situations, day=day, changed=changed)
             folders = [made.day(day) for day in range(days + 1)]
+            work.run("generate", folders=folders, situations=situations, changed=self._scale.changed)
             made.certified += nation.certify(folders, self._scale.certificates, folder / "certificates")
 
         self._timed(f"prepare_{name}", prepare)
@@ -309,20 +307,20 @@ class _Bench:
     def _sync(self, of: _Nation) -> tuple[list[Row], list[float]]:
         """Each day's files in turn, odd days with nothing kept from the day before; then the last ones again. The rows,
         and the seconds of the odd days."""
-        days = []
-        for day in range(1, of.days + 1):
-            if day % 2:
-                shutil.rmtree(of.folder / "sync" / "kept", ignore_errors=True)
-            days.append(self._synchronised(of, day))
+        days = [self._synchronised(of, day) for day in range(1, of.days + 1)]
         fresh, usual = days[0::2], days[1::2]
-        again = self._synchronised(of, of.days, again=True)
-        if not usual:
+        if not usual:  # asked for growth alone
             return [], [each.done.seconds for each in fresh]
+        before = of.server.writes()
+        again = self._work_on(of, of.days)
+        written = of.server.writes() - before
         n = self._scale.situations
+        changes = work.run("changes", folders=[of.day(day) for day in range(of.days + 1)]).answer["changes"]
+        off = max(abs(day.writes - expected) for day, expected in zip(days, changes, strict=True))
         rows = [
             row("daily_sync_s", [each.done.seconds for each in fresh], "s, the first day after a first load", n),
             row("daily_sync_kept_s", [each.done.seconds for each in usual], "s, a day after such a day", n),
-            row("sync_again_s", [again.done.seconds], "s, the same files again", n),
+            row("sync_again_s", [again.seconds], "s, the same files again", n),
             row(
                 "sync_peak_mb",
                 [each.done.with_children_peak_mb for each in days],
@@ -336,15 +334,21 @@ class _Bench:
                 "operations that slapd's monitor counted",
                 n,
                 reference="entries that differ between the days' files, by their lines",
-                reference_values=[each.changes for each in days],
+                reference_values=changes,
             ),
-            row("sync_writes_off", [max(each.off for each in days)], "operations too many or too few, worst day", n),
-            row("sync_again_writes", [again.writes], "operations, the same files again", n),
+            row("sync_writes_off", [off], "operations too many or too few, worst day", n),
+            row("sync_again_writes", [written], "operations, the same files again", n),
         ]
         return rows, [each.done.seconds for each in fresh]
 
-    def _synchronised(self, of: _Nation, day: int, again: bool = False) -> _Day:
+    def _synchronised(self, of: _Nation, day: int) -> _Day:
+        if day % 2:
+            shutil.rmtree(of.folder / "sync" / "kept", ignore_errors=True)
         before = of.server.writes()
+        done = self._work_on(of, day)
+        return _Day(done, of.server.writes() - before)
+
+    def _work_on(self, of: _Nation, day: int) -> work.Done:
         done = work.run(
             "sync",
             files=of.day(day),
@@ -354,15 +358,11 @@ class _Bench:
             ca=of.server.ca,
             now=nation.shift(nation.files_of(of.day(day))["mssante"].stem.rpartition("_")[2], 2),
         )
-        writes = of.server.writes() - before
         report = done.answer["report"]
         if report["outcome"] != "applied" or report["refused"]:
             holds = ", ".join(hold["reason"] for hold in report["holds"])
             raise BenchError(f"a synchronisation was {report['outcome']}: {holds} {report['error']}".strip())
-        changes = 0
-        if not again:
-            changes = work.run("changes", before=of.day(day - 1), after=of.day(day)).answer["changes"]
-        return _Day(done, writes, changes)
+        return done
 
     def _sync_growth(self, small: _Nation, large: _Nation, seconds: Sequence[float]) -> list[Row]:
         _, taken = self._sync(small)
@@ -376,8 +376,4 @@ class _Bench:
 class _Day:
     done: work.Done
     writes: int
-    changes: int
-
-    @property
-    def off(self) -> int:
-        return abs(self.writes - self.changes)
+    """Operations."""

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from config import allocator
 from config.bench import directory_nation as nation
-from config.bench.child import BenchError, memory_of_tree
-from config.bench.opening import resident
+from config.bench.child import BenchError, memory_of_tree, resident
 
 _SAMPLE_SECONDS = 0.2
 
@@ -72,7 +72,8 @@ def run(what: str, **asked: Any) -> Done:
 
 
 def _generate(asked: dict[str, Any]) -> dict[str, Any]:
-    nation.generate(Path(asked["folder"]), asked["situations"], asked["day"], asked["changed"])
+    for day, folder in enumerate(asked["folders"]):
+        nation.generate(Path(folder), asked["situations"], day, asked["changed"])
     return {}
 
 
@@ -131,7 +132,7 @@ def _sync(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changes(asked: dict[str, Any]) -> dict[str, Any]:
-    return {"changes": len(nation.changes(Path(asked["before"]), Path(asked["after"])))}
+    return {"changes": [len(nation.changes(Path(one), Path(next_day))) for one, next_day in pairwise(asked["folders"])]}
 
 
 _STEPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
