@@ -57,7 +57,7 @@ class Scale:
 
 SCALES = {
     "quick": Scale(20_000, 2_000, loads=3, days=1, runs=3, lookups=500, searches=40, certificates=1_000),
-    "full": Scale(2_300_000, 100_000, loads=1, days=1, runs=5, lookups=5_000, searches=200, certificates=10_000),
+    "full": Scale(2_300_000, 100_000, loads=1, days=1, runs=5, lookups=5_000, searches=100, certificates=10_000),
 }
 BARS = {
     "first_load_s": Bar(480, None, at_most=True, from_n=_NATIONAL),
