@@ -112,6 +112,37 @@ def bench_trust(full: bool, as_json: bool) -> None:
     _print_bench(result, as_json)
 
 
+@bench.command("directory")
+@click.option("--full/--quick", default=False, help="The nation, or 20,000 practice situations.")
+@click.option("--situations", type=click.IntRange(100), help="So many instead.")
+@click.option("--only", default="", metavar="PART,...", help="Some of: load, sync, resolve, search, growth.")
+@click.option(
+    "--below",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder for the data while it runs; default: the system's for temporary files.",
+)
+@JSON
+def bench_directory(full: bool, situations: int | None, only: str, below: Path | None, as_json: bool) -> None:
+    """First load beside slapadd, a day's changes, resolving beside python-ldap, searching for people. Needs slapd."""
+    from config import logs
+    from config.bench.child import BenchError
+    from config.bench.directory import PARTS, directory
+    from directory.slapd import SlapdError
+
+    parts = [part for part in only.replace(" ", "").split(",") if part] or PARTS
+    if unknown := set(parts) - set(PARTS):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(PARTS)}", param_hint="--only")
+    logs.configure("WARNING")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a slapd and much data are to be put away
+    try:
+        result = directory(
+            "full" if full else "quick", situations, parts, below, lambda step: click.echo(step, err=True)
+        )
+    except (BenchError, SlapdError) as error:
+        _fail(str(error))
+    _print_bench(result, as_json)
+
+
 def _print_bench(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))

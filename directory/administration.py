@@ -145,7 +145,8 @@ class Administrator:
         entries = schema.skeleton(self._options.base)
         operations = [Operation(entry.dn, {name: list(v) for name, v in entry.attributes.items()}) for entry in entries]
         for operation in operations:
-            self._write([operation], self._add, (ldap.ALREADY_EXISTS,), lambda _: None, Written())
+            if not self._is_there(operation.dn):
+                self._write([operation], self._add, (ldap.ALREADY_EXISTS,), lambda _: None, Written())
 
     def apply(self, plan: Plan, written: Written, seen: Callable[[int], None] = lambda _: None) -> None:
         """Write a plan: additions, changes, removals. Fills `written` as it goes, so that it is true after an error.
@@ -212,6 +213,15 @@ class Administrator:
                 # Whether these arrived is unknown; each may be sent again.
                 left.extendleft(operation for _, operation in reversed(under_way))
                 self._reconnect()
+
+    def _is_there(self, dn: str) -> bool:
+        """Whether this entry can be read; False also when nobody answers: writing finds out why."""
+        try:
+            self._ensure()
+            message = self._connection.search_ext(dn, ldap.SCOPE_BASE, "(objectClass=*)", ["1.1"])
+            return bool(self._connection.result(message, 1, self._options.timeout_seconds)[1])
+        except ldap.LDAPError:
+            return False
 
     def _ensure(self) -> None:
         if self._connection is None:

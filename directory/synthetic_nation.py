@@ -3,8 +3,11 @@
 `directory.synthetic` invents a small world that rows can be added to; here it is size and time that matter. Every line
 follows from the seed, the number of the person and the day alone, so any day's files can be written without those of
 the days before. Proportions are the register's: 1.2 situations a person, a mailbox for one person in four, a team's
-mailbox for each six of those, one address in three thousand named twice by the same holder. Nothing can be taken for
-real: see `directory.synthetic`.
+mailbox for each six of those, 5,018 domains, one address in three thousand named twice by the same holder. Nothing can
+be taken for real: see `directory.synthetic`.
+
+What searches and caches meet is as uneven as in life: a few family names, towns and domains have very many, most have
+few. Compound names, accents and several workplaces are there too, and each line of a structure says the same about it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ NATIONAL = 1_957_000
 """Persons ever: of whom one in fifty is away, so that 2.3 million situations and 536,000 mailboxes are left."""
 _FIRST_DAY = datetime(2026, 1, 1, 4, tzinfo=UTC)
 _PERSONS_PER_STRUCTURE = 4
-_STRUCTURES_PER_DOMAIN = 97
+_STRUCTURES_PER_TEAM = 6
+_PERSONS_PER_DOMAIN = 390
 _WORD = (1 << 64) - 1
 
 _PHYSICIAN = ("10", "Médecin", "DR")
@@ -51,6 +55,29 @@ _PROFESSIONS: tuple[tuple[tuple[str, str, str], tuple[str, str]], ...] = (
     (("40", "Chirurgien-Dentiste", "DR"), ("", "")),
     (("50", "Sage-Femme", ""), ("", "")),
 )
+_NAME_ENDINGS = (
+    *("", "ER", "EAU", "ET", "IN", "AUD", "EL", "OT", "Y", "AC"),
+    *("IÈRE", "ON", "ARD", "UC", "EZ", "ELLE", "OIS", "ANT", "ECQ", "AS"),
+)
+_NAMES = tuple(name + ending for ending in _NAME_ENDINGS for name in FAMILY_NAMES)
+"""The most frequent first."""
+_GIVEN = tuple(name + ending for ending in ("", "line", "ette", "in", "iane", "ic") for name in GIVEN_NAMES)
+_TOWN_ENDINGS = (
+    *("", "-sur-Orge", "-les-Bains", "-le-Vieux", "-en-Plaine", "-la-Forêt", "-le-Château", "-sous-Bois"),
+    *("-le-Haut", "-le-Bas", "-l'Évêque", "-aux-Chênes", "-lès-Dunes", "-d'En-Haut", "-les-Pins", "-du-Lac"),
+)
+_TOWNS = (
+    *TOWNS,
+    *(
+        f"{before}{name.capitalize()}{ending}"
+        for ending in _TOWN_ENDINGS
+        for before in ("", "Saint-")
+        for name in FAMILY_NAMES
+    ),
+)
+"""The largest first."""
+_POSTAL_CODES = 900
+_STREETS = ("DES TILLEULS", "DE LA FONTAINE", "DU MOULIN", "DE L'ÉGLISE", "DES ÉCOLES", "DU VIEUX PONT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +91,10 @@ class _Nation:
     @property
     def structures(self) -> int:
         return max(1, self.persons // _PERSONS_PER_STRUCTURE)
+
+    @property
+    def domains(self) -> int:
+        return max(1, -(-self.persons // _PERSONS_PER_DOMAIN))
 
     def chance(self, number: int, what: int) -> int:
         """A number of 64 bits that nothing else depends on (splitmix64's mixing)."""
@@ -120,7 +151,7 @@ def write_nation(
                     skills.write(skill_line(situations[0]))
                 mailboxes.writelines(map(mailbox_line, _mailboxes(nation, number, situations[0])))
         if professionals:
-            for number in range(0, nation.structures, 6):
+            for number in range(0, nation.structures, _STRUCTURES_PER_TEAM):
                 mailboxes.write(mailbox_line(_team(nation, number)))
     return files
 
@@ -136,8 +167,8 @@ def _situations(nation: _Nation, number: int) -> Iterator[PracticeRow]:
         pp_identifier_type="8",
         pp_identifier=f"999{number:08d}",
         civility=civility,
-        family_name=FAMILY_NAMES[(chance >> 8) % len(FAMILY_NAMES)],
-        given_name=GIVEN_NAMES[(chance >> 20) % len(GIVEN_NAMES)],
+        family_name=_family_name(nation, number),
+        given_name=_given_name(nation, number),
         profession_code=code,
         profession=label,
         category_code="C",
@@ -146,11 +177,10 @@ def _situations(nation: _Nation, number: int) -> Iterator[PracticeRow]:
         skill_code=skill_code,
         skill=skill,
         mode_code="LS"[chance >> 32 & 1],
-        telephone=f"01990{nation.chance(number, 3 + moves) % 100_000:05d}",
     )
-    for place in range(2 if (chance >> 40) % 5 == 0 else 1):
-        # Whoever moves goes to another structure; the second workplace stays.
-        structure = nation.chance(number, 40 + place * 40 + moves * (1 - place)) % nation.structures
+    for place in range(_workplaces(chance >> 40)):
+        # Whoever moves goes to another structure; the other workplaces stay.
+        structure = nation.chance(number, 40 + (moves if place == 0 else 100 * place)) % nation.structures
         town, postal_code = _town(nation, structure)
         yield replace(
             row,
@@ -159,18 +189,59 @@ def _situations(nation: _Nation, number: int) -> Iterator[PracticeRow]:
             organisation=_organisation(nation, structure),
             postal_code=postal_code,
             town=town,
+            street_number=str(nation.chance(structure, 15) % 120 + 1),
+            street_type="RUE",
+            street=_STREETS[nation.chance(structure, 16) % len(_STREETS)],
+            telephone=f"01990{nation.chance(structure, 3) % 100_000:05d}",
         )
+
+
+def _workplaces(chance: int) -> int:
+    """1.2 on average; a few have half a dozen."""
+    return next(
+        places for places, below in ((1, 860), (2, 955), (3, 985), (4, 997), (6, 1000)) if chance % 1000 < below
+    )
+
+
+def _uneven(chance: int, count: int, head: float) -> int:
+    """One of `count`, 0 the most likely: like names and towns, each about 1 / (its rank + `head`) of all (Zipf)."""
+    return min(int(head * ((count + head) / head) ** (chance / (_WORD + 1)) - head), count - 1)
+
+
+def _family_name(nation: _Nation, number: int) -> str:
+    """The most frequent one has four persons in a thousand; one in twenty is compound."""
+    chance = nation.chance(number, 10)
+    name = _NAMES[_uneven(chance, len(_NAMES), 50)]
+    other = _NAMES[_uneven(nation.chance(number, 11), len(_NAMES), 50)]
+    match chance % 60:
+        case 0:
+            return f"{name}-{other}"
+        case 1:
+            return f"{name} {other}"
+        case 2:
+            return f"LE {name}"
+    return name
+
+
+def _given_name(nation: _Nation, number: int) -> str:
+    chance = nation.chance(number, 12)
+    name = _GIVEN[_uneven(chance, len(_GIVEN), 20)]
+    if chance % 16 == 0 and "-" not in name:
+        return f"{name}-{GIVEN_NAMES[nation.chance(number, 13) % len(GIVEN_NAMES)].partition('-')[0]}"
+    return name
 
 
 def _mailboxes(nation: _Nation, number: int, situation: PracticeRow) -> Iterator[MailboxRow]:
     chance = nation.chance(number, 4)
     if chance % 1000 >= 238:
         return
-    domain = nation.chance(number, 5) % nation.structures  # a mailbox keeps its address when its holder moves
+    # A mailbox keeps its address when its holder moves. Half are in the domains of a few professions.
+    home = nation.chance(number, 5)
+    domain = home % 8 if home >> 63 else _uneven(nation.chance(number, 14), nation.domains, 1)
     name = f"{local_part(situation.given_name)}.{local_part(situation.family_name)}.{number}"
     row = MailboxRow(
         kind=MailboxKind.PER,
-        address=f"{name}@{_domain(domain)}",
+        address=f"{name}@demo-{domain % nation.domains}.mssante.fr",
         pp_identifier_type="8",
         pp_identifier=situation.pp_identifier,
         pp_id_nat=situation.pp_id_nat,
@@ -200,9 +271,12 @@ def _mailboxes(nation: _Nation, number: int, situation: PracticeRow) -> Iterator
 def _team(nation: _Nation, structure: int) -> MailboxRow:
     service = SERVICES[nation.chance(structure, 6) % len(SERVICES)]
     town, postal_code = _town(nation, structure)
+    domain = structure // _STRUCTURES_PER_TEAM  # each has one team at least
+    if domain >= nation.domains:
+        domain = _uneven(nation.chance(structure, 14), nation.domains, 1)
     return MailboxRow(
         kind=MailboxKind.ORG,
-        address=f"{local_part(service)}.{structure}@{_domain(structure)}",
+        address=f"{local_part(service)}.{structure}@demo-{domain}.mssante.fr",
         structure_identifier_type="FINESS",
         structure_identifier=f"99{structure:07d}",
         service=service,
@@ -217,13 +291,10 @@ def _team(nation: _Nation, structure: int) -> MailboxRow:
 
 def _organisation(nation: _Nation, structure: int) -> str:
     kind = ("Cabinet", "Maison de santé", "Pharmacie", "Centre hospitalier")[nation.chance(structure, 7) % 4]
-    return f"{kind} {FAMILY_NAMES[nation.chance(structure, 8) % len(FAMILY_NAMES)].title()} {structure}"
+    return f"{kind} {_NAMES[_uneven(nation.chance(structure, 8), len(_NAMES), 50)].title()} {structure}"
 
 
 def _town(nation: _Nation, structure: int) -> tuple[str, str]:
-    place = nation.chance(structure, 9) % 900
-    return f"{TOWNS[place % len(TOWNS)]} {place}", f"99{100 + place:03d}"
-
-
-def _domain(structure: int) -> str:
-    return f"demo-{structure // _STRUCTURES_PER_DOMAIN}.mssante.fr"
+    """The largest has three structures in a hundred."""
+    place = _uneven(nation.chance(structure, 9), len(_TOWNS), 4)
+    return _TOWNS[place], f"99{100 + place % _POSTAL_CODES:03d}"

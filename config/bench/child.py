@@ -111,6 +111,25 @@ def cost_of_tree(pid: int) -> Cost:
     return Cost(seconds, peak)
 
 
+def resident(name: str) -> int:
+    """A size of this process, in octets, as /proc/self/status names it: `VmRSS:`, `VmHWM:` for its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def memory_of_tree(pid: int) -> int:
+    """Octets that a process and all below it have in memory now; a page that two of them map counts twice."""
+    parents = _parents()
+    pages = 0
+    for each in parents:
+        if each == pid or pid in _ancestry(each, parents):
+            try:
+                pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+            except OSError:  # it ended meanwhile
+                continue
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _parents() -> dict[int, int]:
     """Parent of every process, by id."""
     found = {}

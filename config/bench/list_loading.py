@@ -13,8 +13,7 @@ from pathlib import Path
 from cryptography import x509
 
 from config import allocator
-from config.bench.child import BenchError
-from config.bench.opening import resident
+from config.bench.child import BenchError, resident
 from trust.revocation.checker import Revocation, RevocationOptions
 
 

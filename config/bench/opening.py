@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from config import allocator
-from config.bench.child import BenchError
+from config.bench.child import BenchError, resident
 from config.bench.holders import Holder, Holders
 from smime.opening import open_message
 from trust.certificates import CertificateValidator
@@ -68,12 +68,6 @@ def main(vault: str, address: str, anchor: str, file: str) -> None:
         "signature": opened.verdict.signature.value,
     }
     print(json.dumps(said))
-
-
-def resident(name: str) -> int:
-    """A size of this process, in octets."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 VERSION = 1
 
@@ -38,6 +39,37 @@ def row(
         "reference_value": None if reference_value is None else _rounded(reference_value),
         "ratio": _rounded(value / reference_value) if reference_value else None,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a row is held against."""
+
+    bar: float
+    goal: float | None
+    what: Literal["value", "ratio"] = "value"
+    at_most: bool = False
+    from_n: int = 0
+    """The bar is set for this size: a smaller run shows it, and does not say that it was met."""
+
+    def judge(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with `compared`, `bar`, `goal`, and whether they were met: None for what was not measured."""
+        large = (row.get("n") or 0) >= self.from_n
+        measured = row[self.what] if large else None
+        return {
+            **row,
+            "compared": f"{self.what} {'<=' if self.at_most else '>='}",
+            "bar": self.bar,
+            "goal": self.goal,
+            "met": self._met(measured, self.bar),
+            "goal_met": self._met(measured, self.goal),
+            **({"bar_from_n": self.from_n} if self.from_n else {}),
+        }
+
+    def _met(self, measured: float | None, wanted: float | None) -> bool | None:
+        if measured is None or wanted is None:
+            return None
+        return measured <= wanted if self.at_most else measured >= wanted
 
 
 def result(bench: str, scale: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from config.bench import hostile, journal, lists, validating
-from config.bench.report import result
+from config.bench.report import Bar, result
 
 Row = dict[str, Any]
 
@@ -40,32 +40,6 @@ SCALES = {
         journal.SCALES["full"],
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """What a row is held against."""
-
-    bar: float
-    goal: float | None
-    what: Literal["value", "ratio"] = "value"
-    at_most: bool = False
-
-    def judge(self, row: Row) -> Row:
-        """The row with `compared`, `bar`, `goal`, and whether they were met: None for what was not measured."""
-        measured = row[self.what]
-        return row | {
-            "compared": f"{self.what} {'<=' if self.at_most else '>='}",
-            "bar": self.bar,
-            "goal": self.goal,
-            "met": self._met(measured, self.bar),
-            "goal_met": self._met(measured, self.goal),
-        }
-
-    def _met(self, measured: float | None, wanted: float | None) -> bool | None:
-        if measured is None or wanted is None:
-            return None
-        return measured <= wanted if self.at_most else measured >= wanted
 
 
 BARS = {

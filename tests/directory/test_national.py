@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,24 @@ def test_a_nation_has_the_registers_proportions_and_a_next_day(tmp_path: Path) -
     before, after = (set(path.read_text("utf-8").splitlines()) for path in (files.practice, next_day.practice))
     assert 0.005 < len(after - before) / len(before) < 0.02
     assert next_day.practice.name.endswith("_202601020400.txt")
+
+
+def test_a_nation_is_as_uneven_as_life(tmp_path: Path) -> None:
+    files = write_nation(tmp_path, 6000)
+    mailboxes = [line.split("|") for line in files.mssante.read_text("utf-8").splitlines()[1:]]
+    domains = Counter(fields[1].partition("@")[2] for fields in mailboxes)
+    assert len(domains) == 16
+    assert max(domains.values()) > 5 * min(domains.values())
+    lines = [line.split("|") for line in files.practice.read_text("utf-8").splitlines()[1:]]
+    names, towns = Counter(fields[7] for fields in lines), Counter(fields[37] for fields in lines)
+    assert 0.002 < max(names.values()) / len(lines) < 0.01
+    assert 0.01 < max(towns.values()) / len(lines) < 0.05
+    assert any("-" in name for name in names) and any(" " in name for name in names)
+    workplaces = Counter(Counter(fields[2] for fields in lines).values())
+    assert workplaces[1] > 5 * workplaces[2] > 10 * workplaces[3] > 0 and workplaces[6]
+    said = {}
+    for fields in lines:
+        assert said.setdefault(fields[21], fields[24:]) == fields[24:], "lines about one structure say the same"
 
 
 @pytest.mark.parametrize(
