@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from directory.entries import from_recipient
 from directory.extraction import MailboxRow, PracticeRow
+from directory.ldif import LdifEntry
 from directory.records import MailboxKind, Recipient
 from directory.register import mailbox_entry, person_entry
 from directory.resolve import Directory, DirectoryUnavailableError
@@ -50,10 +51,25 @@ RED = Recipient(f"rouge@{DOMAIN}", MailboxKind.PER, "Dr Rouge DUPONT", organisat
 CROWD = 260
 
 
+def registered(name: str, given: str, family: str, *places: tuple[str, str], **more: str) -> LdifEntry:
+    """Somebody without a mailbox: town and organisation of each situation."""
+    id_nat = f"8998{zlib.crc32(name.encode()) % 10**8:08d}"
+    known = {"family_name": family, "given_name": given, "civility": "DR", **more}
+    rows = [PracticeRow(id_nat, town=town, organisation=organisation, **known) for town, organisation in places]
+    return person_entry(BASE, rows)
+
+
+UNREACHABLE = (
+    registered("a", "Élise", "DUPONT", ("LYON-FICTIF", "Centre Un"), **CARDIO),
+    registered("b", "Oscar", "SANS-BOÎTE", ("ICI", "Centre Un"), ("LÀ-BAS", "Centre Deux"), **GENERAL),
+)
+
+
 @pytest.fixture(scope="module")
 def found(server_files: Path) -> Iterator[Directory]:
     entries = [mailbox_entry(BASE, row) for row in ROWS]
-    entries += [mailbox_entry(BASE, ELSEWHERE, SITUATIONS), person_entry(BASE, SITUATIONS)]
+    entries += [mailbox_entry(BASE, ELSEWHERE, SITUATIONS), person_entry(BASE, SITUATIONS, has_mailbox=True)]
+    entries += UNREACHABLE
     entries += fixture_entries()
     entries.append(from_recipient(RED, BASE, red_list=True))
     crowd = person("x", "Foule", "NOMBREUX", **LYON)
@@ -71,11 +87,35 @@ def names(page: SearchPage) -> list[str]:
 
 def test_name_specialty_and_town(found: Directory) -> None:
     page = found.search("dupont cardio lyon")
-    assert names(page) == ["dupont", "dupontel"]  # the whole name first, then one that begins so
+    # The whole name first, one that can be written to before one who cannot, then one that begins so
+    assert names(page) == ["dupont", "", "dupontel"]
     first = page.found[0]
     assert (first.name, first.town, first.kind) == ("DR Élise DUPONT", "LYON-FICTIF", MailboxKind.PER)
     assert first.profession == "Médecin - Cardiologie et maladies vasculaires"
-    assert (page.total, page.more, page.page) == (2, False, 1)
+    assert (page.total, page.more, page.page) == (3, False, 1)
+
+
+def test_a_professional_without_a_mailbox_is_found_and_shown_as_such(found: Directory) -> None:
+    for text in ("sansboite", "oscar sans boite", "sans-bo generaliste", "boite médecin là bas"):
+        (one,) = found.search(text).found
+        assert (one.address, one.name, one.kind) == ("", "DR Oscar SANS-BOÎTE", MailboxKind.PER), text
+        assert one.profession == "Médecin - Médecine générale" and one.id_nat.startswith("8998")
+    assert found.search("oscar bas").found[0].town == "LÀ-BAS"
+    assert found.search("oscar ici").found[0].organisation == "Centre Un"
+    assert found.search("oscar cardiologie").found == found.search("ici oscarine").found == ()
+    assert [one.name for one in found.search(one.id_nat[1:]).found] == [one.name]
+    assert [one.name for one in found.search(one.id_nat).found] == [one.name]
+
+
+def test_who_has_a_mailbox_is_found_once(found: Directory) -> None:
+    assert [one.address for one in found.search("ida voyageur").found] == [ELSEWHERE.address]
+    assert [one.address for one in found.search(ELSEWHERE.pp_id_nat).found] == [ELSEWHERE.address]
+
+
+@pytest.mark.parametrize("length", range(3, 20))
+def test_a_word_may_be_cut_short_anywhere(found: Directory, length: int) -> None:
+    assert "dupont" in names(found.search(f"dupont {'cardiologie'[:length]}"))
+    assert "dupont" in names(found.search(f"{'dupont'[:length]} {'maladies'[:length]} vasc"))
 
 
 @pytest.mark.parametrize(
