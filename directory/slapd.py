@@ -49,9 +49,9 @@ one and a half million professionals fill some 8 GB.
 
 The file grows only as data arrives.
 """
-INDEX_SLOT_EXPONENT = 20
-"""A million entries: more nurses than the nation has. Two times eight megabytes of address space for each level of
-`SEARCH_STACK` and each of the `THREADS`, of which only what a search needs is ever touched."""
+INDEX_SLOT_EXPONENT = 18
+"""A quarter of a million entries: more mailboxes of physicians than the nation has. Four megabytes of address space for
+each level of `SEARCH_STACK` and each of the `THREADS`, of which only what a search needs is ever touched."""
 SEARCH_STACK = 8
 """Levels of nested filters without another allocation: our own have four, Thunderbird's three."""
 THREADS = 8
