@@ -85,7 +85,7 @@ def entries_of(one: Professional, base: str) -> Iterator[LdifEntry]:
     for mailbox in one.mailboxes:
         yield mailbox_entry(base, mailbox, one.situations)
     if one.situations:
-        yield person_entry(base, one.situations, one.skills, one.diplomas, has_mailbox=bool(one.mailboxes))
+        yield person_entry(base, one.situations, one.skills, one.diplomas)
 
 
 def structures_of(one: Professional, base: str) -> Iterator[LdifEntry]:

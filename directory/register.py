@@ -116,12 +116,10 @@ def person_entry(
     situations: Sequence[PracticeRow],
     skills: Iterable[SkillRow] = (),
     diplomas: Iterable[DiplomaRow] = (),
-    has_mailbox: bool = False,
 ) -> LdifEntry:
     """A professional, from all lines about this one IdNat_PP, at least one in `situations`.
 
-    The order of the lines plays no part but for the name and civility, which are the first's. Who has a mailbox is
-    found by its words, and has none here.
+    The order of the lines plays no part but for the name and civility, which are the first's.
     """
     person = situations[0]
     names = words_of((person.given_name, person.family_name), ())
@@ -147,7 +145,7 @@ def person_entry(
             "Diplome": {_diploma(row) for row in diplomas},
             "Situation": {str(situation_of(row)) for row in situations},
         },
-        {} if has_mailbox else words,
+        words,
     )
 
 

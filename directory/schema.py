@@ -67,7 +67,7 @@ WORDS = "MotsRecherche"
 WORD_KEYS = "ClesRecherche"
 """How those words begin, with 3 to 7 characters."""
 PERSON_WORDS = "MotsPersonne"
-"""The same on a professional without a mailbox: name, profession, specialty, town. Who has a mailbox is found by it."""
+"""On a person, the words of name, profession, specialty, town: who has no mailbox is found by them."""
 PERSON_WORD_KEYS = "ClesPersonne"
 """How the words of that name begin."""
 
@@ -114,7 +114,7 @@ attributetype ( mssanteAttribut:13 NAME '{WORDS}' DESC 'Folded words a mailbox i
   {_WORD} )
 attributetype ( mssanteAttribut:14 NAME '{WORD_KEYS}' DESC 'How the words of MotsRecherche begin'
   {_KEY} )
-attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words a person without mailbox is found by'
+attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words a person is found by'
   {_WORD} )
 attributetype ( mssanteAttribut:32 NAME '{PERSON_WORD_KEYS}' DESC 'How the words of the name in MotsPersonne begin'
   {_KEY} )

@@ -101,14 +101,16 @@ def search(pool: Pool, base: str, text: str, page: int = 1, size: int = PAGE) ->
     if not questions:
         return SearchPage((), max(page, 1), 0, False)
 
-    def work(connection: Any, deadline: float) -> tuple[_Entries, bool]:
-        return _ask(connection, deadline, base, questions)
-
-    (entries, more), _ = pool.read(work)
     letters = initials(text)
-    results = [found for values in entries.values() if (found := _result(values, words, letters)) is not None]
-    holders = {each.id_nat for each in results if each.address}
-    results = [each for each in results if each.address or each.id_nat not in holders]
+
+    def work(connection: Any, deadline: float) -> tuple[list[FoundMailbox], bool]:
+        entries, more = _ask(connection, deadline, base, questions)
+        results = [found for values in entries.values() if (found := _result(values, words, letters)) is not None]
+        persons = [each.id_nat for each in results if not each.address]
+        holders = _holders(connection, deadline, base, persons) if persons else frozenset[str]()
+        return [each for each in results if each.address or each.id_nat not in holders], more
+
+    (results, more), _ = pool.read(work)
     results.sort(key=lambda one: (-one.score, not one.address, _in_one(one.name), one.town, one.address, one.id_nat))
     first = (max(page, 1) - 1) * max(size, 1)
     return SearchPage(tuple(results[first : first + max(size, 1)]), max(page, 1), len(results), more)
@@ -139,6 +141,16 @@ def _ask(connection: Any, deadline: float, base: str, questions: Sequence[_Quest
         if len(found) >= WINDOW:
             return found, True
     return found, more
+
+
+def _holders(connection: Any, deadline: float, base: str, persons: Iterable[str]) -> frozenset[str]:
+    """Those of the professionals (IdNat_PP) who have a mailbox, be it one on the red list."""
+    part = f"(&{_equals('TypeBAL', MailboxKind.PER.value)}{_any(_equals('IdNat', each) for each in persons)})"
+    message = connection.search_ext(base, ldap.SCOPE_SUBTREE, part, ("IdNat",))
+    _, results, *_ = connection.result3(message, 1, left(deadline))
+    return frozenset(
+        value.decode("utf-8", "replace") for _, values in results for each in values.values() for value in each
+    )
 
 
 def _questions(words: Sequence[AskedWord]) -> list[_Question]:

@@ -47,7 +47,6 @@ SITUATIONS = (
     PracticeRow(ELSEWHERE.pp_id_nat, finess="990000401", organisation="Cabinet d'Ici", town="ICI"),
     PracticeRow(ELSEWHERE.pp_id_nat, finess="990000402", organisation="Dispensaire du Lointain", town="LOINTAIN"),
 )
-RED = Recipient(f"rouge@{DOMAIN}", MailboxKind.PER, "Dr Rouge DUPONT", organisation="Cardiologie Lyon")
 CROWD = 260
 
 
@@ -63,15 +62,23 @@ UNREACHABLE = (
     registered("a", "Élise", "DUPONT", ("LYON-FICTIF", "Centre Un"), **CARDIO),
     registered("b", "Oscar", "SANS-BOÎTE", ("ICI", "Centre Un"), ("LÀ-BAS", "Centre Deux"), **GENERAL),
 )
+DISCREET = registered("c", "Rouge", "DUPONT", ("LYON-FICTIF", "Centre Un"), **CARDIO)
+RED = Recipient(
+    f"rouge@{DOMAIN}",
+    MailboxKind.PER,
+    "Dr Rouge DUPONT",
+    id_nat=DISCREET.attributes["IdNat"][0].decode(),
+    organisation="Cardiologie Lyon",
+)
 
 
 @pytest.fixture(scope="module")
 def found(server_files: Path) -> Iterator[Directory]:
     entries = [mailbox_entry(BASE, row) for row in ROWS]
-    entries += [mailbox_entry(BASE, ELSEWHERE, SITUATIONS), person_entry(BASE, SITUATIONS, has_mailbox=True)]
+    entries += [mailbox_entry(BASE, ELSEWHERE, SITUATIONS), person_entry(BASE, SITUATIONS)]
     entries += UNREACHABLE
     entries += fixture_entries()
-    entries.append(from_recipient(RED, BASE, red_list=True))
+    entries += [from_recipient(RED, BASE, red_list=True), DISCREET]
     crowd = person("x", "Foule", "NOMBREUX", **LYON)
     entries += [mailbox_entry(BASE, replace(crowd, address=f"n{number:03d}@{DOMAIN}")) for number in range(CROWD)]
     with new_server(server_files) as server:
@@ -160,8 +167,9 @@ def test_nobody_is_an_answer(found: Directory, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["rouge", "rouge dupont", RED.address, "rouge@", PATIENT, PATIENT.partition("@")[0]])
 def test_the_red_list_and_patients_are_never_found(found: Directory, text: str) -> None:
-    addresses = {one.address for one in found.search(text, size=WINDOW).found}
-    assert not addresses & {RED.address, PATIENT}
+    page = found.search(text, size=WINDOW)
+    assert not {one.address for one in page.found} & {RED.address, PATIENT}
+    assert RED.id_nat not in {one.id_nat for one in page.found}
 
 
 def test_pages_follow_each_other(found: Directory) -> None:
