@@ -8,6 +8,7 @@ are patients.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,7 @@ import ldap as python_ldap
 from ldap.filter import escape_filter_chars
 
 from directory import schema
+from directory.identifiers import id_nats
 from directory.pool import Pool, left
 from directory.records import MailboxKind
 from directory.situations import Situation, parse_situation
@@ -34,6 +36,8 @@ PAGE = 20
 LONGEST_TEXT = 200
 """Characters of a question; the rest is left aside."""
 
+_IDENTIFIER = re.compile(r"[0-9]{1,2}[0-9ab][0-9]{7,}")
+"""Nine characters and more; of Corsica's structures the second, or with a type digit the third, is a letter."""
 _Entries = dict[str, Mapping[str, Sequence[bytes]]]
 _MAILBOX_ATTRIBUTES = (
     *("mail", "TypeBAL", "displayName", "sn", "givenName", "profession", "description", "o", "ou", "l", "postalCode"),
@@ -163,10 +167,10 @@ def _questions(words: Sequence[AskedWord]) -> list[_Question]:
     parts = [f"(|{names}){every_word}", every_word, every_beginning]
     identifier = "".join(word.text for word in words)
     persons = [f"(&{''.join(_whole(schema.PERSON_WORDS, word) for word in words)})", _named(words)]
-    if identifier.isdigit() and len(identifier) >= 9:
-        parts.insert(0, _identified(identifier, "IdNat", "IdentifiantPP", "IdNatStruct", "IdentifiantPM"))
-        rpps = identifier if len(identifier) > 11 else f"8{identifier}"
-        persons = [f"(&(objectClass=mssantePersonne){_equals('IdNat', rpps)})"]
+    if _IDENTIFIER.fullmatch(identifier):
+        attributes = ("IdNat", "IdentifiantPP", "IdNatStruct", "IdentifiantPM")
+        parts.insert(0, f"(mail=*){_any(_equals(name, identifier) for name in attributes)}")
+        persons = [f"(&(NomExercice=*){_any(_equals('IdNat', each) for each in id_nats(identifier))})"]
     return [
         *(_mailboxes(_listed(part)) for part in dict.fromkeys(parts)),
         *(_Question(part, _PERSON_ATTRIBUTES, PERSONS) for part in dict.fromkeys(persons) if part),
@@ -185,10 +189,6 @@ def _named(words: Sequence[AskedWord]) -> str:
     keys = _any(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]) for text in begin)
     every = "".join(_any(_begun(schema.PERSON_WORDS, text) for text in word.beginnings) for word in words)
     return f"(&{keys}{every})"
-
-
-def _identified(identifier: str, *attributes: str) -> str:
-    return _any(_equals(attribute, identifier) for attribute in attributes)
 
 
 def _listed(part: str) -> str:

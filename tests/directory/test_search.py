@@ -15,7 +15,7 @@ from directory.entries import from_recipient
 from directory.extraction import MailboxRow, PracticeRow
 from directory.ldif import LdifEntry
 from directory.records import MailboxKind, Recipient
-from directory.register import mailbox_entry, person_entry
+from directory.register import mailbox_entry, person_entry, structure_entry
 from directory.resolve import Directory, DirectoryUnavailableError
 from directory.search import WINDOW, SearchPage
 from tests.directory.conftest import BASE, PATIENT, Server, fixture_entries, new_server
@@ -40,6 +40,9 @@ ROWS = (
     person("martin", "Lyon", "MARTIN", **GENERAL, l6_delivery="99002 AILLEURS", postal_code="99002"),
     person("legoff", "Anne-Laure", "LE GOFF", profession="Sage-Femme", l6_delivery="99003 ST-ETIENNE-TEST"),
     person("legoff2", "Yann", "LEGOFF", profession="Infirmier", l6_delivery="99003 SAINT ÉTIENNE TEST"),
+    MailboxRow(
+        MailboxKind.ORG, f"bastia@{DOMAIN}", structure_identifier_type="FINESS", structure_identifier="2B9999999"
+    ),
     MailboxRow(MailboxKind.ORG, f"cardiologie@{DOMAIN}", service="Cardiologie", organisation="Clinique Bidon", **LYON),
 )
 ELSEWHERE = person("voyageur", "Ida", "VOYAGEUR", **GENERAL, l6_delivery="99004 ICI")
@@ -77,6 +80,7 @@ def found(server_files: Path) -> Iterator[Directory]:
     entries = [mailbox_entry(BASE, row) for row in ROWS]
     entries += [mailbox_entry(BASE, ELSEWHERE, SITUATIONS), person_entry(BASE, SITUATIONS)]
     entries += UNREACHABLE
+    entries += [entry for row in SITUATIONS if (entry := structure_entry(BASE, row)) is not None]
     entries += fixture_entries()
     entries += [from_recipient(RED, BASE, red_list=True), DISCREET]
     crowd = person("x", "Foule", "NOMBREUX", **LYON)
@@ -112,6 +116,15 @@ def test_a_professional_without_a_mailbox_is_found_and_shown_as_such(found: Dire
     assert found.search("oscar cardiologie").found == found.search("ici oscarine").found == ()
     assert [one.name for one in found.search(one.id_nat[1:]).found] == [one.name]
     assert [one.name for one in found.search(one.id_nat).found] == [one.name]
+
+
+def test_an_identifier_of_a_structure_finds_its_mailboxes_and_not_itself(found: Directory) -> None:
+    assert names(found.search("2B9999999")) == names(found.search("12b9999999")) == ["bastia"]
+    assert found.search("990000401").found == found.search("1990000401").found == ()
+    assert {one.address for one in found.search("1990000002").found} == {
+        "biologie@demo-labo.mssante.fr",
+        "machine@demo-labo.mssante.fr",
+    }
 
 
 def test_who_has_a_mailbox_is_found_once(found: Directory) -> None:
