@@ -20,6 +20,8 @@ for _name, _module, _text in (
     ("search", "config.directory_searching", "Find people by name, profession, town or structure."),
     ("refresh", "config.directory_refreshing", "Bring one professional up to date from the register's API, now."),
     ("sync", "config.directory_sync", "Bring the directory in step with the register's files."),
+    ("serve", "config.directory_serving", "Run the directory's slapd, for the gateway and for address books."),
+    ("load", "config.directory_serving", "Fill the empty, stopped directory from the register's files."),
     ("runs", "config.directory_sync", "List what each synchronisation did, or show one report."),
     ("generate", "config.directory_sync", "Write files like the register's, about nobody."),
 ):

@@ -20,13 +20,13 @@ from config.options import CONFIG, JSON, STATE
 @CONFIG
 @click.argument("words", nargs=-1, required=True)
 @click.option("--page", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--size", type=click.IntRange(1, 100), default=20, show_default=True, help="Mailboxes on a page.")
+@click.option("--size", type=click.IntRange(1, 100), default=20, show_default=True, help="Results on a page.")
 @JSON
 def search(state: Path, config: Path | None, words: tuple[str, ...], page: int, size: int, as_json: bool) -> None:
     """Find people by any words of name, profession, specialty, town and structure: "dupont cardio lyon".
 
-    Accents and case play no part, words may be cut short. The best come first. Mailboxes on the red list are never
-    found. Exit status 1 when nobody was found.
+    Accents and case play no part, words may be cut short. The best come first. Professionals without a mailbox are
+    found by name. Mailboxes on the red list are never found. Exit status 1 when nobody was found.
     """
     try:
         answer = ask_directory(state, config, "directory.search", text=" ".join(words), page=page, size=size)
@@ -44,7 +44,8 @@ def search(state: Path, config: Path | None, words: tuple[str, ...], page: int, 
 
 def _print(one: dict[str, Any]) -> None:
     place = ", ".join(filter(None, (one["organisation"], f"{one['postal_code']} {one['town']}".strip())))
-    click.echo(f"{one_line(one['name'] or one['address'])} <{one_line(one['address'])}>")
+    where = f"<{one_line(one['address'])}>" if one["address"] else "(no listed mailbox)"
+    click.echo(f"{one_line(one['name'] or one['address'] or one['id_nat'])} {where}")
     for text in (one["profession"], place):
         if text:
             click.echo(f"    {one_line(text)}")
@@ -55,10 +56,10 @@ def _summary(answer: dict[str, Any]) -> None:
     if not total:
         sentence = "Nobody was found: check the spelling, or leave a word out."
     elif not answer["found"]:
-        sentence = f"There is no page {page}: {total} mailboxes fill {-(-total // size)} pages."
+        sentence = f"There is no page {page}: {total} results fill {-(-total // size)} pages."
     else:
         first = (page - 1) * size + 1
-        sentence = f"{first} to {first + len(answer['found']) - 1} of {total} mailboxes."
+        sentence = f"{first} to {first + len(answer['found']) - 1} of {total} results."
         if answer["more"]:
             sentence += " There are more: add a word to tell them apart."
     click.echo(sentence, err=True)

@@ -90,6 +90,21 @@ class RegisterSettings(Strict, frozen=True, kw_only=True):
     """For one professional, all pages and tries."""
 
 
+class DirectoryServerSettings(Strict, frozen=True, kw_only=True):
+    """The slapd of `relais directory serve`; who runs an OpenLDAP of his own leaves it out."""
+
+    folder: str = ""
+    """Its configuration and data, some 10 GB for the nation; empty: `directory` in the state directory."""
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 636
+    address: str = "127.0.0.1"
+    """Where ldaps listens beside 127.0.0.1: an address of this machine for address books, 0.0.0.0 for all of them."""
+    chain: str = ""
+    """PEM: the server's certificate and its intermediates; names 127.0.0.1 and what address books call it."""
+    key: str = ""
+    reader_password_file: str = ""
+    """With it address books log in as cn=carnet,cn=lecteurs; empty: whoever reaches the server sees what they see."""
+
+
 class DirectorySettings(Strict, frozen=True, kw_only=True):
     uri: str
     base: str = "dc=mssante,dc=fr"
@@ -118,6 +133,7 @@ class DirectorySettings(Strict, frozen=True, kw_only=True):
     """With `writer_dn`: keep the certificates of validly signed mail for mailboxes that have none."""
     upstream: tuple[UpstreamSettings, ...] = ()
     register: RegisterSettings = RegisterSettings()
+    server: DirectoryServerSettings = DirectoryServerSettings()
 
 
 class SynchronisationSettings(Strict, frozen=True, kw_only=True):

@@ -82,7 +82,8 @@ def make_entry(
         attributes.setdefault("sn", attributes["cn"])
     if words:
         attributes[schema.WORDS] = words
-        attributes[schema.WORD_KEYS] = all_keys(words)
+    if keys := all_keys(words):  # numbers have none
+        attributes[schema.WORD_KEYS] = keys
     if certificates:
         attributes[schema.CERTIFICATE] = tuple(certificates)
     return LdifEntry(schema.dn_of(address, kind, base), attributes)

@@ -20,7 +20,7 @@ from directory.extraction import DiplomaRow, MailboxRow, PracticeRow, SkillRow
 from directory.ldif import LdifEntry
 from directory.records import MailboxKind
 from directory.situations import Situation
-from directory.words import words_of
+from directory.words import all_keys, words_of
 
 _STRUCTURE_DIGITS = {"FINESS": "1", "SIREN": "2", "SIRET": "3", "ADELI": "0", "RPPSRANG": "4"}
 _LENGTHS = {"1": 9, "2": 9, "3": 14}
@@ -122,6 +122,12 @@ def person_entry(
     The order of the lines plays no part but for the name and civility, which are the first's.
     """
     person = situations[0]
+    names = words_of((person.given_name, person.family_name), ())
+    others = {text for row in situations for text in (row.profession, row.skill, row.town, row.postal_code)}
+    words = {
+        schema.PERSON_WORDS: words_of((person.given_name, person.family_name), sorted(others)),
+        schema.PERSON_WORD_KEYS: all_keys(names),
+    }
     codes = {skill.skill_code for skill in skills} | {row.skill_code for row in situations}
     labels = {skill.skill for skill in skills} | {row.skill for row in situations}
     return _entry(
@@ -139,7 +145,7 @@ def person_entry(
             "Diplome": {_diploma(row) for row in diplomas},
             "Situation": {str(situation_of(row)) for row in situations},
         },
-        {schema.PERSON_WORDS: words_of((person.given_name, person.family_name), ())},
+        words,
     )
 
 

@@ -15,8 +15,9 @@ The tree under the base (`dc=mssante,dc=fr`):
 
 A mailbox's RDN is its `mail`, so one branch holds an address once. Persons and structures use attributes of their own
 (`NomExercice`, not `sn`): what an address book asks can only ever find mailboxes. A person's practice situations are
-values of the attribute `Situation` (`directory.situations`), not entries: they are read and renewed together, so a
-reader never sees half a professional, and the nation is two million entries instead of four and a half.
+values of the attribute `Situation` (`directory.situations`), not entries: nobody is written to at a situation, they are
+read and renewed together, so a reader never sees half a professional, and the nation is three million entries instead
+of five: each of them is read once a day to be compared.
 """
 
 from __future__ import annotations
@@ -64,9 +65,11 @@ LOCAL_ATTRIBUTES = "AttributLocal"
 WORDS = "MotsRecherche"
 """On a mailbox, the folded words it is found by (`directory.words`): lower-case ASCII letters and digits."""
 WORD_KEYS = "ClesRecherche"
-"""How those words begin, at most 5 characters: what is indexed. A word is looked up by its key, then compared."""
+"""How those words begin, with 3 to 7 characters."""
 PERSON_WORDS = "MotsPersonne"
-"""On a person, the folded words of the name."""
+"""On a person, the words of name, profession, specialty, town: who has no mailbox is found by them."""
+PERSON_WORD_KEYS = "ClesPersonne"
+"""How the words of that name begin."""
 
 PERSONS = "personnes"
 STRUCTURES = "etablissements"
@@ -111,7 +114,9 @@ attributetype ( mssanteAttribut:13 NAME '{WORDS}' DESC 'Folded words a mailbox i
   {_WORD} )
 attributetype ( mssanteAttribut:14 NAME '{WORD_KEYS}' DESC 'How the words of MotsRecherche begin'
   {_KEY} )
-attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words of the name of a person'
+attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words a person is found by'
+  {_WORD} )
+attributetype ( mssanteAttribut:32 NAME '{PERSON_WORD_KEYS}' DESC 'How the words of the name in MotsPersonne begin'
   {_KEY} )
 attributetype ( mssanteAttribut:16 NAME 'NomExercice' DESC 'Family name in practice'
   {_PLAIN} SINGLE-VALUE )
@@ -157,7 +162,7 @@ objectclass ( mssanteClasse:2 NAME 'mssanteUsager' DESC 'A patient, known by the
 objectclass ( mssanteClasse:3 NAME 'mssantePersonne' DESC 'A professional of the register' SUP top STRUCTURAL
   MUST ( IdNat $ {SOURCE} )
   MAY ( NomExercice $ PrenomExercice $ CiviliteExercice $ CodeProfession $ LibelleProfession $ CodeSavoirFaire $
-    LibelleSavoirFaire $ Diplome $ Situation $ {PERSON_WORDS} ) )
+    LibelleSavoirFaire $ Diplome $ Situation $ {PERSON_WORDS} $ {PERSON_WORD_KEYS} ) )
 objectclass ( mssanteClasse:4 NAME 'mssanteStructure' DESC 'A structure of the register' SUP top STRUCTURAL
   MUST ( IdNatStruct $ {SOURCE} )
   MAY ( RaisonSociale $ EnseigneCommerciale $ VoieStructure $ CodePostalStructure $ CommuneStructure $
@@ -173,9 +178,11 @@ _ADDRESS_BOOK_ABSENT = (
 
 INDEXES = f"""\
 index objectClass,TypeBAL,{SOURCE},{LOCAL_ATTRIBUTES},listeRouge eq
-index IdentifiantPP,IdentifiantPM,IdNat,IdNatStruct,postalCode,profession,l,description,telephoneNumber eq
-index mail,cn,sn,givenName,displayName,o,ou,title eq,sub
-index {WORD_KEYS},{PERSON_WORDS} eq
+index IdentifiantPP,IdentifiantPM,TypeIdentifiantPP,TypeIdentifiantPM,IdNat,IdNatStruct eq
+index postalCode,description,telephoneNumber eq
+index profession eq,pres
+index mail,cn,sn,givenName,displayName,o,ou,l,title eq,sub
+index {WORDS},{WORD_KEYS},{PERSON_WORDS},{PERSON_WORD_KEYS} eq
 index userCertificate,userSMIMECertificate pres
 index {",".join(_ADDRESS_BOOK_ABSENT)} pres,eq,sub
 """

@@ -1,13 +1,15 @@
 """Searching for people: from a few words typed by hand to mailboxes, the best ones first.
 
-slapd finds by the words it has indexed (`directory.words`), at most `WINDOW` entries for each of three questions, from
-the narrowest to the widest; ranking is done here, by the fields in which the words were found. Whoever is on the red
-list is never found, nor are patients.
+slapd finds by the words it has indexed (`directory.words`), at most `WINDOW` entries for each of a few questions, from
+the narrowest to the widest; ranking is done here, by the fields in which the words were found. Professionals without a
+mailbox come after: one has to know that writing to them will not do. Whoever is on the red list is never found, nor
+are patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -16,21 +18,35 @@ import ldap as python_ldap
 from ldap.filter import escape_filter_chars
 
 from directory import schema
+from directory.identifiers import id_nats
 from directory.pool import Pool, left
 from directory.records import MailboxKind
-from directory.words import LONG_KEY, SHORT_KEY, AskedWord, asked, fold, initials
+from directory.situations import Situation, parse_situation
+from directory.words import LONGEST_KEY, SHORTEST_KEY, AskedWord, asked, fold, initials
 
 ldap: Any = python_ldap
 
 WINDOW = 200
 """Mailboxes one question to slapd may bring. More are there than anybody reads: another word is what helps."""
+PERSONS = 50
+"""Professionals without a mailbox one question may bring."""
+SEARCH_SECONDS = 1
+"""So long slapd may look for one question; what it has found by then is the answer, and that there may be more."""
 PAGE = 20
 LONGEST_TEXT = 200
 """Characters of a question; the rest is left aside."""
 
-_ATTRIBUTES = (
+_IDENTIFIER = re.compile(r"[0-9]{1,2}[0-9ab][0-9]{7,}")
+"""Nine characters and more; of Corsica's structures the second, or with a type digit the third, is a letter."""
+_Entries = dict[str, Mapping[str, Sequence[bytes]]]
+_MAILBOX_ATTRIBUTES = (
     *("mail", "TypeBAL", "displayName", "sn", "givenName", "profession", "description", "o", "ou", "l", "postalCode"),
     *("IdNat", "IdNatStruct"),
+)
+_SKILLS = "LibelleSavoirFaire"
+_PERSON_ATTRIBUTES = (
+    *("IdNat", "NomExercice", "PrenomExercice", "CiviliteExercice", "LibelleProfession", _SKILLS),
+    "Situation",
 )
 _NAME, _WHAT, _TOWN, _PLACE = 8, 4, 3, 2
 """What a word is worth that was found in the name, the profession or service, the town, the structure."""
@@ -38,9 +54,10 @@ _NAME, _WHAT, _TOWN, _PLACE = 8, 4, 3, 2
 
 @dataclass(frozen=True, slots=True)
 class FoundMailbox:
-    """One mailbox as a list of results shows it. Texts as the directory has them, empty when it says nothing."""
+    """One result as a list shows it. Texts as the directory has them, empty when it says nothing."""
 
     address: str
+    """Empty: a professional of whom no mailbox is known."""
     kind: MailboxKind
     name: str
     profession: str = ""
@@ -61,43 +78,61 @@ class SearchPage:
     page: int
     """1 is the first."""
     total: int
-    """Mailboxes on all pages."""
+    """Results on all pages."""
     more: bool
-    """The directory has others that answer as well: one more word would tell them apart."""
+    """The directory may have others that answer as well: one more word would tell them apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    text: str
+    """The filter."""
+    attributes: tuple[str, ...]
+    limit: int
 
 
 def search(pool: Pool, base: str, text: str, page: int = 1, size: int = PAGE) -> SearchPage:
-    """The mailboxes that answer all words of `text`: name, profession, specialty, town, structure, in any order.
+    """Who answers all words of `text`: name, profession, specialty, town, structure, in any order.
 
     Case, accents and punctuation play no part; words may be cut short (`cardio`), from 3 letters on. With an `@` the
-    text is the beginning of an address; digits alone are a national identifier or a postal code. `page` and `size` of
-    at least 1; nothing is found by a text without a word of two letters. Raises `DirectoryUnavailableError`.
+    text is the beginning of an address; digits alone are a national identifier or a postal code. A professional without
+    a mailbox is found by name; profession and town may stand beside it. `page` and `size` of at least 1; nothing is
+    found by a text without a word of two letters. Raises `DirectoryUnavailableError`.
     """
     text = text[:LONGEST_TEXT].strip()
     words = asked(text)
-    filters = [_address(text)] if "@" in text else _filters(words)
-    if not filters:
+    questions = [_mailboxes(_address(text))] if "@" in text else _questions(words)
+    if not questions:
         return SearchPage((), max(page, 1), 0, False)
 
-    def work(connection: Any, deadline: float) -> tuple[dict[str, Mapping[str, Sequence[bytes]]], bool]:
-        return _ask(connection, deadline, base, filters)
-
-    (entries, more), _ = pool.read(work)
     letters = initials(text)
-    mailboxes = [found for values in entries.values() if (found := _mailbox(values, words, letters)) is not None]
-    mailboxes.sort(key=lambda one: (-one.score, _in_one(one.name), one.town, one.address))
+
+    def work(connection: Any, deadline: float) -> tuple[list[FoundMailbox], bool]:
+        entries, more = _ask(connection, deadline, base, questions)
+        results = [found for values in entries.values() if (found := _result(values, words, letters)) is not None]
+        persons = [each.id_nat for each in results if not each.address]
+        holders = _holders(connection, deadline, base, persons) if persons else frozenset[str]()
+        return [each for each in results if each.address or each.id_nat not in holders], more
+
+    (results, more), _ = pool.read(work)
+    results.sort(key=lambda one: (-one.score, not one.address, _in_one(one.name), one.town, one.address, one.id_nat))
     first = (max(page, 1) - 1) * max(size, 1)
-    return SearchPage(tuple(mailboxes[first : first + max(size, 1)]), max(page, 1), len(mailboxes), more)
+    return SearchPage(tuple(results[first : first + max(size, 1)]), max(page, 1), len(results), more)
 
 
-def _ask(
-    connection: Any, deadline: float, base: str, filters: Sequence[str]
-) -> tuple[dict[str, Mapping[str, Sequence[bytes]]], bool]:
-    """What the questions find, by DN, until `WINDOW` are together; and whether there is more."""
-    found: dict[str, Mapping[str, Sequence[bytes]]] = {}
+def _ask(connection: Any, deadline: float, base: str, questions: Sequence[_Question]) -> tuple[_Entries, bool]:
+    """What the questions find, by DN, until `WINDOW` are together; and whether there may be more."""
+    found: _Entries = {}
     more = False
-    for text in filters:
-        message = connection.search_ext(base, ldap.SCOPE_SUBTREE, text, _ATTRIBUTES, sizelimit=WINDOW)
+    for question in questions:
+        message = connection.search_ext(
+            base,
+            ldap.SCOPE_SUBTREE,
+            question.text,
+            question.attributes,
+            timeout=SEARCH_SECONDS,
+            sizelimit=question.limit,
+        )
         try:
             kind = None
             while kind != ldap.RES_SEARCH_RESULT:
@@ -105,54 +140,88 @@ def _ask(
                 found.update((dn, values) for dn, values in results if dn is not None)
         except ldap.SIZELIMIT_EXCEEDED:
             more = True
+        except ldap.TIMELIMIT_EXCEEDED:
+            return found, True
         if len(found) >= WINDOW:
             return found, True
     return found, more
 
 
-def _filters(words: Sequence[AskedWord]) -> list[str]:
-    """From the narrowest to the widest: a name is a whole word, all words are whole, words begin so.
+def _holders(connection: Any, deadline: float, base: str, persons: Iterable[str]) -> frozenset[str]:
+    """Those of the professionals (IdNat_PP) who have a mailbox, be it one on the red list."""
+    part = f"(&{_equals('TypeBAL', MailboxKind.PER.value)}{_any(_equals('IdNat', each) for each in persons)})"
+    message = connection.search_ext(base, ldap.SCOPE_SUBTREE, part, ("IdNat",))
+    _, results, *_ = connection.result3(message, 1, left(deadline))
+    return frozenset(
+        value.decode("utf-8", "replace") for _, values in results for each in values.values() for value in each
+    )
 
-    Several words narrow each other down: for them the one in the middle adds nothing.
-    """
+
+def _questions(words: Sequence[AskedWord]) -> list[_Question]:
+    """From the narrowest to the widest: a name is a whole word, all words are whole, words begin so; then persons."""
     if not words:
         return []
-    every_word = "".join(_whole(word) for word in words)
+    every_word = "".join(_whole(schema.WORDS, word) for word in words)
     names = "".join(_equals("sn", text) + _equals("givenName", text) for word in words for text in word.whole)
     every_beginning = "".join(_beginning(word) for word in words)
-    parts = [f"(|{names}){every_word}", *([every_word] if len(words) == 1 else []), every_beginning]
+    parts = [f"(|{names}){every_word}", every_word, every_beginning]
     identifier = "".join(word.text for word in words)
-    if identifier.isdigit() and len(identifier) >= 9:
-        parts.insert(
-            0,
-            f"(|{_equals('IdNat', identifier)}{_equals('IdentifiantPP', identifier)}"
-            f"{_equals('IdNatStruct', identifier)}{_equals('IdentifiantPM', identifier)})",
-        )
-    return [_listed(part) for part in dict.fromkeys(parts)]
+    persons = [f"(&{''.join(_whole(schema.PERSON_WORDS, word) for word in words)})", _named(words)]
+    if _IDENTIFIER.fullmatch(identifier):
+        attributes = ("IdNat", "IdentifiantPP", "IdNatStruct", "IdentifiantPM")
+        parts.insert(0, f"(mail=*){_any(_equals(name, identifier) for name in attributes)}")
+        persons = [f"(&(NomExercice=*){_any(_equals('IdNat', each) for each in id_nats(identifier))})"]
+    return [
+        *(_mailboxes(_listed(part)) for part in dict.fromkeys(parts)),
+        *(_Question(part, _PERSON_ATTRIBUTES, PERSONS) for part in dict.fromkeys(persons) if part),
+    ]
+
+
+def _mailboxes(text: str) -> _Question:
+    return _Question(text, _MAILBOX_ATTRIBUTES, WINDOW)
+
+
+def _named(words: Sequence[AskedWord]) -> str:
+    """Persons of whom one word begins the name; the others, which have no index there, are compared. Empty: nobody."""
+    begin = [text for word in words for text in word.whole if len(text) >= SHORTEST_KEY and not text.isdigit()]
+    if not begin:
+        return ""
+    keys = _any(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]) for text in begin)
+    every = "".join(_any(_begun(schema.PERSON_WORDS, text) for text in word.beginnings) for word in words)
+    return f"(&{keys}{every})"
 
 
 def _listed(part: str) -> str:
     """Only mailboxes anybody may see."""
-    return f"(&{part}(objectClass=mssanteBAL)(!(listeRouge=TRUE))(!(TypeBAL={MailboxKind.PATIENT.value})))"
+    return f"(&{part}(!(listeRouge=TRUE))(!(TypeBAL={MailboxKind.PATIENT.value})))"
 
 
 def _address(text: str) -> str:
     return _listed(f"(mail={_escaped(text.lower())}*)")
 
 
-def _whole(word: AskedWord) -> str:
-    """The keys find, the words themselves are compared. Apart: slapd intersects the keys of all words first."""
-    keys = _any(_equals(schema.WORD_KEYS, text[:LONG_KEY]) for text in word.whole)
-    return keys + _any(_equals(schema.WORDS, text) for text in word.whole)
+def _whole(attribute: str, word: AskedWord) -> str:
+    return _any(_equals(attribute, text) for text in word.whole)
 
 
 def _beginning(word: AskedWord) -> str:
-    keys, texts = [], []
-    for text in word.beginnings:
-        begun = len(text) >= SHORT_KEY
-        keys.append(_equals(schema.WORD_KEYS, text[: LONG_KEY if len(text) >= LONG_KEY else SHORT_KEY]))
-        texts.append(f"({schema.WORDS}={_escaped(text)}{'*' if begun else ''})")
-    return _any(keys) + _any(texts)
+    """The keys find; only a word longer than any key is compared too. Apart: slapd intersects the keys of all words."""
+    keys = [_key(schema.WORD_KEYS, text) for text in word.beginnings]
+    if all(len(text) <= LONGEST_KEY for text in word.beginnings):
+        return _any(keys)
+    return _any(keys) + _any(_begun(schema.WORDS, text) for text in word.beginnings)
+
+
+def _key(attribute: str, text: str) -> str:
+    """Who has a word that begins so. Of two letters, and of numbers, whole words alone: they have no keys."""
+    if len(text) < SHORTEST_KEY or text.isdigit():
+        return _equals(schema.WORDS, text)
+    return _equals(attribute, text[:LONGEST_KEY])
+
+
+def _begun(attribute: str, text: str) -> str:
+    whole = len(text) < SHORTEST_KEY or text.isdigit()
+    return f"({attribute}={_escaped(text)}{'' if whole else '*'})"
 
 
 def _any(parts: Iterable[str]) -> str:
@@ -180,21 +249,23 @@ def _in_one(text: str) -> str:
     return "".join(fold(text))
 
 
-def _mailbox(
+def _result(
     values: Mapping[str, Sequence[bytes]], words: Sequence[AskedWord], letters: frozenset[str]
 ) -> FoundMailbox | None:
     def text(name: str) -> str:
         held = values.get(name, ())
         return held[0].decode("utf-8", "replace") if held else ""
 
+    if "mail" not in values:
+        return _person(values, text, words, letters)
     try:
         kind = MailboxKind(text("TypeBAL").upper())
     except ValueError:
         return None
     person = kind is MailboxKind.PER
-    names = _words(f"{text('givenName')} {text('sn')}" if person else text("displayName"))
+    names = _names(text("givenName"), text("sn")) if person else _words(text("displayName"))
     fields = (
-        (_NAME, names | {_in_one(text("sn")), _in_one(text("givenName"))} if person else names),
+        (_NAME, names),
         (_WHAT, _words(text("description"))),
         (_TOWN, _words(f"{text('l')} {text('postalCode')}")),
         (_PLACE, _words(f"{text('o')} {text('ou')}")),
@@ -209,8 +280,52 @@ def _mailbox(
         town=text("l"),
         id_nat=text("IdNat"),
         structure=text("IdNatStruct"),
-        score=sum(_score(word, fields) for word in words) + sum(2 for name in names if name[:1] in letters),
+        score=_scored(words, fields, letters),
     )
+
+
+def _person(
+    values: Mapping[str, Sequence[bytes]],
+    text: Callable[[str], str],
+    words: Sequence[AskedWord],
+    letters: frozenset[str],
+) -> FoundMailbox:
+    """A professional without a mailbox, in the situation that answers best."""
+    labels = (b" ".join(values.get(name, ())).decode("utf-8", "replace") for name in ("LibelleProfession", _SKILLS))
+    what = " ".join(labels)
+    situations = [parse_situation(value.decode("utf-8", "replace")) for value in values.get("Situation", ())]
+
+    def scored(situation: Situation) -> int:
+        fields = (
+            (_NAME, _names(text("PrenomExercice"), text("NomExercice"))),
+            (_WHAT, _words(what)),
+            (_TOWN, _words(f"{situation.town} {situation.postal_code}")),
+            (_PLACE, _words(situation.organisation)),
+        )
+        return _scored(words, fields, letters)
+
+    score, _, situation = max((scored(each), -place, each) for place, each in enumerate(situations or (Situation(),)))
+    family, given = text("NomExercice"), text("PrenomExercice")
+    return FoundMailbox(
+        address="",
+        kind=MailboxKind.PER,
+        name=" ".join(filter(None, (text("CiviliteExercice"), given, family))),
+        profession=" - ".join(filter(None, (text("LibelleProfession"), text(_SKILLS)))),
+        organisation=situation.organisation,
+        postal_code=situation.postal_code,
+        town=situation.town,
+        id_nat=text("IdNat"),
+        structure=situation.structure,
+        score=score,
+    )
+
+
+def _names(given: str, family: str) -> frozenset[str]:
+    return _words(f"{given} {family}") | {_in_one(family), _in_one(given)}
+
+
+def _scored(words: Sequence[AskedWord], fields: Sequence[tuple[int, frozenset[str]]], letters: frozenset[str]) -> int:
+    return sum(_score(word, fields) for word in words) + sum(2 for name in fields[0][1] if name[:1] in letters)
 
 
 def _score(word: AskedWord, fields: Sequence[tuple[int, frozenset[str]]]) -> int:

@@ -49,8 +49,15 @@ one and a half million professionals fill some 8 GB.
 
 The file grows only as data arrives.
 """
+INDEX_SLOT_EXPONENT = 18
+"""A quarter of a million entries: more mailboxes of physicians than the nation has. Four megabytes of address space for
+each level of `SEARCH_STACK` and each of the `THREADS`, of which only what a search needs is ever touched."""
+SEARCH_STACK = 8
+"""Levels of nested filters without another allocation: our own have four, Thunderbird's three."""
+THREADS = 8
 ANONYMOUS_RESULTS = 200
 """Entries an anonymous search may return: enough for an address book, too little to copy the directory."""
+_SEARCH_WORDS = (schema.WORDS, schema.WORD_KEYS, schema.PERSON_WORDS, schema.PERSON_WORD_KEYS)
 _SOCKET_PATH_BYTES = 107
 """sun_path on Linux, without its final NUL."""
 
@@ -88,9 +95,9 @@ class PrivateSlapd:
     """One slapd under one state directory.
 
     `admin_dn` writes, `gateway_dn` reads everything. Address books (`reader_dn`, or anybody where no password is asked)
-    see the mailboxes of professionals, structures and applications, at most `ANONYMOUS_RESULTS` at a time. They never
-    see patients, nor the register's persons and structures. A mailbox on the red list is found by its exact address,
-    `(mail=ADDRESS)`, and by nothing else.
+    see the mailboxes of professionals, structures and applications, and what the register publishes of persons and
+    structures, at most `ANONYMOUS_RESULTS` at a time. They never see patients. A mailbox on the red list is found by
+    its exact address, `(mail=ADDRESS)`, and by nothing else.
     """
 
     def __init__(self, options: SlapdOptions) -> None:
@@ -150,10 +157,11 @@ class PrivateSlapd:
         _write(self._configuration, self._render(self._data))
         self._tool("test", "-u", "-Q")
         indexed = self._state / "indexes"
-        if not (indexed.is_file() and indexed.read_text("utf-8") == schema.INDEXES):
+        wanted = f"{schema.INDEXES}idlexp {INDEX_SLOT_EXPONENT}\n"
+        if not (indexed.is_file() and indexed.read_text("utf-8") == wanted):
             if not self.is_empty:  # what was written under other indexes would not be found by the new ones
                 self._tool("index", "-q", "-b", self._options.base)
-            _write(indexed, schema.INDEXES)
+            _write(indexed, wanted)
 
     def load(self, entries: Iterable[LdifEntry]) -> int:
         """Fill the empty database offline, branches first; the number of `entries` loaded.
@@ -302,8 +310,15 @@ TLSCACertificateFile "{options.ca.absolute()}"
 TLSVerifyClient never
 {_tls_versions()}
 idletimeout 600
+threads {THREADS}
+tool-threads 2
 access to dn.base="" by * read
 access to dn.base="cn=Subschema" by * read
+
+# So many entries of one word are known one by one. Beyond that slapd would look at all between the first and the last,
+# and two frequent words together (a profession, a big town) would be a pass over the nation.
+backend mdb
+idlexp {INDEX_SLOT_EXPONENT}
 
 # The gateway's identity lives in the configuration alone, so that a new password needs no write to the data.
 database mdb
@@ -320,6 +335,7 @@ rootdn "{self.admin_dn}"
 rootpw {_password_hash(options.admin_password)}
 directory "{data}"
 maxsize {MAP_BYTES}
+searchstack {SEARCH_STACK}
 {schema.INDEXES}# A filter that is true of everything (RFC 4526) needs no right to search: it would list the red list.
 overlay rwm
 rwm-t-f-support no
@@ -336,12 +352,11 @@ def _access(base: str, gateway: str, public: str) -> str:
     past that rule, so it finds nothing, and neither does its negation (an Undefined filter, RFC 4511 §4.5.1.7). The
     value cannot break out of the set, which ends with the first bracket.
     """
-    private = (schema.SOURCE, schema.LOCAL_ATTRIBUTES, schema.WORDS, schema.WORD_KEYS, "RangBAL", "listeRouge")
-    branches = (schema.PATIENTS, schema.PERSONS, schema.STRUCTURES)
-    hidden = "".join(f'access to dn.subtree="ou={branch},{base}" by * none\n' for branch in branches)
+    private = (schema.SOURCE, schema.LOCAL_ATTRIBUTES, "RangBAL", "listeRouge", *_SEARCH_WORDS)
     return f"""\
 access to * by dn.exact="{gateway}" read by * break
-{hidden}access to attrs={",".join(private)} by * none
+access to dn.subtree="ou={schema.PATIENTS},{base}" by * none
+access to attrs={",".join(private)} by * none
 access to filter=(listeRouge=TRUE) attrs=mail val.regex="^([^][ ]+)$"
   by set.expand="[${{v1}}] & this/mail" read
   by {public} =r

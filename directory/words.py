@@ -3,8 +3,9 @@
 Both sides go through the same folding, so that `Hélène LE GOFF, Saint-Étienne` is found by `legoff st etienne`: no
 accents, no case, no punctuation, abbreviations written out, compound names apart and in one word.
 
-slapd's own index of beginnings costs ten times an equality index and stops at four characters. So a word is indexed by
-two keys, its first 3 and its first 5 characters, and what a key finds is compared with the word itself.
+slapd's own index of beginnings costs five times an equality index and stops at four characters. So the beginnings of a
+word, of 3 to 7 characters, are values of their own: whatever is typed, slapd finds those who answer and hardly anybody
+who has to be looked at in vain. That bounds a search by what it finds, not by how frequent its words are.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ LONGEST = 40
 """Characters of one word."""
 MOST = 60
 """Words of one entry."""
-SHORT_KEY = 3
-LONG_KEY = 5
+SHORTEST_KEY = 3
+LONGEST_KEY = 7
 MOST_ASKED = 8
 """Words of one question: what is typed after them only blurs."""
 
@@ -96,8 +97,10 @@ def words_of(names: Iterable[str], others: Iterable[str]) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def keys_of(word: bytes) -> tuple[bytes, ...]:
-    """What a word is indexed by: its first 5 characters, and if it is longer than 3 its first 3."""
-    return (word[:LONG_KEY], word[:SHORT_KEY]) if len(word) > SHORT_KEY else (word,)
+    """The beginnings of a word, of 3 to 7 characters. Numbers have none: nobody knows the half of one."""
+    if word.isdigit():
+        return ()
+    return tuple(word[:length] for length in range(SHORTEST_KEY, min(len(word), LONGEST_KEY) + 1))
 
 
 def all_keys(words: Iterable[bytes]) -> tuple[bytes, ...]:
@@ -122,7 +125,7 @@ def asked(text: str) -> list[AskedWord]:
             (words[first] + words[first + 1])[:LONGEST]
             for first in (position - 1, position)
             # A longer word has the compound's key for its own: asking for it would find all who have that word
-            if first >= 0 and first + 1 < len(words) and len(words[first]) < LONG_KEY
+            if first >= 0 and first + 1 < len(words) and len(words[first]) < LONGEST_KEY
         ]
         whole = tuple(dict.fromkeys((word, *compounds)))
         found.append(AskedWord(word, whole, tuple(dict.fromkeys((*whole, *_MEANS.get(word, ()), *_stem(word))))))

@@ -60,17 +60,23 @@ def book(server_files: object, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield server
 
 
-def search(server: Server, text: str, *attributes: str, base: str = BASE, scope: str = "sub") -> str:
-    """What `ldapsearch` prints, as an anonymous client over ldaps."""
-    argv = ["ldapsearch", "-x", "-LLL", "-o", "ldif-wrap=no", "-H", server.slapd.ldaps_uri, "-b", base, "-s", scope]
-    done = subprocess.run(
-        [*argv, text, *attributes],
+def client(server: Server, argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """One of OpenLDAP's programs, as an anonymous client over ldaps."""
+    program, *arguments = argv
+    return subprocess.run(
+        [program, "-x", "-H", server.slapd.ldaps_uri, *arguments],
         check=False,
         capture_output=True,
         text=True,
         timeout=20,
         env={**os.environ, "LDAPTLS_CACERT": str(server.ca), "LDAPTLS_REQCERT": "demand"},
     )
+
+
+def search(server: Server, text: str, *attributes: str, base: str = BASE, scope: str = "sub") -> str:
+    """What `ldapsearch` prints, as an anonymous client over ldaps."""
+    argv = ("ldapsearch", "-LLL", "-o", "ldif-wrap=no", "-b", base, "-s", scope, text, *attributes)
+    done = client(server, argv)
     assert done.returncode in (0, 4, 32), done.stderr  # 4: more than the limit, 32: a base nobody shows
     return done.stdout
 
@@ -81,6 +87,7 @@ THUNDERBIRD = (
     "(departmentnumber=*{0}*)(orgunit=*{0}*)(title=*{0}*)(mozillaWorkUrl=*{0}*)(mozillaHomeUrl=*{0}*)))"
 )
 THUNDERBIRD_COMPLETION = "(&(objectclass=*)(|(cn={0}*)(mail={0}*)(sn={0}*)))"
+THUNDERBIRD_TWO_WORDS = "(&(objectclass=*)(|(cn=le*goff*)(mail=le*goff*)(sn=le*goff*)))"
 OUTLOOK = "(&(mail=*)(|(mail={0}*)(|(cn={0}*)(|(sn={0}*)(givenName={0}*)))))"
 APPLE = "(&(objectClass=inetOrgPerson)(|(givenName=*{0}*)(sn=*{0}*)(cn=*{0}*)(mail=*{0}*)))"
 EVOLUTION = "(&(mail=*)(|(cn=*{0}*)(sn=*{0}*)(displayName=*{0}*)(mail=*{0}*)(givenName=*{0}*)))"
@@ -98,6 +105,8 @@ def test_mail_programs_find_a_person_with_or_without_accents(book: Server, clien
     "text",
     [
         "(&(sn=LE GOFF)(l=SAINT-ETIENNE))",
+        "(&(sn=LE GOFF)(TypeIdentifiantPP=8)(profession=*)(l=saint-*))",
+        "(&(givenName=Hélène)(mail=*)(IdentifiantPP=99912340001)(TypeIdentifiantPP=8)(profession=10))",
         "(&(sn=Le*)(profession=10)(TypeIdentifiantPP=8))",
         "(&(TypeBAL=PER)(IdentifiantPP=99912340001))",
         "(&(givenName=hél*)(sn=le g*))",
@@ -112,6 +121,10 @@ def test_practice_software_finds_a_person(book: Server, text: str) -> None:
         assert line in found
     # Practice software takes the first value: the one with its accents
     assert f"givenName:: {base64.b64encode('Hélène'.encode()).decode()}\ngivenName: Helene\n" in found
+
+
+def test_a_mail_program_that_takes_words_apart_finds_a_person(book: Server) -> None:
+    assert f"mail: {ACCENTED.address}\n" in search(book, THUNDERBIRD_TWO_WORDS, "mail")
 
 
 def test_practice_software_finds_a_team(book: Server) -> None:
@@ -165,12 +178,70 @@ def test_the_red_list_cannot_be_asked_for_by_its_name(book: Server) -> None:
         assert "mail:" not in search(book, text, base=f"mail={RED},ou=professionnels,{BASE}", scope="base")
 
 
-def test_the_public_sees_mailboxes_alone(book: Server) -> None:
-    found = search(book, "(objectClass=*)")
-    for hidden in ("mssantePersonne", "mssanteStructure", "MotsRecherche", "ClesRecherche", "SourceBAL", "ou=patients"):
-        assert hidden not in found
-    for branch in ("personnes", "etablissements", "patients"):
-        assert "dn:" not in search(book, "(objectClass=*)", base=f"ou={branch},{BASE}")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(mail:2.5.13.2:=rouge.discret@demo-cabinet.mssante.fr)",
+        *("(rfc822Mailbox=rouge*)", "(0.9.2342.19200300.100.1.3=rouge*)", "(mail<=z)", "(!(!(mail=rouge*)))"),
+        *(f"(&(mail={RED})({other}))" for other in ("sn=Dr Rouge DISCRET", "cn=Dr*", "o=Labo", "IdNat=899912349999")),
+        f"(entryDN=mail={RED},ou=professionnels,{BASE})",
+        "(entryDN:dnSubtreeMatch:=ou=professionnels,dc=mssante,dc=fr)",
+    ],
+)
+def test_nothing_about_the_red_list_can_be_guessed(book: Server, text: str) -> None:
+    assert RED not in search(book, text, "mail")
+
+
+@pytest.mark.parametrize("value", ["cn:Dr Rouge DISCRET", "o:Labo", "listeRouge:TRUE", "objectClass:top", "mail:x@y"])
+def test_compare_tells_nothing_about_the_red_list(book: Server, value: str) -> None:
+    argv = ("ldapcompare", f"mail={RED},ou=professionnels,{BASE}", value)
+    assert client(book, argv).returncode == 32  # no such object
+
+
+def test_pages_end_where_the_limit_is(book: Server) -> None:
+    paged = client(book, ("ldapsearch", "-LLL", "-b", BASE, "-E", "pr=20/noprompt", "(mail=*)", "mail"))
+    whole = client(book, ("ldapsearch", "-LLL", "-b", BASE, "(mail=*)", "mail"))
+    assert paged.returncode == whole.returncode == 0
+    assert paged.stdout.count("dn:") == whole.stdout.count("dn:") > 30
+    assert RED not in paged.stdout and PATIENT not in paged.stdout
+    few = client(book, ("ldapsearch", "-LLL", "-b", BASE, "-z", "3", "(mail=*)", "mail"))
+    assert (few.returncode, few.stdout.count("dn:")) == (4, 3)
+
+
+def test_sorting_and_browsing_are_not_promised_and_do_not_hinder(book: Server) -> None:
+    """RFC 2891 and virtual list views: who can do without gets an answer, who insists is told so."""
+    controls = client(
+        book, ("ldapsearch", "-LLL", "-b", "", "-s", "base", "(objectClass=*)", "supportedControl")
+    ).stdout
+    assert "1.2.840.113556.1.4.319" in controls  # paged results
+    assert "1.2.840.113556.1.4.473" not in controls and "2.16.840.1.113730.3.4.9" not in controls
+    asked = ("ldapsearch", "-LLL", "-b", BASE, "-E")
+    assert ACCENTED.address in client(book, (*asked, "sss=cn", "(sn=le goff)", "mail")).stdout
+    for insisting in (("!sss=cn",), ("!sss=cn", "-E", "!vlv=0/19/1/0")):
+        assert client(book, (*asked, *insisting, "(sn=le goff)", "mail")).returncode == 12  # unavailable
+
+
+def test_the_public_writes_nothing_and_binds_as_nobody(book: Server) -> None:
+    assert client(book, ("ldapdelete", f"mail={DOCTOR},ou=professionnels,{BASE}")).returncode == 8
+    for password, code in (("", 53), ("wrong", 49)):
+        argv = ("ldapsearch", "-D", book.slapd.admin_dn, "-w", password, "-b", BASE, "(mail=*)")
+        assert client(book, argv).returncode == code
+
+
+def test_the_public_sees_what_the_register_publishes(book: Server) -> None:
+    found = search(book, f"(IdNat={ACCENTED.pp_id_nat})", base=f"ou=personnes,{BASE}")
+    assert "NomExercice: LE GOFF" in found and "Situation::" in found
+    assert "RaisonSociale" in search(book, "(objectClass=mssanteStructure)", base=f"ou=etablissements,{BASE}")
+    everything = "".join(search(book, f"(objectClass={name})") for name in ("*", "mssantePersonne", "mssanteBAL"))
+    for hidden in ("MotsRecherche", "ClesRecherche", "MotsPersonne", "ClesPersonne", "SourceBAL", "ou=patients"):
+        assert hidden not in everything
+    assert "dn:" not in search(book, "(objectClass=*)", base=f"ou=patients,{BASE}")
+
+
+def test_what_address_books_ask_finds_mailboxes_alone(book: Server) -> None:
+    for text in (THUNDERBIRD, OUTLOOK, APPLE, EVOLUTION):
+        found = search(book, text.format("e"), "objectClass")
+        assert "mssanteBAL" in found and "mssantePersonne" not in found and "mssanteStructure" not in found
 
 
 def test_where_readers_have_a_password_the_public_sees_nothing(server: Server) -> None:

@@ -25,7 +25,6 @@ from tests.support.private import service_ids
 
 
 def test_two_thousand_professionals_end_to_end(server: Server, tmp_path: Path) -> None:
-    started = time.monotonic()
     files = write_extraction(tmp_path, 2000)
     report = LoadReport()
     count = server.slapd.load(entries(files.mssante, files.practice, BASE, report=report))
@@ -41,7 +40,6 @@ def test_two_thousand_professionals_end_to_end(server: Server, tmp_path: Path) -
             assert found.profession == fields[13]
     assert report.mailboxes == len(lines)
     assert count == report.mailboxes + report.others
-    assert time.monotonic() - started < 5
 
 
 def test_stopped_then_restarted(server: Server) -> None:
