@@ -31,6 +31,8 @@ _STEPS = {
     "write": "writing",
 }
 _BAR = 30
+_LISTED = 100
+"""Lines of a kind shown to a person; `--json` gives all that are kept."""
 
 
 @click.command("sync")
@@ -165,7 +167,7 @@ def _print(report: RunReport, as_json: bool) -> None:
     click.echo(f"Run {report.id}: {report.outcome} after {report.seconds:.1f} s")
     for kind, file in report.files.items():
         click.echo(f"  {kind:<9} {file.name}: {file.rows} lines, {sum(file.rejected.values())} rejected")
-        for line in file.lines[:20]:
+        for line in file.lines[:_LISTED]:
             click.echo(f"            line {line.line}: {line.reason}")
     click.echo(f"  to do     {report.to_add} to add, {report.to_change} to change, {report.to_remove} to remove")
     click.echo(f"  done      {report.added} added, {report.changed} changed, {report.removed} removed")
@@ -176,14 +178,20 @@ def _print(report: RunReport, as_json: bool) -> None:
         click.echo(
             f"  unclear   {report.conflicting_lines} lines give an address to another holder; neither is believed:"
         )
-        for first, second in report.conflicts[:20]:
+        for first, second in report.conflicts[:_LISTED]:
             click.echo(f"            lines {first} and {second}")
     for name, count in report.refused.items():
         click.echo(f"  refused   {count} entries: {name}")
-    for dn, name in report.refused_entries[:20]:
+    for dn, name in report.refused_entries[:_LISTED]:
         click.echo(f"            {dn}: {name}")
-    for dn in report.kept_entries[:20]:
+    for dn in report.kept_entries[:_LISTED]:
         click.echo(f"  kept      {dn}")
+    if report.refreshed:
+        click.echo(f"  refreshed {report.refreshed} entries are newer than the file: asked for one by one since")
+    for dn in report.handed_over_entries[:_LISTED]:
+        click.echo(
+            f"  holder    {dn} has another holder, and certificates or settings of the one before: left as it is"
+        )
     if report.silent_days > 1:
         click.echo(f"  silence   nothing newer was published for {report.silent_days} days")
     for hold in report.holds:

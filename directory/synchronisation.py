@@ -30,17 +30,20 @@ from directory.administration import (
     Written,
 )
 from directory.differences import Plan, Protection, plan
-from directory.extraction import ExtractionError
-from directory.guards import FINAL, Limits, judge_difference, judge_files, published_at
+from directory.guards import FINAL, Limits, judge_difference, judge_files, published_at, settled_before
 from directory.holdings import read
 from directory.joining import Joiner
 from directory.national import Examination, NationalFiles, examine, find
+from directory.packed import ExtractionError
 from directory.runs import FileReport, Hold, RejectedLineReport, RunReport, RunReports
 from directory.wanting import write_wanted
 from trust.store.durable import make_private_directory
 
 Progress = Callable[[str, int, int], None]
 """(step, done, of how many; 0 when that is not known). Steps: `files`, `entries`, `directory`, `compare`, `write`."""
+
+
+_FEW = 10
 
 
 class BusyError(Exception):
@@ -115,7 +118,8 @@ class _Run:
         except AdministrationError as error:
             report = self._ended(report, "interrupted", written, error=str(error))
         except OSError as error:
-            self._ended(report, "interrupted", written, error=f"{error.strerror or error}")
+            shutil.rmtree(self.work, ignore_errors=True)  # the disk may be full of it, and the report needs room
+            self._ended(report, "interrupted", written, error=f"{error.strerror or type(error).__name__}")
             raise
         return report
 
@@ -162,6 +166,8 @@ class _Run:
             self._write(made, written)
         except (AdministrationError, StoppedError) as error:
             return self._ended(report, "interrupted", written, error=str(error) or "the process was to end")
+        if written.refused["NO_SUCH_OBJECT"] > max(_FEW, made.writes / 100):
+            return self._ended(report, "interrupted", written, error="the directory lost entries meanwhile")
         return self._ended(report, "applied", written)
 
     def _examine(self, files: NationalFiles) -> Examination:
@@ -184,7 +190,10 @@ class _Run:
 
     def _protection(self, examination: Examination) -> Protection:
         return Protection(
-            frozenset(examination.addresses), frozenset(examination.identifiers), frozenset(self.options.own_domains)
+            frozenset(examination.addresses),
+            frozenset(examination.identifiers),
+            frozenset(self.options.own_domains),
+            settled_before(examination.files["mssante"].published),
         )
 
     def _holding(self, holds: list[Hold]) -> bool:
@@ -241,6 +250,9 @@ def _with_plan(report: RunReport, made: Plan, held: int) -> RunReport:
         local=made.local,
         kept=made.kept,
         kept_entries=made.kept_examples,
+        refreshed=made.refreshed,
+        handed_over=made.handed_over,
+        handed_over_entries=made.handed_over_examples,
     )
 
 

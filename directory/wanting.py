@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,8 @@ from directory.joining import entries_of, groups, professional, structures_of
 
 _MADE_BY = (canonical, entries, joining, register, schema, situations, words)
 _ABOUT = "about.json"
+_REMEMBERED = 1_000_000
+"""Descriptions of structures that are not written twice: some 90 bytes each."""
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -50,8 +52,8 @@ def write_wanted(
     """Put the entries of all lines a `Joiner` put into `lines` into the buckets of `folder` (`WantedEntry`).
 
     Returns the attribute names (lower case) that occur. `kept` is read when it fits, and replaced; `seen` is called
-    with the number of entries every now and then, and may raise to end it. Memory: a bucket, and a few dozen bytes for
-    each structure.
+    with the number of entries every now and then, and may raise to end it. Memory: a bucket, and 90 MB at the most for
+    structures. The order of the lines plays no part.
     """
     code = _code(base)
     about = _about(kept)
@@ -62,7 +64,7 @@ def write_wanted(
     fresh.mkdir(mode=0o700, parents=True)
     shared: set[int] = set()
     count = 0
-    with BucketWriter(folder) as buckets:
+    with _removed_on_failure(fresh), BucketWriter(folder) as buckets:
         for number in range(BUCKETS):
             before = dict(_kept(kept, number)) if usable else {}
             with private_file(fresh / f"{number:03d}") as file:
@@ -77,15 +79,26 @@ def write_wanted(
                             known = hash(entry.wanted)
                             if known in shared:
                                 continue
-                            shared.add(known)
+                            if len(shared) < _REMEMBERED:  # the others are compared when they are needed
+                                shared.add(known)
                         buckets.add(entry.key, entry.wanted)
                         count += 1
                         if count % 1000 == 0:
                             seen(count)
-    (fresh / _ABOUT).write_bytes(msgspec.json.encode(_About(code, sorted(names))))
+        (fresh / _ABOUT).write_bytes(msgspec.json.encode(_About(code, sorted(names))))
     shutil.rmtree(kept, ignore_errors=True)
     fresh.rename(kept)
     return names
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    """Half of what was to be kept is of no use, and the disk may be full of it."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _made(group: list[bytes], base: str, names: set[str]) -> Iterator[_Entry]:

@@ -11,16 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from directory.extraction import (
-    LINE_BYTES,
     MAILBOX_COLUMNS,
     PRACTICE_COLUMNS,
-    ExtractionError,
     MailboxRow,
     PracticeRow,
     RejectedLine,
     read_mssante,
     read_practice,
 )
+from directory.packed import LINE_BYTES, ExtractionError
 from directory.records import MailboxKind
 from directory.synthetic import write_extraction
 
@@ -151,8 +150,8 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directory.extraction.FILE_BYTES", 1_000_000)
-    for content in (HEADER.encode() + b"\n" + b"x" * 5_000_000, (HEADER + "\n").encode() + b"\n" * 2_000_000):
+    monkeypatch.setattr("directory.packed.FILE_BYTES", 100_000)
+    for content in (HEADER.encode() + b"\n" + b"x" * 500_000, (HEADER + "\n").encode() + b"\n" * 200_000):
         with pytest.raises(ExtractionError, match="larger"):
             list(read_mssante(zipped(tmp_path / "bomb.zip", {"a.txt": content})))
 

@@ -10,9 +10,10 @@ import pytest
 
 from directory.buckets import BUCKETS, read_bucket
 from directory.canonical import decode_wanted, held_entry, key_of, unpack, wanted_entry
-from directory.extraction import DiplomaRow, ExtractionError, RejectedLine, SkillRow, read_diplomas, read_skills
+from directory.extraction import DiplomaRow, RejectedLine, SkillRow, read_diplomas, read_skills
 from directory.joining import Joiner
 from directory.national import examine, find
+from directory.packed import ExtractionError
 from directory.synthetic import ExtractionFiles, write_extraction
 from directory.synthetic_nation import write_nation
 from directory.wanting import write_wanted
