@@ -26,7 +26,7 @@ from directory.records import MailboxKind
 _COLUMNS_LOOKED_AT = 200
 _IDENTIFIER = re.compile(r"[ -~]{1,64}")
 """Of a professional or a structure. It becomes a part of a name in the directory, where 500 bytes are the most."""
-_ID_NAT = re.compile(r"[0-9][0-9A-Z]{8,14}")
+_ID_NAT = re.compile(r"[0-9][0-9A-Z]{9,14}")
 _NOT_IN_A_NUMBER = re.compile(r"[^0-9A-Za-z'()+,./:? -]")
 """What a Telephone Number (RFC 4517 §3.3.31) cannot hold: slapd would refuse the whole entry."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -114,8 +114,8 @@ def national_entries(
 ) -> Iterator[LdifEntry]:
     """The entries of all that a `Joiner` put into `folder`, each DN once, whatever the order of the lines.
 
-    Mailboxes whose address is among the `unclear` are left out; `twins` are addresses that two groups have. What
-    several describe comes last. Memory: one bucket.
+    What is about an address or identifier (lower case) among the `unclear` is left out; `twins` are addresses that two
+    groups have. What several describe comes last. Memory: one bucket.
     """
     described = folder / "described"
     with BucketWriter(described) as several:
@@ -123,10 +123,12 @@ def national_entries(
             for group in groups(folder, number).values():
                 one = professional(group)
                 for entry in entries_of(one, base):
-                    address = entry.attributes.get("mail", (b"",))[0].decode("ascii")
+                    address, identifier = (entry.attributes.get(name, (b"",))[0].decode() for name in ("mail", "IdNat"))
+                    if address in unclear or identifier.lower() in unclear:
+                        continue
                     if address in twins:
                         several.add(entry.dn, _encode((entry.dn, entry.attributes)))
-                    elif address not in unclear:
+                    else:
                         yield entry
                 for entry in structures_of(one, base):
                     several.add(entry.dn, _encode((entry.dn, entry.attributes)))

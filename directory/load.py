@@ -10,21 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from directory import schema
 from directory.entries import from_recipient
-from directory.extraction import (
-    MailboxRow,
-    PracticeRow,
-    RejectedLine,
-    read_diplomas,
-    read_mssante,
-    read_practice,
-    read_skills,
-)
 from directory.joining import Joiner, national_entries
 from directory.ldif import LdifEntry
+from directory.national import NationalFiles, examine
+from directory.packed import ExtractionError
 from directory.records import Recipient
 from directory.register import structure_id_nat
 
@@ -38,7 +30,9 @@ class LoadReport:
     mailboxes: int = 0
     """National mailboxes that became entries."""
     duplicates: int = 0
-    """Lines whose address another line of the same branch already had: the first one wins."""
+    """Lines whose address another line of the same holder already had."""
+    conflicts: int = 0
+    """Lines that give an address to another holder than a line before: neither is believed."""
     overlaid: int = 0
     """National mailboxes that received certificates of the overlay."""
     situations: int = 0
@@ -72,13 +66,20 @@ def entries(
     local = {recipient.address.lower(): recipient for recipient in overlay}
     with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder:
         with Joiner(Path(folder)) as joiner:
-            for row in _rows(mssante, practice, skills, diplomas, report):
-                joiner.take(row)
-        for entry in national_entries(Path(folder), base):
+            found = examine(NationalFiles(mssante, practice, skills, diplomas), joiner.take)
+        if found.unreadable:
+            raise ExtractionError(found.unreadable)
+        report.duplicates = found.repeated
+        report.conflicts = found.conflicts
+        report.situations = found.files["practice"].rows if "practice" in found.files else 0
+        for kind, facts in found.files.items():
+            report.rejected.update({f"{kind}.{reason}": count for reason, count in facts.rejected.items()})
+        for entry in national_entries(Path(folder), base, found.addresses | found.identifiers, found.twins):
             if "mail" not in entry.attributes:
                 report.others += 1
                 yield entry
                 continue
+            report.mailboxes += 1
             recipient = local.pop(entry.attributes["mail"][0].decode("ascii"), None)
             if recipient is None:
                 yield entry
@@ -87,33 +88,6 @@ def entries(
                 yield _overlaid(entry, from_recipient(recipient, base))
     for recipient in local.values():
         yield from_recipient(recipient, base)
-
-
-def _rows(
-    mssante: Path, practice: Path | None, skills: Path | None, diplomas: Path | None, report: LoadReport
-) -> Iterator[Any]:
-    seen: set[str] = set()
-    for file, path, read in (
-        ("mssante", mssante, read_mssante),
-        ("practice", practice, read_practice),
-        ("skills", skills, read_skills),
-        ("diplomas", diplomas, read_diplomas),
-    ):
-        lines: Iterator[Any] = read(path) if path is not None else iter(())
-        for row in lines:
-            if isinstance(row, RejectedLine):
-                report.rejected[f"{file}.{row.reason}"] += 1
-                continue
-            if isinstance(row, MailboxRow):
-                key = f"{schema.BRANCHES[row.kind]} {row.address}"
-                if key in seen:
-                    report.duplicates += 1
-                    continue
-                seen.add(key)
-                report.mailboxes += 1
-            elif isinstance(row, PracticeRow):
-                report.situations += 1
-            yield row
 
 
 def _overlaid(national: LdifEntry, local: LdifEntry) -> LdifEntry:

@@ -6,6 +6,7 @@ line or of a billion. So bytes, lines and members are counted, and nothing is un
 
 from __future__ import annotations
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -89,6 +90,10 @@ def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise ExtractionError(f"{path.name} is a damaged or encrypted archive; fetch it again") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the disk
+            raise
+        raise ExtractionError(f"{path.name} is a damaged archive; fetch it again") from error  # it points before itself
 
 
 def is_named(name: str, beginning: str) -> bool:
