@@ -24,8 +24,12 @@ from directory.packed import LINE_BYTES, ExtractionError, lines_of, opened
 from directory.records import MailboxKind
 
 _COLUMNS_LOOKED_AT = 200
+_ESCAPED = re.compile(r'[,+"\\<>;=#]')
+_NAME_BYTES = 240
+"""Of an address as a part of a name in the directory: slapd's database keeps it twice in 511 bytes (LMDB), each special
+character in three. A longer one would be refused, and the whole first load with it."""
 _IDENTIFIER = re.compile(r"[ -~]{1,64}")
-"""Of a professional or a structure. It becomes a part of a name in the directory, where 500 bytes are the most."""
+"""Of a professional or a structure; it becomes a part of a name in the directory as well."""
 _ID_NAT = re.compile(r"[0-9][0-9A-Z]{9,14}")
 _NOT_IN_A_NUMBER = re.compile(r"[^0-9A-Za-z'()+,./:? -]")
 """What a Telephone Number (RFC 4517 §3.3.31) cannot hold: slapd would refuse the whole entry."""
@@ -342,7 +346,7 @@ def _mailbox(values: tuple[str, ...]) -> tuple[Any, ...] | str:
     if kind is None:
         return "kind"
     address = values[1].lower()
-    if not is_address(address):
+    if not is_address(address) or len(address) + 2 * len(_ESCAPED.findall(address)) > _NAME_BYTES:
         return "address"
     return (kind, address, *values[2:]) if _are_identifiers(values[2:7]) else "identifier"
 

@@ -101,12 +101,12 @@ def entries_of(one: Professional, base: str) -> Iterator[LdifEntry]:
 
 def structures_of(one: Professional, base: str) -> Iterator[LdifEntry]:
     """The structures he practises in, as each of his situations describes them: others name them too."""
-    made: dict[frozenset[tuple[str, tuple[bytes, ...]]], LdifEntry] = {}
+    before: list[LdifEntry] = []
     for row in one.situations:
         entry = structure_entry(base, row)
-        if entry is not None:
-            made.setdefault(frozenset(entry.attributes.items()), entry)
-    yield from made.values()
+        if entry is not None and entry not in before[-_COMPARED:]:
+            before.append(entry)
+            yield entry
 
 
 def national_entries(
@@ -143,6 +143,8 @@ def national_entries(
 
 
 _KEY_LENGTH = 2
+_COMPARED = 8
+"""Structures of one professional that are told apart here; whoever collects them tells all apart."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
 _decode_entry = msgspec.msgpack.Decoder(tuple[str, dict[str, tuple[bytes, ...]]]).decode

@@ -154,8 +154,10 @@ def _reject(result: Examination, facts: FileFacts, kind: str, row: RejectedLine)
     facts.rejected[row.reason] += 1
     if len(facts.examples) < _EXAMPLES:
         facts.examples.append(row)
-    for text in row.about:
-        (result.addresses if "@" in text else result.identifiers).add(text)
+    addresses = {text for text in row.about if "@" in text} if kind == "mssante" else set[str]()
+    result.addresses |= addresses
+    if not addresses:  # else it is about that mailbox, and not about its holder
+        result.identifiers.update(text for text in row.about if "@" not in text)
 
 
 def _holder(result: Examination, holders: dict[int, int], row: MailboxRow, number: int) -> None:

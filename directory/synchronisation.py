@@ -10,6 +10,7 @@ restored, or changed by somebody else: it is asked.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import time
@@ -89,7 +90,7 @@ class Synchronisation:
         the report. Raises `BusyError`; OSError when the folder cannot be written.
         """
         make_private_directory(self._options.folder)
-        with _alone(self._options.folder / "lock"), _scratch(self._options.folder / "work") as work:
+        with _alone(self._options.folder / "lock"), _scratch(self._options.folder / "work") as work, _no_collections():
             return _Run(self._options, self.reports, work, frozenset(accept), dry, progress, stop or Event(), now).go(
                 list(paths)
             )
@@ -267,6 +268,18 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Millions of short-lived rows hold no cycles: looking for some is a fifth of the work."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def test_whom_a_broken_line_is_about_is_known(tmp_path: Path) -> None:
         file.write(b"8|1|899900000077|\xff|\n8|1|899900000078")
     examination = examine(find([tmp_path]))
     assert examination.addresses == {"zwei@demo.mssante.fr"}
-    assert examination.identifiers == {DOCTOR.pp_id_nat, "899900000077", "899900000078"}
+    assert examination.identifiers == {"899900000077", "899900000078"}
     assert examination.files["practice"].rejected == {"encoding": 1, "truncated": 1}
     assert all("899" not in repr(row) for row in examination.files["practice"].examples)
     assert examination.files["mssante"].examples == [RejectedLine(5, "control-character")]
