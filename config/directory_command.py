@@ -20,6 +20,7 @@ for _name, _module, _text in (
     ("search", "config.directory_searching", "Find people by name, profession, town or structure."),
     ("refresh", "config.directory_refreshing", "Bring one professional up to date from the register's API, now."),
     ("sync", "config.directory_sync", "Bring the directory in step with the register's files."),
+    ("ldif", "config.directory_sync", "Write the whole directory as LDIF, for the first load."),
     ("runs", "config.directory_sync", "List what each synchronisation did, or show one report."),
     ("generate", "config.directory_sync", "Write files like the register's, about nobody."),
 ):

@@ -1,4 +1,4 @@
-"""`relais directory sync`, `runs` and `generate`: the directory in step with the register's files, and invented files.
+"""`relais directory sync`, `ldif`, `runs`, `generate`: the directory in step with the register's files, and files.
 
 Exit codes: 0 the directory is in step, 1 it is not (the report says why: held, or interrupted), 2 the command line was
 wrong. Professional addresses stand in reports, which only the owner of the state directory can read; nothing is logged.
@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import click
 
@@ -76,6 +76,66 @@ def sync(
             _fail(f"{error.filename or options.folder} cannot be used: {error.strerror or type(error).__name__}.")
     _print(report, as_json)
     sys.exit(0 if report.outcome in ("applied", "planned") else 1)
+
+
+@click.command("ldif")
+@STATE
+@CONFIG
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|FOLDER]...")
+@click.option("--out", type=click.File("wb", lazy=False), default="-", help="Where to; default: standard output.")
+@click.option("--accept", multiple=True, type=click.Choice(_REASONS), help="Write although this holds the files.")
+def ldif(state: Path, config: Path | None, paths: tuple[Path, ...], out: IO[bytes], accept: tuple[str, ...]) -> None:
+    """Write the whole directory as LDIF, for the first load: `relais directory ldif FOLDER | slapadd -q -b BASE`.
+
+    One by one, as `sync` writes, a nation takes hours; this takes minutes, into a stopped and empty slapd. What holds a
+    synchronisation's files holds these, before anything is written.
+    """
+    from contextlib import closing
+    from datetime import UTC, datetime
+    from itertools import chain
+
+    from directory import schema
+    from directory.guards import FINAL, judge_files
+    from directory.ldif import to_ldif
+    from directory.load import LoadReport, entries
+    from directory.national import find
+    from directory.packed import ExtractionError
+
+    options, source, _ = _options(state, config)
+    base = options.administrator.base
+    report = LoadReport()
+    try:
+        files = find([path.absolute() for path in paths] or [source])
+        with closing(
+            entries(
+                files.mssante,
+                files.practice,
+                base,
+                report=report,
+                skills=files.skills,
+                diplomas=files.diplomas,
+                published=files.published,
+            )
+        ) as made:
+            first = next(made, None)
+            assert report.examination is not None  # noqa: S101 - looked at before the first entry
+            holds = list(judge_files(report.examination, (), datetime.now(UTC), options.limits))
+            for hold in holds:
+                click.echo(f"{hold.reason}: {hold.text}", err=True)
+            if first is None or any(hold.reason in FINAL or hold.reason not in accept for hold in holds):
+                _fail("Nothing was written: the files are held.")
+            for entry in chain(schema.skeleton(base), (first,), made):
+                out.write(to_ldif(entry))
+        out.flush()
+    except ExtractionError as error:
+        _fail(f"{error}.")
+    except OSError as error:
+        _fail(f"{error.filename or 'The output'} cannot be used: {error.strerror or type(error).__name__}.")
+    click.echo(
+        f"{report.mailboxes} mailboxes, {report.others} persons and structures; {sum(report.rejected.values())} lines "
+        f"rejected, {report.duplicates} repeated, {report.conflicts} that give an address to another holder",
+        err=True,
+    )
 
 
 @click.command("runs")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from directory import schema
 from directory.entries import from_recipient
 from directory.joining import Joiner, national_entries
 from directory.ldif import LdifEntry
-from directory.national import NationalFiles, examine
+from directory.national import Examination, NationalFiles, examine
 from directory.packed import ExtractionError
 from directory.records import Recipient
 from directory.register import structure_id_nat
@@ -39,6 +39,8 @@ class LoadReport:
     """Lines of the practice file that were read."""
     others: int = 0
     """Professionals and structures that became entries."""
+    examination: Examination | None = None
+    """All that the files say of themselves; there before the first entry is."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected lines by file and reason: `mssante.encoding`, `practice.columns`."""
 
@@ -53,7 +55,8 @@ def entries(
     skills: Path | None = None,
     diplomas: Path | None = None,
     scratch: Path | None = None,
-) -> Iterator[LdifEntry]:
+    published: tuple[tuple[str, str], ...] = (),
+) -> Generator[LdifEntry, None, None]:
     """The directory's entries, each DN once, none the parent of another.
 
     Every mailbox of `mssante`, completed from the situations in `practice`; every professional and structure that
@@ -66,9 +69,10 @@ def entries(
     local = {recipient.address.lower(): recipient for recipient in overlay}
     with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder:
         with Joiner(Path(folder)) as joiner:
-            found = examine(NationalFiles(mssante, practice, skills, diplomas), joiner.take)
+            found = examine(NationalFiles(mssante, practice, skills, diplomas, published), joiner.take)
         if found.unreadable:
             raise ExtractionError(found.unreadable)
+        report.examination = found
         report.duplicates = found.repeated
         report.conflicts = found.conflicts
         report.situations = found.files["practice"].rows if "practice" in found.files else 0
