@@ -94,29 +94,37 @@ def ldif(state: Path, config: Path | None, paths: tuple[Path, ...], out: IO[byte
     from datetime import UTC, datetime
     from itertools import chain
 
+    from config.key_places import as_owner
     from directory import schema
     from directory.guards import FINAL, judge_files
     from directory.ldif import to_ldif
     from directory.load import LoadReport, entries
     from directory.national import find
     from directory.packed import ExtractionError
+    from trust.store.durable import make_private_directory
 
-    options, source, _ = _options(state, config)
+    options, source, owner = _options(state, config)
     base = options.administrator.base
     report = LoadReport()
     try:
         files = find([path.absolute() for path in paths] or [source])
-        with closing(
-            entries(
-                files.mssante,
-                files.practice,
-                base,
-                report=report,
-                skills=files.skills,
-                diplomas=files.diplomas,
-                published=files.published,
-            )
-        ) as made:
+        with as_owner(owner):
+            make_private_directory(options.folder)
+        with (
+            as_owner(owner),
+            closing(
+                entries(
+                    files.mssante,
+                    files.practice,
+                    base,
+                    report=report,
+                    skills=files.skills,
+                    diplomas=files.diplomas,
+                    published=files.published,
+                    kept=options.folder / "kept",
+                )
+            ) as made,
+        ):
             first = next(made, None)
             assert report.examination is not None  # noqa: S101 - looked at before the first entry
             holds = list(judge_files(report.examination, (), datetime.now(UTC), options.limits))

@@ -26,6 +26,10 @@ from directory.register import holder_of, mailbox_entry, person_entry, structure
 Row = MailboxRow | PracticeRow | SkillRow | DiplomaRow
 
 
+Keep = Callable[[int, str, list[bytes], list[LdifEntry], list[LdifEntry]], None]
+"""Of a bucket's number, a group's key and lines, and the entries made of it: its own, and those others make too."""
+
+
 @dataclass(slots=True)
 class Professional:
     """All lines about one IdNat_PP, each kind in an order that does not depend on that of its file."""
@@ -110,19 +114,26 @@ def structures_of(one: Professional, base: str) -> Iterator[LdifEntry]:
 
 
 def national_entries(
-    folder: Path, base: str, unclear: Collection[str] = (), twins: Collection[str] = ()
+    folder: Path,
+    base: str,
+    unclear: Collection[str] = (),
+    twins: Collection[str] = (),
+    keep: Keep = lambda number, key, group, own, shared: None,
 ) -> Iterator[LdifEntry]:
     """The entries of all that a `Joiner` put into `folder`, each DN once, whatever the order of the lines.
 
     What is about an address or identifier (lower case) among the `unclear` is left out; `twins` are addresses that two
-    groups have. What several describe comes last. Memory: one bucket.
+    groups have. What several describe comes last. `keep` gets what was made of each group (`directory.wanting`).
+    Memory: one bucket.
     """
     described = folder / "described"
     with BucketWriter(described) as several:
         for number in range(BUCKETS):
-            for group in groups(folder, number).values():
+            for key, group in groups(folder, number).items():
                 one = professional(group)
-                for entry in entries_of(one, base):
+                own, shared = list(entries_of(one, base)), list(structures_of(one, base))
+                keep(number, key, group, own, shared)
+                for entry in own:
                     address, identifier = (entry.attributes.get(name, (b"",))[0].decode() for name in ("mail", "IdNat"))
                     if address in unclear or identifier.lower() in unclear:
                         continue
@@ -130,7 +141,7 @@ def national_entries(
                         several.add(entry.dn, _encode((entry.dn, entry.attributes)))
                     else:
                         yield entry
-                for entry in structures_of(one, base):
+                for entry in shared:
                     several.add(entry.dn, _encode((entry.dn, entry.attributes)))
     for number in range(BUCKETS):
         chosen: dict[str, LdifEntry] = {}

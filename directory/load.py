@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from directory.national import Examination, NationalFiles, examine
 from directory.packed import ExtractionError
 from directory.records import Recipient
 from directory.register import structure_id_nat
+from directory.wanting import keeping
 
 __all__ = ["LoadReport", "entries", "structure_id_nat"]
 
@@ -56,18 +58,20 @@ def entries(
     diplomas: Path | None = None,
     scratch: Path | None = None,
     published: tuple[tuple[str, str], ...] = (),
+    kept: Path | None = None,
 ) -> Generator[LdifEntry, None, None]:
     """The directory's entries, each DN once, none the parent of another.
 
     Every mailbox of `mssante`, completed from the situations in `practice`; every professional and structure that
     `practice` names, with what `skills` and `diplomas` say of them; the mailboxes of the local `overlay`. An overlay
     mailbox whose address the register also has only adds its certificates, marked as local: the identity stays the
-    register's. `scratch` is a folder with room for twice the files; None: the system's for temporary files. Raises
+    register's. `scratch` is a folder with room for twice the files; None: the system's for temporary files.
+    `kept` is where the first synchronisation finds what was made here (`kept` in its folder); None: nowhere. Raises
     `ExtractionError` when a file cannot be read at all, OSError when the scratch is full.
     """
     report = report if report is not None else LoadReport()
     local = {recipient.address.lower(): recipient for recipient in overlay}
-    with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder, ExitStack() as stack:
         with Joiner(Path(folder)) as joiner:
             found = examine(NationalFiles(mssante, practice, skills, diplomas, published), joiner.take)
         if found.unreadable:
@@ -78,7 +82,8 @@ def entries(
         report.situations = found.files["practice"].rows if "practice" in found.files else 0
         for kind, facts in found.files.items():
             report.rejected.update({f"{kind}.{reason}": count for reason, count in facts.rejected.items()})
-        for entry in national_entries(Path(folder), base, found.addresses | found.identifiers, found.twins):
+        keep = stack.enter_context(keeping(kept, base)) if kept is not None else lambda *_: None
+        for entry in national_entries(Path(folder), base, found.addresses | found.identifiers, found.twins, keep):
             if "mail" not in entry.attributes:
                 report.others += 1
                 yield entry
