@@ -22,6 +22,7 @@ for _name, _module, _text in (
     ("sync", "config.directory_sync", "Bring the directory in step with the register's files."),
     ("serve", "config.directory_serving", "Run the directory's slapd, for the gateway and for address books."),
     ("load", "config.directory_serving", "Fill the empty, stopped directory from the register's files."),
+    ("ldif", "config.directory_sync", "Write the whole directory as LDIF, for the first load."),
     ("runs", "config.directory_sync", "List what each synchronisation did, or show one report."),
     ("generate", "config.directory_sync", "Write files like the register's, about nobody."),
 ):

@@ -6,17 +6,22 @@ Who runs an OpenLDAP of his own needs neither. Passwords are read from files and
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from config.directory_sync import HOLD_REASONS, tell_loaded
 from config.settings import Loaded, SettingsError
 from config.settings import load as load_settings
-from directory.extraction import ExtractionError
-from directory.load import LoadReport, entries
+from config.synchronising import synchronisation_options
+from directory.load import HeldFilesError, LoadReport, judged
 from directory.national import find
+from directory.packed import ExtractionError
 from directory.slapd import PrivateSlapd, SlapdError, SlapdOptions
+from trust.store.durable import make_private_directory
 
 _CONFIG = click.option(
     "--config",
@@ -47,35 +52,38 @@ def serve(config: Path) -> None:
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="FILE|FOLDER..."
 )
-def load(config: Path, paths: tuple[Path, ...]) -> None:
+@click.option("--accept", multiple=True, type=click.Choice(HOLD_REASONS), help="Load although this holds the files.")
+def load(config: Path, paths: tuple[Path, ...], accept: tuple[str, ...]) -> None:
     """Fill the empty directory, while it is stopped, from the register's files, in one go: all or nothing.
 
-    Afterwards `relais directory sync` keeps it in step.
+    What holds a synchronisation's files holds these. Afterwards `relais directory sync` keeps it in step.
     """
+    report = LoadReport()
     try:
         loaded = load_settings(config)
         slapd = private_slapd(loaded)
         slapd.prepare()
-        files = find(paths)
-        report = LoadReport()
-        count = slapd.load(
-            entries(
-                files.mssante,
-                files.practice,
-                loaded.settings.directory.base,
-                report=report,
-                skills=files.skills,
-                diplomas=files.diplomas,
-                scratch=_folder(loaded),
-            )
+        options = synchronisation_options(loaded)
+        make_private_directory(options.folder)
+        made = judged(
+            find(paths),
+            options.administrator.base,
+            report,
+            limits=options.limits,
+            accept=accept,
+            now=datetime.now(UTC),
+            scratch=_folder(loaded),
+            kept=options.folder / "kept",
         )
+        with closing(made):
+            count = slapd.load(made)
+    except HeldFilesError:
+        tell_loaded(report)
+        raise click.ClickException("Nothing was loaded: the files are held.") from None
     except (SettingsError, SlapdError, ExtractionError, OSError) as error:
         _fail(error)
-    click.echo(f"{count} entries: {report.mailboxes} mailboxes, {report.others} professionals and structures.")
-    if report.duplicates:
-        click.echo(f"{report.duplicates} lines named an address once more; the first line holds.")
-    for reason, lines in sorted(report.rejected.items()):
-        click.echo(f"{lines} lines were left aside: {reason}.")
+    tell_loaded(report)
+    click.echo(f"{count} entries loaded.")
 
 
 def private_slapd(loaded: Loaded) -> PrivateSlapd:

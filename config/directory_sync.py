@@ -1,4 +1,4 @@
-"""`relais directory sync`, `runs` and `generate`: the directory in step with the register's files, and invented files.
+"""`relais directory sync`, `ldif`, `runs`, `generate`: the directory in step with the register's files, and files.
 
 Exit codes: 0 the directory is in step, 1 it is not (the report says why: held, or interrupted), 2 the command line was
 wrong. Professional addresses stand in reports, which only the owner of the state directory can read; nothing is logged.
@@ -12,17 +12,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import click
 
 from config.options import CONFIG, JSON, STATE
 
 if TYPE_CHECKING:
+    from directory.load import LoadReport
     from directory.runs import RunReport
     from directory.synchronisation import SynchronisationOptions
 
-_REASONS = ("truncated", "garbled", "stale", "future", "missing", "conflicts", "loss", "upheaval", "emptied")
+HOLD_REASONS = ("truncated", "garbled", "stale", "future", "missing", "conflicts", "loss", "upheaval", "emptied")
 _STEPS = {
     "files": "reading the files",
     "entries": "joining",
@@ -31,6 +32,8 @@ _STEPS = {
     "write": "writing",
 }
 _BAR = 30
+_LISTED = 100
+"""Lines of a kind shown to a person; `--json` gives all that are kept."""
 
 
 @click.command("sync")
@@ -40,7 +43,7 @@ _BAR = 30
 @click.option(
     "--accept",
     multiple=True,
-    type=click.Choice(_REASONS),
+    type=click.Choice(HOLD_REASONS),
     help="Apply although this holds the files; read the report first. May be repeated.",
 )
 @click.option("--dry-run", "dry", is_flag=True, help="Compare and report, write nothing.")
@@ -74,6 +77,64 @@ def sync(
             _fail(f"{error.filename or options.folder} cannot be used: {error.strerror or type(error).__name__}.")
     _print(report, as_json)
     sys.exit(0 if report.outcome in ("applied", "planned") else 1)
+
+
+@click.command("ldif")
+@STATE
+@CONFIG
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE|FOLDER]...")
+@click.option("--out", type=click.File("wb", lazy=False), default="-", help="Where to; default: standard output.")
+@click.option("--accept", multiple=True, type=click.Choice(HOLD_REASONS), help="Write although this holds the files.")
+def ldif(state: Path, config: Path | None, paths: tuple[Path, ...], out: IO[bytes], accept: tuple[str, ...]) -> None:
+    """Write the whole directory as LDIF, for the first load: `relais directory ldif FOLDER | slapadd -q -b BASE`.
+
+    One by one, as `sync` writes, a nation takes hours; this takes minutes, into a stopped and empty slapd. What holds a
+    synchronisation's files holds these, before anything is written.
+    """
+    from contextlib import closing
+    from datetime import UTC, datetime
+    from itertools import chain
+
+    from config.key_places import as_owner
+    from directory import schema
+    from directory.ldif import to_ldif
+    from directory.load import HeldFilesError, LoadReport, judged
+    from directory.national import find
+    from directory.packed import ExtractionError
+    from trust.store.durable import make_private_directory
+
+    options, source, owner = _options(state, config)
+    base, kept = options.administrator.base, options.folder / "kept"
+    report = LoadReport()
+    try:
+        files = find([path.absolute() for path in paths] or [source])
+        with as_owner(owner):
+            make_private_directory(options.folder)
+            made = judged(files, base, report, limits=options.limits, accept=accept, now=datetime.now(UTC), kept=kept)
+            with closing(made):
+                first = next(made)  # held files leave no half of an LDIF
+                for entry in chain(schema.skeleton(base), (first,), made):
+                    out.write(to_ldif(entry))
+        out.flush()
+    except (ExtractionError, HeldFilesError) as error:
+        tell_loaded(report)
+        _fail(f"{error}." if isinstance(error, ExtractionError) else "Nothing was written: the files are held.")
+    except OSError as error:
+        _fail(f"{error.filename or 'The output'} cannot be used: {error.strerror or type(error).__name__}.")
+    tell_loaded(report)
+
+
+def tell_loaded(report: LoadReport) -> None:
+    """What a first load made of the files, on standard error."""
+    for hold in report.holds:
+        click.echo(f"{hold.reason}: {hold.text}", err=True)
+    for reason, lines in sorted(report.rejected.items()):
+        click.echo(f"{lines} lines were rejected: {reason}.", err=True)
+    click.echo(
+        f"{report.mailboxes} mailboxes, {report.others} persons and structures; {sum(report.rejected.values())} lines "
+        f"rejected, {report.duplicates} repeated, {report.conflicts} that give an address to another holder",
+        err=True,
+    )
 
 
 @click.command("runs")
@@ -165,7 +226,7 @@ def _print(report: RunReport, as_json: bool) -> None:
     click.echo(f"Run {report.id}: {report.outcome} after {report.seconds:.1f} s")
     for kind, file in report.files.items():
         click.echo(f"  {kind:<9} {file.name}: {file.rows} lines, {sum(file.rejected.values())} rejected")
-        for line in file.lines[:20]:
+        for line in file.lines[:_LISTED]:
             click.echo(f"            line {line.line}: {line.reason}")
     click.echo(f"  to do     {report.to_add} to add, {report.to_change} to change, {report.to_remove} to remove")
     click.echo(f"  done      {report.added} added, {report.changed} changed, {report.removed} removed")
@@ -176,14 +237,20 @@ def _print(report: RunReport, as_json: bool) -> None:
         click.echo(
             f"  unclear   {report.conflicting_lines} lines give an address to another holder; neither is believed:"
         )
-        for first, second in report.conflicts[:20]:
+        for first, second in report.conflicts[:_LISTED]:
             click.echo(f"            lines {first} and {second}")
     for name, count in report.refused.items():
         click.echo(f"  refused   {count} entries: {name}")
-    for dn, name in report.refused_entries[:20]:
+    for dn, name in report.refused_entries[:_LISTED]:
         click.echo(f"            {dn}: {name}")
-    for dn in report.kept_entries[:20]:
+    for dn in report.kept_entries[:_LISTED]:
         click.echo(f"  kept      {dn}")
+    if report.refreshed:
+        click.echo(f"  refreshed {report.refreshed} entries are newer than the file: asked for one by one since")
+    for dn in report.handed_over_entries[:_LISTED]:
+        click.echo(
+            f"  holder    {dn} has another holder, and certificates or settings of the one before: left as it is"
+        )
     if report.silent_days > 1:
         click.echo(f"  silence   nothing newer was published for {report.silent_days} days")
     for hold in report.holds:

@@ -18,11 +18,11 @@ from threading import Event
 from typing import Any
 
 import ldap as python_ldap
-from ldap.controls import SimplePagedResultsControl
+from ldap.controls import AssertionControl, SimplePagedResultsControl
 
 from directory import schema
 from directory.buckets import BucketWriter
-from directory.canonical import encode, held_entry
+from directory.canonical import REFRESHED, encode, held_entry
 from directory.differences import Operation, Plan
 from directory.handshake import handshake_deadline
 
@@ -35,6 +35,10 @@ _WINDOW = 32
 """Writes under way at once."""
 _REFUSED_EXAMPLES = 100
 
+_STILL_NATIONAL: Any = AssertionControl(  # type: ignore[no-untyped-call]
+    True,
+    f"(&({schema.SOURCE}={schema.NATIONAL.decode()})(|(!({schema.LOCAL_ATTRIBUTES}=*))({schema.LOCAL_ATTRIBUTES}={REFRESHED}*)))",
+)
 _AGAIN = (
     ldap.SERVER_DOWN,
     ldap.CONNECT_ERROR,
@@ -300,7 +304,8 @@ class Administrator:
         return message
 
     def _delete(self, operation: Operation) -> int:
-        message: int = self._connection.delete_ext(operation.dn)
+        # The overlay may have written into it since it was read (RFC 4528): then it stays
+        message: int = self._connection.delete_ext(operation.dn, serverctrls=[_STILL_NATIONAL])
         return message
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -28,7 +29,9 @@ class BucketWriter:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._files = [private_file(_path(folder, number)) for number in range(BUCKETS)]
+        with ExitStack() as opened:
+            self._files = [opened.enter_context(private_file(_path(folder, number))) for number in range(BUCKETS)]
+            self._open = opened.pop_all()
 
     def add(self, key: str, record: bytes) -> None:
         file = self._files[bucket_of(key)]
@@ -41,8 +44,7 @@ class BucketWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        for file in self._files:
-            file.close()
+        self._open.close()
 
 
 def read_bucket(folder: Path, number: int) -> Iterator[bytes]:

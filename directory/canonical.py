@@ -22,6 +22,10 @@ _SIMPLE = re.compile(r"[a-z]+=[!#-*.-:=?-\[\]-~]+(?:,[a-z]+=[!#-*.-:=?-\[\]-~]+)
 """A DN whose text is already what slapd would say: no escapes, no blanks, no quotes, one value per RDN."""
 
 
+REFRESHED = "x-annuaire-"
+"""How a value of `AttributLocal` begins that says when the FHIR API was asked about the entry (`YYYYMMDDhhmm`, UTC)."""
+
+
 class HeldEntry(msgspec.Struct, frozen=True, array_like=True):
     """One entry of the directory, as far as the national files are concerned."""
 
@@ -35,6 +39,10 @@ class HeldEntry(msgspec.Struct, frozen=True, array_like=True):
     """Whether the overlay wrote something into it."""
     content: bytes
     """`pack` of what the national files could have said."""
+    kind: str
+    """What losses are counted by: `PER`, `ORG`, ... of a mailbox, else the name of its branch."""
+    refreshed: str
+    """When the FHIR API was asked about it, `YYYYMMDDhhmm` in UTC; empty when it was not."""
 
 
 class WantedEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -58,9 +66,35 @@ def key_of(dn: str) -> str:
     return text.lower()
 
 
+def parts(key: str) -> list[str]:
+    """The RDNs of a key, the entry's own first."""
+    if "\\" not in key:
+        return key.split(",")
+    return [dn2str([rdn]) for rdn in str2dn(key)]  # type: ignore[no-untyped-call]
+
+
 def depth(key: str) -> int:
     """How many RDNs a key has: parents have fewer than their children."""
-    return key.replace("\\,", "").count(",") + 1
+    return len(parts(key))
+
+
+def branch(key: str) -> str:
+    """`professionnels` of an entry below it: the RDN before the base, for people to read."""
+    return next((part[3:] for part in reversed(parts(key)) if part.startswith("ou=")), "")
+
+
+def prefer(content: bytes, other: bytes) -> bool:
+    """Whether the first of two `pack`ed descriptions of one entry counts, whichever of the files' lines came first.
+
+    One person may be there twice, under an RPPS number and the ADELI number it replaced; a structure is described by
+    everybody who works there. RPPS counts before others, then who says more.
+    """
+    return _weight(content) < _weight(other)
+
+
+def _weight(content: bytes) -> tuple[bool, int, bytes]:
+    identifier = unpack(content).get("idnat", [b""])[0]
+    return not identifier.startswith(b"8"), -len(content), content
 
 
 def pack(attributes: Mapping[str, Sequence[bytes]]) -> bytes:
@@ -88,16 +122,22 @@ def wanted_entry(dn: str, attributes: Mapping[str, Sequence[bytes]]) -> WantedEn
 
 
 def held_entry(dn: str, attributes: Mapping[str, Sequence[bytes]]) -> HeldEntry:
-    owned = list[str]()
+    marks = set[str]()
     national: dict[str, Sequence[bytes]] = {}
     for name, values in attributes.items():
         lowered, local = _facts(name)
         if not local:
             national[lowered] = values
         elif lowered == _LOCAL_ATTRIBUTES:
-            owned = sorted({value.decode("ascii", "replace").lower() for value in values} - ALWAYS_LOCAL)
+            marks = {value.decode("ascii", "replace").lower() for value in values}
+    refreshed = max((mark for mark in marks if mark.startswith(REFRESHED)), default="").removeprefix(REFRESHED)
+    marks = {mark for mark in marks if not mark.startswith(REFRESHED)}
+    # What the FHIR API said of certificates, rank and red list is the register's, unless the overlay says it is its own
+    local = bool(marks) if refreshed else len(national) < len(attributes)
     source = national.get(_SOURCE, (b"",))[0].decode("ascii", "replace").upper()
-    return HeldEntry(key_of(dn), dn, source, owned, len(national) < len(attributes), pack(national))
+    key = key_of(dn)
+    kind = national.get("typebal", (b"",))[0].decode("ascii", "replace").upper() or branch(key)
+    return HeldEntry(key, dn, source, sorted(marks - ALWAYS_LOCAL), local, pack(national), kind, refreshed)
 
 
 @cache

@@ -25,13 +25,15 @@ from directory.canonical import (
     decode_wanted,
     depth,
     encode,
+    prefer,
     unpack,
     without_options,
 )
-from directory.schema import NATIONAL
+from directory.schema import CERTIFICATE, LOCAL_ATTRIBUTES, NATIONAL, SMIME_CERTIFICATE
 
 _NATIONAL = NATIONAL.decode()
 _KEPT_EXAMPLES = 50
+_OF_THE_HOLDER = (CERTIFICATE, SMIME_CERTIFICATE, "listeRouge", "RangBAL", LOCAL_ATTRIBUTES)
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True):
@@ -52,7 +54,7 @@ class Plan:
     removed: int = 0
     unchanged: int = 0
     repeated: int = 0
-    """Wanted entries whose DN another one already had: the first one counts."""
+    """Wanted entries whose DN another one already had: `canonical.prefer` decides."""
     local: int = 0
     """Entries of the overlay where the national files have one too: left as they are."""
     kept: int = 0
@@ -61,10 +63,20 @@ class Plan:
     """DNs of the first of them."""
     frozen: int = 0
     """Entries left as they are because the files are not clear about them."""
+    refreshed: int = 0
+    """Entries left as they are because the FHIR API was asked about them later than the files were published."""
+    handed_over: int = 0
+    """Mailboxes that changed their holder and hold something of the overlay's: left as they are, for a person."""
+    handed_over_examples: list[str] = field(default_factory=list)
+    """DNs of the first of them."""
     held: Counter[str] = field(default_factory=Counter)
-    """National entries in the directory, by branch."""
+    """National entries in the directory, by kind: `PER`, `ORG`, `APP`, `CAB`, `personnes`, `etablissements`."""
     leaving: Counter[str] = field(default_factory=Counter)
     """Those of them to be removed."""
+    domains_held: set[str] = field(default_factory=set)
+    """Domains of the national mailboxes in the directory."""
+    domains_staying: set[str] = field(default_factory=set)
+    """Domains of mailboxes that will be there afterwards."""
     depths: set[int] = field(default_factory=set)
 
     @property
@@ -95,6 +107,9 @@ class Protection:
     """Professionals the files are not clear about, IdNat_PP in lower case."""
     domains: Collection[str] = frozenset()
     """Domains of the house: their mailboxes are not removed because the register forgot them. Lower case."""
+    published: str = ""
+    """When the MSSanté file was published (`YYYYMMDDhhmm`), less what clocks and time zones may differ by: an entry the
+    FHIR API was asked about later is left to the next file. Empty when the file does not say."""
 
 
 def plan(held: Path, wanted: Path, folder: Path, managed: Collection[str], protection: Protection) -> Plan:
@@ -145,13 +160,16 @@ def _compare(
     managed: frozenset[str],
     protection: Protection,
 ) -> None:
-    done: set[str] = set()
+    chosen: dict[str, WantedEntry] = {}
     for record in read_bucket(wanted, number):
         entry = decode_wanted(record)
-        if entry.key in done:
+        before = chosen.setdefault(entry.key, entry)
+        if before is not entry:
             made.repeated += 1
-            continue
-        done.add(entry.key)
+            if prefer(entry.content, before.content):
+                chosen[entry.key] = entry
+    for entry in chosen.values():
+        made.domains_staying.add(_domain(entry.key))
         present = held.pop(entry.key, None)
         if present is None:
             attributes = unpack(entry.content)
@@ -174,7 +192,8 @@ def _change(
     if present.source != _NATIONAL:
         made.local += 1
         return
-    made.held[_branch(present.key)] += 1
+    made.held[present.kind] += 1
+    made.domains_held.add(_domain(present.key))
     if present.content == entry.content:
         made.unchanged += 1
         return
@@ -188,7 +207,15 @@ def _change(
         made.unchanged += 1
     elif _is_frozen(after, protection) or _is_frozen(before, protection):
         made.frozen += 1
+    elif _is_refreshed(present, protection):
+        made.refreshed += 1
+    elif (handed_over := _is_handed_over(before, after)) and present.local:
+        made.handed_over += 1
+        if len(made.handed_over_examples) < _KEPT_EXAMPLES:
+            made.handed_over_examples.append(present.dn)
     else:
+        if handed_over and present.refreshed:  # what the API said of the holder before
+            changes |= {name: [] for name in _OF_THE_HOLDER}
         made.changed += 1
         files.write("change", Operation(present.dn, changes))
 
@@ -197,21 +224,48 @@ def _leave(made: Plan, files: _Files, present: HeldEntry, protection: Protection
     """What the directory holds and the files do not mention."""
     if present.source != _NATIONAL:
         return
-    branch = _branch(present.key)
-    made.held[branch] += 1
+    made.held[present.kind] += 1
+    domain = _domain(present.key)
+    made.domains_held.add(domain)
     attributes = unpack(present.content)
     if _is_frozen(attributes, protection):
         made.frozen += 1
+    elif _is_refreshed(present, protection):
+        made.refreshed += 1
     elif present.local or present.owned or _first(attributes, "mail").rpartition("@")[2] in protection.domains:
         made.kept += 1
         if len(made.kept_examples) < _KEPT_EXAMPLES:
             made.kept_examples.append(present.dn)
     else:
         made.removed += 1
-        made.leaving[branch] += 1
+        made.leaving[present.kind] += 1
         level = depth(present.key)
         made.depths.add(level)
         files.write(f"remove-{level:02d}", Operation(present.dn, {}))
+        return
+    made.domains_staying.add(domain)
+
+
+def _is_refreshed(present: HeldEntry, protection: Protection) -> bool:
+    return bool(present.refreshed) and present.refreshed >= protection.published
+
+
+def _is_handed_over(before: Attributes, after: Attributes) -> bool:
+    """Whether the mailbox has another holder now: certificates of the one before must not be used for him.
+
+    An ADELI number that becomes an RPPS number, or the other way round, under the same name is the same person.
+    """
+    old, new = _first(before, "idnat"), _first(after, "idnat")
+    if not old or old == new:
+        return False
+    names = ("sn", "givenname")
+    renumbered = {old[:1], new[:1]} == {"0", "8"} and all(_first(before, n) == _first(after, n) for n in names)
+    return not renumbered
+
+
+def _domain(key: str) -> str:
+    """Of a mailbox's key, else empty."""
+    return key.partition(",ou=")[0].rpartition("@")[2] if key.startswith("mail=") else ""
 
 
 def _is_frozen(attributes: Attributes, protection: Protection) -> bool:
@@ -223,12 +277,6 @@ def _is_frozen(attributes: Attributes, protection: Protection) -> bool:
 def _first(attributes: Attributes, name: str) -> str:
     values = attributes.get(name)
     return values[0].decode("utf-8", "replace").lower() if values else ""
-
-
-def _branch(key: str) -> str:
-    """`ou=professionnels` of an entry below it: the RDN before the base, for people to read."""
-    parts = key.replace("\\,", "").split(",")
-    return next((part[3:] for part in reversed(parts) if part.startswith("ou=")), "")
 
 
 _BATCH = 1000

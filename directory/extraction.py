@@ -12,31 +12,30 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from directory.entries import is_address
+from directory.packed import LINE_BYTES, ExtractionError, lines_of, opened
 from directory.records import MailboxKind
 
-LINE_BYTES = 64 * 1024
-"""A longer line is not a line of these files."""
-FILE_BYTES = 4 * 1024**3
-"""Uncompressed; the largest national file is 0.8 GB."""
-_ZIP_MEMBERS = 64
+_COLUMNS_LOOKED_AT = 200
+_ESCAPED = re.compile(r'[,+"\\<>;=#]')
+_NAME_BYTES = 240
+"""Of an address as a part of a name in the directory: slapd's database keeps it twice in 511 bytes (LMDB), each special
+character in three. A longer one would be refused, and the whole first load with it."""
+_IDENTIFIER = re.compile(r"[ -~]{1,64}")
+"""Of a professional or a structure; it becomes a part of a name in the directory as well."""
+_ID_NAT = re.compile(r"[0-9][0-9A-Z]{9,14}")
+_NOT_IN_A_NUMBER = re.compile(r"[^0-9A-Za-z'()+,./:? -]")
+"""What a Telephone Number (RFC 4517 §3.3.31) cannot hold: slapd would refuse the whole entry."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _Row = TypeVar("_Row")
-
-
-class ExtractionError(Exception):
-    """The file as a whole is not what it should be; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,8 @@ class RejectedLine:
 
     Never a value. `truncated` is a last line that ends before its columns do: the file was cut.
     """
-    key: str = field(default="", repr=False, compare=False)
-    """Whom the line was about, as far as can be seen: the address of a mailbox, the IdNat_PP of a professional.
+    about: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Whom the line was about, as far as can be seen: addresses, and IdNat of professionals; lower case.
 
     What the directory holds about them is left as it is: a broken line must not remove anybody.
     """
@@ -315,7 +314,7 @@ def read_practice(path: Path) -> Iterator[PracticeRow | RejectedLine]:
     Raises `ExtractionError` when the file cannot be one, as `read_mssante`.
     """
     required = ("pp_id_nat",)
-    return _read(path, "PS_LibreAcces_Personne_activite", PRACTICE_COLUMNS, required, PracticeRow, _person)
+    return _read(path, "PS_LibreAcces_Personne_activite", PRACTICE_COLUMNS, required, PracticeRow, _situation)
 
 
 def read_skills(path: Path) -> Iterator[SkillRow | RejectedLine]:
@@ -334,7 +333,7 @@ def first_line(path: Path) -> frozenset[str]:
 
     Raises `ExtractionError` when the archive is damaged or holds several texts.
     """
-    with _open(path, "") as file:
+    with opened(path, "") as file:
         return frozenset(map(_normal, file.readline(LINE_BYTES).decode("utf-8-sig", "replace").split("|"))) - {""}
 
 
@@ -347,11 +346,29 @@ def _mailbox(values: tuple[str, ...]) -> tuple[Any, ...] | str:
     if kind is None:
         return "kind"
     address = values[1].lower()
-    return (kind, address, *values[2:]) if is_address(address) else "address"
+    if not is_address(address) or len(address) + 2 * len(_ESCAPED.findall(address)) > _NAME_BYTES:
+        return "address"
+    return (kind, address, *values[2:]) if _are_identifiers(values[2:7]) else "identifier"
 
 
 def _person(values: tuple[str, ...]) -> tuple[Any, ...] | str:
-    return values if values[0] else "identifier"
+    return values if _IDENTIFIER.fullmatch(values[0]) else "identifier"
+
+
+def _situation(values: tuple[str, ...]) -> tuple[Any, ...] | str:
+    if not _IDENTIFIER.fullmatch(values[0]) or not _are_identifiers((values[_SIRET], values[_FINESS])):
+        return "identifier"
+    telephone = values[_TELEPHONE]
+    if telephone and _NOT_IN_A_NUMBER.search(telephone):
+        return (*values[:_TELEPHONE], _NOT_IN_A_NUMBER.sub(" ", telephone).strip(), *values[_TELEPHONE + 1 :])
+    return values
+
+
+def _are_identifiers(values: Iterable[str]) -> bool:
+    return all(not value or _IDENTIFIER.fullmatch(value) for value in values)
+
+
+_SIRET, _FINESS, _TELEPHONE = (PracticeRow.__slots__.index(name) for name in ("siret", "finess", "telephone"))
 
 
 def _read(
@@ -364,16 +381,15 @@ def _read(
 ) -> Iterator[_Row | RejectedLine]:
     """`check` gets the values in the order of the fields of `row_type`, and answers with those, or why not."""
     names = [each.name for each in fields_of(row_type)]  # type: ignore[arg-type]
-    with _open(path, member) as file:
-        lines = _lines(file)
+    with opened(path, member) as file:
+        lines = lines_of(file)
         _, header = next(lines, (0, b""))
         positions, width = _columns(path, header, columns, required)
         # The columns that are not there are read from an empty field put behind the last one.
         pick = itemgetter(*(positions.get(name, width) for name in names))
-        key = positions[required[-1] if required[0] == "kind" else required[0]]
         for number, line in lines:
-            if line is None:
-                yield RejectedLine(number, "too-long")
+            if len(line) > LINE_BYTES:
+                yield RejectedLine(number, "too-long", _about(line))
                 continue
             fields = _split(line, width)
             if isinstance(fields, str):
@@ -381,20 +397,19 @@ def _read(
                     cut = (
                         fields in ("columns", "encoding") and not line.endswith(b"\n") and line.count(b"|") < width - 1
                     )
-                    yield RejectedLine(number, "truncated" if cut else fields, _key(line, key))
+                    yield RejectedLine(number, "truncated" if cut else fields, _about(line))
                 continue
             row = check(tuple(map(str.strip, pick(fields))))
             if isinstance(row, str):
-                yield RejectedLine(number, row, _key(line, key))
+                yield RejectedLine(number, row, _about(line))
             else:
                 yield row_type(*row)
 
 
-def _key(line: bytes, position: int) -> str:
-    """The field at this place of a line that is not one, empty when it has no printable one there."""
-    fields = line.split(b"|", position + 1)
-    value = fields[position].strip().lower() if position < len(fields) else b""
-    return value.decode("ascii") if value.isascii() and value.decode("ascii").isprintable() else ""
+def _about(line: bytes) -> tuple[str, ...]:
+    """What looks like an address or an IdNat, wherever it stands: the columns of such a line may have slipped."""
+    fields = [field.strip() for field in line.decode("utf-8", "replace").split("|")[:_COLUMNS_LOOKED_AT]]
+    return tuple(text.lower() for text in fields if is_address(text) or _ID_NAT.fullmatch(text))
 
 
 def _split(line: bytes, width: int) -> list[str] | str:
@@ -441,45 +456,3 @@ def _normal(name: str) -> str:
     """A header without accents, case, blanks and punctuation."""
     decomposed = unicodedata.normalize("NFKD", name).casefold()
     return "".join(character for character in decomposed if character.isascii() and character.isalnum())
-
-
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) for every line, None instead of a line longer than `LINE_BYTES`."""
-    number = total = 0
-    while line := file.readline(LINE_BYTES + 1):
-        number += 1
-        total += len(line)
-        if len(line) <= LINE_BYTES or line.endswith(b"\n"):
-            yield number, line
-        else:
-            while line and not line.endswith(b"\n"):
-                line = file.readline(LINE_BYTES)
-                total += len(line)
-                _check_size(total)
-            yield number, None
-        _check_size(total)
-
-
-def _check_size(total: int) -> None:
-    if total > FILE_BYTES:
-        raise ExtractionError(f"the extraction is larger than {FILE_BYTES} bytes")
-
-
-@contextmanager
-def _open(path: Path, member: str) -> Iterator[IO[bytes]]:
-    with path.open("rb") as file:
-        # By how it begins: `zipfile.is_zipfile` also takes a text that ends like an archive for one
-        if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
-            file.seek(0)
-            yield file
-            return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            texts = [name for name in archive.namelist()[:_ZIP_MEMBERS] if name.lower().endswith(".txt")]
-            wanted = [name for name in texts if name.rpartition("/")[2].startswith(member)] or texts
-            if len(wanted) != 1:
-                raise ExtractionError(f"{path.name} holds {len(wanted)} files that could be {member}; one is expected")
-            with archive.open(wanted[0]) as file:
-                yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ExtractionError(f"{path.name} is a damaged or encrypted archive; fetch it again") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from directory.differences import Plan
 from directory.national import Examination
@@ -19,6 +19,7 @@ FINAL = frozenset({"unreadable", "empty"})
 """Reasons that nobody can accept: there is nothing to apply."""
 ACCEPTABLE = ("truncated", "garbled", "stale", "future", "missing", "conflicts", "loss", "upheaval", "emptied")
 
+_FILE_BEHIND = timedelta(hours=3)
 _FEW_LINES = 10
 _FEW_LEAVING = 2
 """What is never too much, however small the directory: one person who leaves takes a mailbox along."""
@@ -29,7 +30,7 @@ class Limits:
     """How much a publication may differ from what is expected."""
 
     loss_percent: float = 5.0
-    """Of the national entries, in all and in each branch of ten or more, that may leave in one run."""
+    """Of the national entries, of those of each kind, and of the mail domains, that may leave in one run."""
     change_percent: float = 50.0
     """Of the national entries that may change in one run."""
     rejected_percent: float = 1.0
@@ -49,6 +50,15 @@ def published_at(text: str) -> datetime | None:
         return datetime.strptime(text, "%Y%m%d%H%M").replace(tzinfo=UTC)
     except ValueError:
         return None
+
+
+def settled_before(text: str) -> str:
+    """What the FHIR API said later than this (`YYYYMMDDhhmm`, UTC) is newer than a file published at `text`.
+
+    The name of a file is in local time, and what it holds is older than its name. Empty when it does not say.
+    """
+    moment = published_at(text)
+    return (moment - _FILE_BEHIND).strftime("%Y%m%d%H%M") if moment else ""
 
 
 def judge_files(
@@ -93,7 +103,10 @@ def judge_difference(plan: Plan, held: int, earlier: Iterable[RunReport], limits
     if plan.removed > max(_FEW_LEAVING, total * limits.loss_percent / 100):
         yield Hold("loss", f"{plan.removed} of {total} entries would be removed")
     else:
-        yield from _branches(plan.held, plan.leaving, limits.loss_percent)
+        yield from _kinds(plan.held, plan.leaving, limits.loss_percent)
+    domains = len(plan.domains_held)
+    if (lost := len(plan.domains_held - plan.domains_staying)) > max(_FEW_LINES, domains * limits.loss_percent / 100):
+        yield Hold("loss", f"{lost} of {domains} mail domains would lose their last mailbox")
     if plan.changed > max(_FEW_LINES, total * limits.change_percent / 100):
         yield Hold("upheaval", f"{plan.changed} of {total} entries would be changed")
 
@@ -108,7 +121,9 @@ def last_files(earlier: Iterable[RunReport]) -> dict[str, str]:
     return newest
 
 
-def _branches(held: Counter[str], leaving: Mapping[str, int], percent: float) -> Iterator[Hold]:
-    for branch, count in leaving.items():
-        if held[branch] >= 10 and count > max(_FEW_LEAVING, held[branch] * percent / 100):
-            yield Hold("loss", f"{count} of {held[branch]} entries of {branch} would be removed")
+def _kinds(held: Counter[str], leaving: Mapping[str, int], percent: float) -> Iterator[Hold]:
+    """Each kind on its own; of fewer than ten, only the loss of all is one."""
+    for kind, count in leaving.items():
+        most = max(_FEW_LEAVING, held[kind] * percent / 100) if held[kind] >= _FEW_LINES else held[kind] - 1
+        if count > max(_FEW_LEAVING, most):
+            yield Hold("loss", f"{count} of {held[kind]} entries of kind {kind} would be removed")

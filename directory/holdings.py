@@ -6,6 +6,7 @@ output, and ends with whoever started it.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
@@ -132,6 +133,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 def main() -> None:
+    gc.disable()  # entries hold no cycles, and looking for some among millions takes its time
     asked = msgspec.json.decode(sys.stdin.buffer.read(), type=_Asked)
     options = AdministratorOptions(
         asked.uri,

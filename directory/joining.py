@@ -7,7 +7,7 @@ professionals of one bucket at a time are put together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -15,18 +15,24 @@ from typing import Any
 
 import msgspec
 
+from directory import schema
 from directory.buckets import BUCKETS, BucketWriter, read_bucket
+from directory.canonical import pack, prefer
 from directory.extraction import DiplomaRow, MailboxRow, PracticeRow, SkillRow
 from directory.ldif import LdifEntry
 from directory.records import MailboxKind
-from directory.register import holder_of, mailbox_entry, person_entry, structure_entry, structure_of
+from directory.register import holder_of, mailbox_entry, person_entry, structure_entry
 
 Row = MailboxRow | PracticeRow | SkillRow | DiplomaRow
 
 
+Keep = Callable[[int, str, list[bytes], list[LdifEntry], list[LdifEntry]], None]
+"""Of a bucket's number, a group's key and lines, and the entries made of it: its own, and those others make too."""
+
+
 @dataclass(slots=True)
 class Professional:
-    """All lines about one IdNat_PP, each kind in the order of its file."""
+    """All lines about one IdNat_PP, each kind in an order that does not depend on that of its file."""
 
     id_nat: str
     mailboxes: list[MailboxRow] = field(default_factory=list)
@@ -55,11 +61,17 @@ class Joiner(BucketWriter):
 
 
 def groups(folder: Path, number: int) -> dict[str, list[bytes]]:
-    """The lines of one bucket by what they are joined by, in the order of the files; `professional` reads them."""
+    """The lines of one bucket by what they are joined by, each group sorted; `professional` reads them.
+
+    Tomorrow's files have the same lines in another order: nothing may follow from it.
+    """
     found: dict[str, list[bytes]] = {}
     for record in read_bucket(folder, number):
         end = _KEY_LENGTH + int.from_bytes(record[:_KEY_LENGTH], "big")
         found.setdefault(record[_KEY_LENGTH:end].decode(), []).append(record[end:])
+    for lines in found.values():
+        if len(lines) > 1:
+            lines.sort()
     return found
 
 
@@ -81,41 +93,72 @@ def professional(lines: Iterable[bytes]) -> Professional:
 
 
 def entries_of(one: Professional, base: str) -> Iterator[LdifEntry]:
-    """Mailboxes and person. A mailbox named twice gives two entries with one DN."""
+    """Mailboxes and person. A mailbox named twice by one holder gives one entry, one of two holders two with one DN."""
+    mailboxes: dict[tuple[str, str], MailboxRow] = {}
     for mailbox in one.mailboxes:
+        mailboxes.setdefault((schema.BRANCHES[mailbox.kind], mailbox.address), mailbox)
+    for mailbox in mailboxes.values():
         yield mailbox_entry(base, mailbox, one.situations)
     if one.situations:
         yield person_entry(base, one.situations, one.skills, one.diplomas)
 
 
 def structures_of(one: Professional, base: str) -> Iterator[LdifEntry]:
-    """The structures he practises in: others name them too."""
-    for situation in {structure_of(row): row for row in reversed(one.situations)}.values():
-        entry = structure_entry(base, situation)
-        if entry is not None:
+    """The structures he practises in, as each of his situations describes them: others name them too."""
+    before: list[LdifEntry] = []
+    for row in one.situations:
+        entry = structure_entry(base, row)
+        if entry is not None and entry not in before[-_COMPARED:]:
+            before.append(entry)
             yield entry
 
 
-def national_entries(folder: Path, base: str) -> Iterator[LdifEntry]:
-    """The entries of all that a `Joiner` put into `folder`. A mailbox named twice gives two with one DN.
+def national_entries(
+    folder: Path,
+    base: str,
+    unclear: Collection[str] = (),
+    twins: Collection[str] = (),
+    keep: Keep = lambda number, key, group, own, shared: None,
+) -> Iterator[LdifEntry]:
+    """The entries of all that a `Joiner` put into `folder`, each DN once, whatever the order of the lines.
 
-    Memory: one bucket, and a few dozen bytes per structure.
+    What is about an address or identifier (lower case) among the `unclear` is left out; `twins` are addresses that two
+    groups have. What several describe comes last. `keep` gets what was made of each group (`directory.wanting`).
+    Memory: one bucket.
     """
-    structures: set[int] = set()
+    described = folder / "described"
+    with BucketWriter(described) as several:
+        for number in range(BUCKETS):
+            for key, group in groups(folder, number).items():
+                one = professional(group)
+                own, shared = list(entries_of(one, base)), list(structures_of(one, base))
+                keep(number, key, group, own, shared)
+                for entry in own:
+                    address, identifier = (entry.attributes.get(name, (b"",))[0].decode() for name in ("mail", "IdNat"))
+                    if address in unclear or identifier.lower() in unclear:
+                        continue
+                    if address in twins:
+                        several.add(entry.dn, _encode((entry.dn, entry.attributes)))
+                    else:
+                        yield entry
+                for entry in shared:
+                    several.add(entry.dn, _encode((entry.dn, entry.attributes)))
     for number in range(BUCKETS):
-        for group in groups(folder, number).values():
-            one = professional(group)
-            yield from entries_of(one, base)
-            for structure in structures_of(one, base):
-                key = hash(structure.dn)
-                if key not in structures:
-                    structures.add(key)
-                    yield structure
+        chosen: dict[str, LdifEntry] = {}
+        for record in read_bucket(described, number):
+            entry = LdifEntry(*_decode_entry(record))
+            before = chosen.setdefault(entry.dn, entry)
+            if before is not entry and prefer(pack(entry.attributes), pack(before.attributes)):
+                chosen[entry.dn] = entry
+        yield from chosen.values()
 
 
 _KEY_LENGTH = 2
+_COMPARED = 8
+"""Structures of one professional that are told apart here; whoever collects them tells all apart."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
+_decode_entry = msgspec.msgpack.Decoder(tuple[str, dict[str, tuple[bytes, ...]]]).decode
 _mailbox_texts: Callable[[MailboxRow], tuple[str, ...]] = attrgetter(*MailboxRow.__slots__[1:])
 _practice_texts: Callable[[PracticeRow], tuple[str, ...]] = attrgetter(*PracticeRow.__slots__)
 _skill_texts: Callable[[SkillRow], tuple[str, ...]] = attrgetter(*SkillRow.__slots__)

@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from directory import schema
 from directory.entries import from_recipient
-from directory.extraction import (
-    MailboxRow,
-    PracticeRow,
-    RejectedLine,
-    read_diplomas,
-    read_mssante,
-    read_practice,
-    read_skills,
-)
+from directory.guards import FINAL, Limits, judge_files
 from directory.joining import Joiner, national_entries
 from directory.ldif import LdifEntry
+from directory.national import Examination, NationalFiles, examine
+from directory.packed import ExtractionError
 from directory.records import Recipient
 from directory.register import structure_id_nat
+from directory.runs import Hold
+from directory.wanting import keeping
 
-__all__ = ["LoadReport", "entries", "structure_id_nat"]
+__all__ = ["HeldFilesError", "LoadReport", "entries", "judged", "structure_id_nat"]
+
+
+class HeldFilesError(Exception):
+    """A person has to look at these files first; the report says why."""
 
 
 @dataclass(slots=True)
@@ -38,15 +39,21 @@ class LoadReport:
     mailboxes: int = 0
     """National mailboxes that became entries."""
     duplicates: int = 0
-    """Lines whose address another line of the same branch already had: the first one wins."""
+    """Lines whose address another line of the same holder already had."""
+    conflicts: int = 0
+    """Lines that give an address to another holder than a line before: neither is believed."""
     overlaid: int = 0
     """National mailboxes that received certificates of the overlay."""
     situations: int = 0
     """Lines of the practice file that were read."""
     others: int = 0
     """Professionals and structures that became entries."""
+    examination: Examination | None = None
+    """All that the files say of themselves; there before the first entry is."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected lines by file and reason: `mssante.encoding`, `practice.columns`."""
+    holds: tuple[Hold, ...] = ()
+    """What speaks against these files, accepted or not (`judged`)."""
 
 
 def entries(
@@ -59,26 +66,38 @@ def entries(
     skills: Path | None = None,
     diplomas: Path | None = None,
     scratch: Path | None = None,
-) -> Iterator[LdifEntry]:
+    published: tuple[tuple[str, str], ...] = (),
+    kept: Path | None = None,
+) -> Generator[LdifEntry, None, None]:
     """The directory's entries, each DN once, none the parent of another.
 
     Every mailbox of `mssante`, completed from the situations in `practice`; every professional and structure that
     `practice` names, with what `skills` and `diplomas` say of them; the mailboxes of the local `overlay`. An overlay
     mailbox whose address the register also has only adds its certificates, marked as local: the identity stays the
-    register's. `scratch` is a folder with room for twice the files; None: the system's for temporary files. Raises
+    register's. `scratch` is a folder with room for twice the files; None: the system's for temporary files.
+    `kept` is where the first synchronisation finds what was made here (`kept` in its folder); None: nowhere. Raises
     `ExtractionError` when a file cannot be read at all, OSError when the scratch is full.
     """
     report = report if report is not None else LoadReport()
     local = {recipient.address.lower(): recipient for recipient in overlay}
-    with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder:
+    with tempfile.TemporaryDirectory(prefix="relais-join-", dir=scratch) as folder, ExitStack() as stack:
         with Joiner(Path(folder)) as joiner:
-            for row in _rows(mssante, practice, skills, diplomas, report):
-                joiner.take(row)
-        for entry in national_entries(Path(folder), base):
+            found = examine(NationalFiles(mssante, practice, skills, diplomas, published), joiner.take)
+        if found.unreadable:
+            raise ExtractionError(found.unreadable)
+        report.examination = found
+        report.duplicates = found.repeated
+        report.conflicts = found.conflicts
+        report.situations = found.files["practice"].rows if "practice" in found.files else 0
+        for kind, facts in found.files.items():
+            report.rejected.update({f"{kind}.{reason}": count for reason, count in facts.rejected.items()})
+        keep = stack.enter_context(keeping(kept, base)) if kept is not None else lambda *_: None
+        for entry in national_entries(Path(folder), base, found.addresses | found.identifiers, found.twins, keep):
             if "mail" not in entry.attributes:
                 report.others += 1
                 yield entry
                 continue
+            report.mailboxes += 1
             recipient = local.pop(entry.attributes["mail"][0].decode("ascii"), None)
             if recipient is None:
                 yield entry
@@ -89,31 +108,40 @@ def entries(
         yield from_recipient(recipient, base)
 
 
-def _rows(
-    mssante: Path, practice: Path | None, skills: Path | None, diplomas: Path | None, report: LoadReport
-) -> Iterator[Any]:
-    seen: set[str] = set()
-    for file, path, read in (
-        ("mssante", mssante, read_mssante),
-        ("practice", practice, read_practice),
-        ("skills", skills, read_skills),
-        ("diplomas", diplomas, read_diplomas),
-    ):
-        lines: Iterator[Any] = read(path) if path is not None else iter(())
-        for row in lines:
-            if isinstance(row, RejectedLine):
-                report.rejected[f"{file}.{row.reason}"] += 1
-                continue
-            if isinstance(row, MailboxRow):
-                key = f"{schema.BRANCHES[row.kind]} {row.address}"
-                if key in seen:
-                    report.duplicates += 1
-                    continue
-                seen.add(key)
-                report.mailboxes += 1
-            elif isinstance(row, PracticeRow):
-                report.situations += 1
-            yield row
+def judged(
+    files: NationalFiles,
+    base: str,
+    report: LoadReport,
+    *,
+    limits: Limits,
+    accept: Collection[str],
+    now: datetime,
+    scratch: Path | None = None,
+    kept: Path | None = None,
+) -> Generator[LdifEntry, None, None]:
+    """As `entries`, of files that nothing speaks against but what is in `accept` (`directory.guards`).
+
+    Raises `HeldFilesError` before the first entry, and what `entries` raises.
+    """
+    made = entries(
+        files.mssante,
+        files.practice,
+        base,
+        report=report,
+        skills=files.skills,
+        diplomas=files.diplomas,
+        scratch=scratch,
+        published=files.published,
+        kept=kept,
+    )
+    with closing(made):
+        first = next(made, None)
+        assert report.examination is not None  # noqa: S101 - looked at before the first entry
+        report.holds = tuple(judge_files(report.examination, (), now, limits))
+        if first is None or any(hold.reason in FINAL or hold.reason not in accept for hold in report.holds):
+            raise HeldFilesError
+        yield first
+        yield from made
 
 
 def _overlaid(national: LdifEntry, local: LdifEntry) -> LdifEntry:

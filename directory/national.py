@@ -8,7 +8,6 @@ clear about the file holds the file.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from directory import schema
+from directory.entries import comparable
 from directory.extraction import (
-    ExtractionError,
     MailboxRow,
     RejectedLine,
     first_line,
@@ -26,7 +25,10 @@ from directory.extraction import (
     read_practice,
     read_skills,
 )
+from directory.packed import ExtractionError, is_named, opened_archive
 from directory.records import MailboxKind
+from directory.register import holder_of, structure_id_nat
+from directory.words import folded
 
 _EXAMPLES = 1000
 """Rejected lines and duplicates that are listed one by one; all are counted."""
@@ -89,6 +91,8 @@ class Examination:
     """Lines that name an address for another holder than a line before."""
     conflict_lines: list[tuple[int, int]] = field(default_factory=list)
     """Line numbers of the first of them: the line before, and the other."""
+    twins: set[str] = field(default_factory=set)
+    """Addresses that one person has under an RPPS and an ADELI number."""
     addresses: set[str] = field(default_factory=set)
     """Mailboxes to be left as they are: their line is broken, or two lines disagree."""
     identifiers: set[str] = field(default_factory=set)
@@ -150,36 +154,53 @@ def _reject(result: Examination, facts: FileFacts, kind: str, row: RejectedLine)
     facts.rejected[row.reason] += 1
     if len(facts.examples) < _EXAMPLES:
         facts.examples.append(row)
-    if row.key:
-        (result.addresses if kind == "mssante" else result.identifiers).add(row.key)
+    addresses = {text for text in row.about if "@" in text} if kind == "mssante" else set[str]()
+    result.addresses |= addresses
+    if not addresses:  # else it is about that mailbox, and not about its holder
+        result.identifiers.update(text for text in row.about if "@" not in text)
 
 
 def _holder(result: Examination, holders: dict[int, int], row: MailboxRow, number: int) -> None:
     """Digests, not texts: a collision among half a million would only freeze a mailbox for a day.
 
-    `holders`: by branch and address, the holder and, in the last 32 bits, the number of the line.
+    `holders`: by branch and address, in one number, the digests of holder and names, whether the holder's number is
+    RPPS (1), ADELI (2) or another (0), and the number of the line, of 32 bits.
     """
     key = hash((schema.BRANCHES[row.kind], row.address))
+    system = names = 0
     if row.kind is MailboxKind.PER:
-        holder = hash(row.pp_id_nat or (row.pp_identifier_type + row.pp_identifier))
+        id_nat = holder_of(row)
+        holder = hash(id_nat)
+        system = {"8": 1, "0": 2}.get(id_nat[:1], 0)
+        names = hash((comparable(folded(row.family_name)), comparable(folded(row.given_name))))
     else:
-        holder = hash((row.structure_identifier_type, row.structure_identifier))
-    before = holders.setdefault(key, holder << 32 | number)
-    if before == holder << 32 | number:
+        holder = hash(structure_id_nat(row.structure_identifier_type, row.structure_identifier))
+    mine = (holder & _WORD) << 66 | (names & _HALF) << 34 | system << 32 | number
+    before = holders.setdefault(key, mine)
+    if before == mine:
         return
-    if before >> 32 == holder:
+    if before >> 66 == mine >> 66:
         result.repeated += 1
-        return
-    result.conflicts += 1
-    result.addresses.add(row.address)
-    if len(result.conflict_lines) < _EXAMPLES:
-        result.conflict_lines.append((before & 0xFFFFFFFF, number))
+    elif (before >> 32 & 3) + system == 3 and system and (before >> 34 & _HALF) == (mine >> 34 & _HALF):
+        result.repeated += 1
+        result.twins.add(row.address)
+    else:
+        result.conflicts += 1
+        result.addresses.add(row.address)
+        if len(result.conflict_lines) < _EXAMPLES:
+            result.conflict_lines.append((before & _HALF, number))
+
+
+_HALF = 0xFFFFFFFF
+_WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(each for each in path.iterdir() if each.suffix.lower() in (".txt", ".zip"))
+            yield from sorted(
+                each for each in path.iterdir() if each.suffix.lower() in (".txt", ".zip") and each.is_file()
+            )
         else:
             yield path
 
@@ -188,21 +209,17 @@ def _what(path: Path) -> Iterator[tuple[str, str]]:
     """(kind, published) of what one file holds. A damaged archive counts as what its name says."""
     names = [path.name]
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile:
+        with opened_archive(path) as archive:
+            names = archive.namelist()
+    except ExtractionError:
         if path.name.startswith("PS_LibreAcces") and path.suffix.lower() == ".zip":
             names = [_NAMES["practice"] + path.name.removeprefix("PS_LibreAcces")]
-    known = [(kind, name) for name in names for kind, prefix in _NAMES.items() if _is_named(name, prefix)]
+    known = [(kind, name) for name in names for kind, prefix in _NAMES.items() if is_named(name, prefix)]
     if not known and len(names) == 1 and (kind := _by_header(path)):
         known = [(kind, names[0])]
     for kind, name in known:
         published = _PUBLISHED.search(name) or _PUBLISHED.search(path.name)
         yield kind, published[1].ljust(12, "0") if published else ""
-
-
-def _is_named(name: str, prefix: str) -> bool:
-    return name.lower().replace("-", "_").startswith(prefix.lower())
 
 
 def _by_header(path: Path) -> str:

@@ -7,11 +7,13 @@ somebody else already is left to a human.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 from directory import schema
+from directory.canonical import REFRESHED
 from directory.entries import is_address
 from directory.extraction import MailboxRow
 from directory.fhir import FhirMailbox, FhirProfessional
@@ -128,7 +130,8 @@ def _apply(connection: Connection, deadline: float, base: str, address: str, ent
     """`added`, `changed`, `unchanged`, or why the entry was left as it is."""
     found = mailboxes_at(connection, deadline, base, address)
     if not found:
-        modlist = [(name, list(values)) for name, values in entry.attributes.items()]
+        attributes = dict(entry.attributes) | {schema.LOCAL_ATTRIBUTES: _marked(())}
+        modlist = [(name, list(values)) for name, values in attributes.items()]
         wait(connection, connection.add_ext(entry.dn, modlist), deadline)
         return "added"
     if any(each.source != schema.NATIONAL.decode() for each in found):
@@ -137,7 +140,18 @@ def _apply(connection: Connection, deadline: float, base: str, address: str, ent
     if len(found) > 1 or found[0].recipient.id_nat != mine:
         return "the address belongs to somebody else in the directory; the next file decides"
     wanted = _wanted(entry.attributes, found[0])
-    return "changed" if modify(connection, deadline, found[0].dn, found[0].attributes, wanted) else "unchanged"
+    present = found[0].attributes
+    if all(set(values) == set(present.get(name, ())) for name, values in wanted.items()):
+        return "unchanged"
+    wanted[schema.LOCAL_ATTRIBUTES] = _marked(present.get(schema.LOCAL_ATTRIBUTES, ()))
+    modify(connection, deadline, found[0].dn, present, wanted)
+    return "changed"
+
+
+def _marked(present: Iterable[bytes]) -> tuple[bytes, ...]:
+    """`AttributLocal` that says when the API was asked: a file published before does not undo what it said."""
+    others = (value for value in present if not value.lower().startswith(REFRESHED.encode()))
+    return (*others, f"{REFRESHED}{datetime.now(UTC):%Y%m%d%H%M}".encode())
 
 
 def _wanted(attributes: Mapping[str, tuple[bytes, ...]], present: Mailbox) -> dict[str, tuple[bytes, ...]]:

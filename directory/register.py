@@ -6,7 +6,7 @@ One function for each kind of entry, all of them pure: the same lines give the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from directory import schema
 from directory.entries import (
@@ -186,11 +186,16 @@ def structure_entry(base: str, row: PracticeRow) -> LdifEntry | None:
 def _entry(
     dn: str,
     object_class: bytes,
-    values: Mapping[str, Iterable[str]],
+    values: Mapping[str, Collection[str]],
     words: Mapping[str, tuple[bytes, ...]] | None = None,
 ) -> LdifEntry:
     attributes: dict[str, tuple[bytes, ...]] = {"objectClass": (object_class,), schema.SOURCE: (schema.NATIONAL,)}
     for name, texts in values.items():
+        if len(texts) == 1:  # three in four
+            (text,) = texts
+            if text and (text := directory_string(text)):
+                attributes[name] = (text.encode(),)
+            continue
         # Sorted first, so that of two that compare alike always the same one is taken
         if unlike := {comparable(text): text.encode() for text in sorted(map(directory_string, texts)) if text}:
             attributes[name] = tuple(sorted(unlike.values()))

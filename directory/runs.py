@@ -62,7 +62,7 @@ class RunReport(msgspec.Struct, frozen=True):
     held_before: int = 0
     """What the directory held, national or not."""
     national_before: dict[str, int] = {}
-    """National entries in it, by branch."""
+    """National entries in it, by kind: `PER`, `ORG`, `APP`, `CAB`, `personnes`, `etablissements`."""
     to_add: int = 0
     to_change: int = 0
     to_remove: int = 0
@@ -85,6 +85,12 @@ class RunReport(msgspec.Struct, frozen=True):
     kept: int = 0
     """No longer in the register, and kept because the overlay wrote into them or for their domain."""
     kept_entries: list[str] = []
+    refreshed: int = 0
+    """Left as they are because the FHIR API was asked about them later than the file was published."""
+    handed_over: int = 0
+    """Mailboxes with another holder than before that hold something of the overlay's: left as they are, for a person to
+    remove what is the former holder's."""
+    handed_over_entries: list[str] = []
     silent_days: int = 0
     """Days since the newest MSSanté file was published."""
 

@@ -10,6 +10,7 @@ restored, or changed by somebody else: it is asked.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import time
@@ -30,17 +31,20 @@ from directory.administration import (
     Written,
 )
 from directory.differences import Plan, Protection, plan
-from directory.extraction import ExtractionError
-from directory.guards import FINAL, Limits, judge_difference, judge_files, published_at
+from directory.guards import FINAL, Limits, judge_difference, judge_files, published_at, settled_before
 from directory.holdings import read
 from directory.joining import Joiner
 from directory.national import Examination, NationalFiles, examine, find
+from directory.packed import ExtractionError
 from directory.runs import FileReport, Hold, RejectedLineReport, RunReport, RunReports
 from directory.wanting import write_wanted
 from trust.store.durable import make_private_directory
 
 Progress = Callable[[str, int, int], None]
 """(step, done, of how many; 0 when that is not known). Steps: `files`, `entries`, `directory`, `compare`, `write`."""
+
+
+_FEW = 10
 
 
 class BusyError(Exception):
@@ -86,7 +90,7 @@ class Synchronisation:
         the report. Raises `BusyError`; OSError when the folder cannot be written.
         """
         make_private_directory(self._options.folder)
-        with _alone(self._options.folder / "lock"), _scratch(self._options.folder / "work") as work:
+        with _alone(self._options.folder / "lock"), _scratch(self._options.folder / "work") as work, _no_collections():
             return _Run(self._options, self.reports, work, frozenset(accept), dry, progress, stop or Event(), now).go(
                 list(paths)
             )
@@ -115,7 +119,8 @@ class _Run:
         except AdministrationError as error:
             report = self._ended(report, "interrupted", written, error=str(error))
         except OSError as error:
-            self._ended(report, "interrupted", written, error=f"{error.strerror or error}")
+            shutil.rmtree(self.work, ignore_errors=True)  # the disk may be full of it, and the report needs room
+            self._ended(report, "interrupted", written, error=f"{error.strerror or type(error).__name__}")
             raise
         return report
 
@@ -162,6 +167,8 @@ class _Run:
             self._write(made, written)
         except (AdministrationError, StoppedError) as error:
             return self._ended(report, "interrupted", written, error=str(error) or "the process was to end")
+        if written.refused["NO_SUCH_OBJECT"] > max(_FEW, made.writes / 100):
+            return self._ended(report, "interrupted", written, error="the directory lost entries meanwhile")
         return self._ended(report, "applied", written)
 
     def _examine(self, files: NationalFiles) -> Examination:
@@ -184,7 +191,10 @@ class _Run:
 
     def _protection(self, examination: Examination) -> Protection:
         return Protection(
-            frozenset(examination.addresses), frozenset(examination.identifiers), frozenset(self.options.own_domains)
+            frozenset(examination.addresses),
+            frozenset(examination.identifiers),
+            frozenset(self.options.own_domains),
+            settled_before(examination.files["mssante"].published),
         )
 
     def _holding(self, holds: list[Hold]) -> bool:
@@ -241,6 +251,9 @@ def _with_plan(report: RunReport, made: Plan, held: int) -> RunReport:
         local=made.local,
         kept=made.kept,
         kept_entries=made.kept_examples,
+        refreshed=made.refreshed,
+        handed_over=made.handed_over,
+        handed_over_entries=made.handed_over_examples,
     )
 
 
@@ -255,6 +268,18 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Millions of short-lived rows hold no cycles: looking for some is a fifth of the work."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -23,7 +24,8 @@ from config.synchronising import (
     synchronisation_folder,
     synchronisation_options,
 )
-from tests.directory.conftest import Server, new_server, server_files  # noqa: F401 - a fixture
+from directory.guards import Limits
+from tests.directory.conftest import BASE, Server, new_server, server_files  # noqa: F401 - a fixture
 from tests.directory.synchronising import NOW, World
 from tests.directory.test_synchronisation import DOCTOR, dn_of
 
@@ -96,6 +98,37 @@ def test_settings_without_an_administrator_say_so(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "relais up" in result.stderr
 
 
+@pytest.fixture
+def empty(server_files: Path) -> Iterator[Server]:  # noqa: F811
+    with new_server(server_files) as server:
+        yield server
+
+
+def test_a_directory_loaded_from_ldif_is_in_step(empty: Server, tmp_path: Path) -> None:
+    """What `ldif` writes and slapadd takes is what `sync` would write."""
+    made = World(empty, tmp_path, limits=Limits(oldest_days=36_500))
+    files = made.publish(40, extra=(DOCTOR, replace(DOCTOR, skill_code="SM54")))
+    configured = tmp_path / "relais.toml"
+    text = REFERENCE.read_text().replace("oldest_days = 30", "oldest_days = 36500")
+    head, _, rest = text.partition("[synchronisation]")
+    rest = rest.replace('bind_dn = ""', f"bind_dn = {json.dumps(empty.slapd.admin_dn)}", 1)
+    configured.write_text(f"{head}[synchronisation]{rest}")
+    out = tmp_path / "nation.ldif"
+    result = call("ldif", "--config", configured, "--out", out, files.mssante.parent)
+    assert result.exit_code == 0, result.output
+    assert "1 repeated" in result.stderr and DOCTOR.address not in result.stderr
+    argv = ["slapadd", "-q", "-f", str(empty.state / "slapd.conf"), "-b", BASE, "-l", str(out)]
+    subprocess.run(argv, check=True, capture_output=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    empty.start()
+    done = made.run(files)
+    assert (done.outcome, done.to_add, done.to_change, done.to_remove) == ("applied", 0, 0, 0)
+    assert done.unchanged == len(made.entries("1.1")) > 40
+    files.mssante.write_bytes(files.mssante.read_bytes()[:-60])
+    out.unlink()
+    held = call("ldif", "--config", configured, "--out", out, files.mssante.parent)
+    assert held.exit_code == 1 and "truncated" in held.stderr and out.read_bytes() == b""
+
+
 def test_generate(tmp_path: Path) -> None:
     result = call("generate", tmp_path / "day", "--professionals", 20, "--day", 3)
     assert result.exit_code == 0
@@ -106,7 +139,8 @@ async def test_the_gateway_runs_at_each_publication_and_once_a_day(world: World,
     loaded = load(configuration, {})
     now = NOW
     source = world.folder / "arriving"
-    options = replace(synchronisation_options(loaded), apart=False)
+    # The tests before may have left a larger nation
+    options = replace(synchronisation_options(loaded), apart=False, limits=Limits(100, 100, oldest_days=36_500))
     scheduled = ScheduledSynchronisation(options, source, 0.02, clock=lambda: now)
     reports = world.folder / "state" / "directory-sync" / "runs"
     task = asyncio.create_task(scheduled.run())

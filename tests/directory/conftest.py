@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -129,7 +130,8 @@ class Server:
 @contextmanager
 def new_server(files: Path) -> Iterator[Server]:
     """A prepared slapd with an empty database, not started."""
-    with service_directory() as folder:
+    # In memory where that is: a write to slapd waits for the disk, and a loaded machine's takes its time
+    with service_directory("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp") as folder:
         state = folder / "state"
         slapd = PrivateSlapd(
             SlapdOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 from pathlib import Path
@@ -11,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from directory.extraction import (
-    LINE_BYTES,
     MAILBOX_COLUMNS,
     PRACTICE_COLUMNS,
-    ExtractionError,
     MailboxRow,
     PracticeRow,
     RejectedLine,
     read_mssante,
     read_practice,
 )
+from directory.national import examine, find
+from directory.packed import LINE_BYTES, ExtractionError
 from directory.records import MailboxKind
 from directory.synthetic import write_extraction
 
@@ -135,6 +136,63 @@ def test_zip_as_published(tmp_path: Path) -> None:
     assert list(read_practice(zipped(tmp_path / "p.zip", three))) == list(read_practice(files.practice))
 
 
+def bzipped(path: Path, content: bytes) -> bytes:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.txt", content)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Extraction_Correspondance_MSSante_202601010400.txt",
+        "../../../etc/EXTRACTION_correspondance-mssante_1.TXT",
+        "C:\\data\\Extraction_Correspondance_MSSante.txt",
+    ],
+)
+def test_the_one_among_several_is_found_wherever_it_lies(tmp_path: Path, name: str) -> None:
+    content = (HEADER + "\n" + line() + "\n").encode()
+    others = {"LISEZMOI.txt": b"bonjour", "__MACOSX/._Extraction_Correspondance_MSSante.txt": b"\0", "x.pdf": b"%PDF"}
+    path = zipped(tmp_path / "several.zip", {"../../evil.txt": b"x"} | others | {name: content})
+    assert list(read_mssante(path)) == [DOCTOR]
+    assert [each.name for each in tmp_path.iterdir()] == ["several.zip"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 400))
+def test_no_archive_raises_anything_else(tmp_path: Path, flips: list[tuple[int, int]], cut: int) -> None:
+    path = tmp_path / "fuzzed.zip"
+    data = bytearray(zipped(path, {"a.txt": (HEADER + "\n" + line() + "\n").encode()}).read_bytes())
+    for place, value in flips:
+        data[-1 - place % len(data)] = value
+    path.write_bytes(data[: len(data) - cut] if cut < 40 else data)
+    with contextlib.suppress(ExtractionError):
+        list(read_mssante(path))
+    with contextlib.suppress(ExtractionError):
+        examine(find([tmp_path]))
+
+
+def test_more_lines_than_any_file_has_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("directory.packed.LINES", 1000)
+    with pytest.raises(ExtractionError, match="lines"):
+        read(tmp_path, HEADER, b"\n" * 2000)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        line() + "x" * (5 * LINE_BYTES),
+        line().replace("claire.fontaine@demo", "clàire@d").encode("latin-1") + b"\n",
+        line().replace("PER|", "PER||"),
+        line().replace("Hélène", "Hé\0lène"),
+    ],
+)
+def test_whom_a_broken_line_is_about_is_seen(tmp_path: Path, bad: str | bytes) -> None:
+    (rejected,) = (row for row in read(tmp_path, HEADER, bad) if isinstance(row, RejectedLine))
+    assert DOCTOR.pp_id_nat in rejected.about
+    assert DOCTOR.pp_id_nat not in repr(rejected)
+
+
 def test_damaged_archives_are_refused(tmp_path: Path) -> None:
     content = (HEADER + "\n" + (line() + "\n") * 5000).encode()
     good = zipped(tmp_path / "good.zip", {"a.txt": content}).read_bytes()
@@ -143,6 +201,12 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
         good[:60] + bytes([good[60] ^ 0xFF]) * 40 + good[100:],
         zipped(tmp_path / "two.zip", {"a.txt": content, "b.txt": content}).read_bytes(),
         zipped(tmp_path / "none.zip", {"a.csv": content}).read_bytes(),
+        good[: len(good) // 2],
+        good[:-10],
+        zipped(tmp_path / "many.zip", {f"{n}.txt": content[:10] for n in range(70)} | {"a.txt": content}).read_bytes(),
+        zipped(tmp_path / "crowd.zip", {f"{n}{'x' * 999}": b"" for n in range(1100)}).read_bytes(),
+        bzipped(tmp_path / "bzip2.zip", content),
+        good.replace(b"\x08\x00", b"\x09\x00"),
     ):
         path = tmp_path / "damaged.zip"
         path.write_bytes(damaged)
@@ -151,8 +215,8 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directory.extraction.FILE_BYTES", 1_000_000)
-    for content in (HEADER.encode() + b"\n" + b"x" * 5_000_000, (HEADER + "\n").encode() + b"\n" * 2_000_000):
+    monkeypatch.setattr("directory.packed.FILE_BYTES", 100_000)
+    for content in (HEADER.encode() + b"\n" + b"x" * 500_000, (HEADER + "\n").encode() + b"\n" * 200_000):
         with pytest.raises(ExtractionError, match="larger"):
             list(read_mssante(zipped(tmp_path / "bomb.zip", {"a.txt": content})))
 

@@ -130,13 +130,20 @@ def test_what_the_mailbox_line_leaves_out_comes_from_the_only_situation(tmp_path
 def test_an_address_named_twice_is_one_entry(tmp_path: Path) -> None:
     report = LoadReport()
     team = replace(EXTRA, kind=MailboxKind.ORG)
-    files = write_extraction(tmp_path, 0, extra=(EXTRA, replace(EXTRA, pp_id_nat="899900000002"), team))
+    files = write_extraction(tmp_path, 0, extra=(EXTRA, replace(EXTRA, skill_code="SM54"), team))
     found = [
         e for e in entries(files.mssante, None, BASE, report=report) if EXTRA.address.encode() in e.attributes["mail"]
     ]
     assert [entry.attributes["TypeBAL"] for entry in found] == [(b"PER",), (b"ORG",)]
     assert found[0].attributes["IdNat"] == (b"899912345678",)
-    assert report.duplicates == 1
+    assert (report.duplicates, report.conflicts) == (1, 0)
+
+
+def test_an_address_of_two_holders_is_believed_to_neither(tmp_path: Path) -> None:
+    report = LoadReport()
+    files = write_extraction(tmp_path, 0, extra=(EXTRA, replace(EXTRA, pp_id_nat="899900000002")))
+    assert not [e for e in entries(files.mssante, None, BASE, report=report) if EXTRA.address in e.dn]
+    assert (report.duplicates, report.conflicts) == (0, 1)
 
 
 def test_rejected_lines_are_counted(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 
 from directory.buckets import BUCKETS, read_bucket
 from directory.canonical import decode_wanted, held_entry, key_of, unpack, wanted_entry
-from directory.extraction import DiplomaRow, ExtractionError, RejectedLine, SkillRow, read_diplomas, read_skills
+from directory.extraction import DiplomaRow, RejectedLine, SkillRow, read_diplomas, read_skills
 from directory.joining import Joiner
+from directory.load import entries as first_load
 from directory.national import examine, find
+from directory.packed import ExtractionError
 from directory.synthetic import ExtractionFiles, write_extraction
 from directory.synthetic_nation import write_nation
 from directory.wanting import write_wanted
@@ -105,6 +107,19 @@ def test_what_is_kept_of_the_day_before_changes_nothing(tmp_path: Path) -> None:
     assert wanted(tmp_path, next_day, kept) == second
     (kept / "about.json").write_bytes(b"nonsense")
     assert wanted(tmp_path, next_day, kept) == second
+
+
+def test_a_first_load_keeps_what_a_synchronisation_would(tmp_path: Path) -> None:
+    files = write_nation(tmp_path / "0", 300)
+    wanted(tmp_path, files, tmp_path / "one")
+    how = {"skills": files.savoir_faire, "diplomas": files.diplomes, "kept": tmp_path / "other"}
+    assert len(list(first_load(files.mssante, files.practice, BASE, **how))) > 400
+    one, other = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "other"))
+    assert one == other and len(one) == BUCKETS + 1
+    broken_off = first_load(files.mssante, files.practice, BASE, kept=tmp_path / "none")
+    next(broken_off)
+    broken_off.close()
+    assert not (tmp_path / "none").exists() and not (tmp_path / "none.new").exists()
 
 
 def test_a_nation_has_the_registers_proportions_and_a_next_day(tmp_path: Path) -> None:

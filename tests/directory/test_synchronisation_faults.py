@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import ldap
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from directory.guards import Limits
 from directory.runs import RunReport
 from directory.slapd import PrivateSlapd
-from tests.directory.conftest import BASE, Server
+from directory.synchronisation import Synchronisation, SynchronisationOptions
+from directory.synthetic import ExtractionFiles
+from tests.directory.conftest import BASE, KEY, Server
 from tests.directory.synchronising import NOW, World
 from tests.directory.test_synchronisation import DOCTOR, dn_of
 from tests.support.fault_proxy import Fault, proxying
@@ -29,11 +39,13 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from directory.administration import AdministratorOptions
+from directory.guards import Limits
 from directory.synchronisation import Synchronisation, SynchronisationOptions
 
 uri, base, dn, password, ca, folder, files, now = sys.argv[1:]
 options = AdministratorOptions(uri, base, dn, password, Path(ca))
-report = Synchronisation(SynchronisationOptions(options, Path(folder), apart=False)).run(
+limits = Limits(loss_percent=100, change_percent=100)
+report = Synchronisation(SynchronisationOptions(options, Path(folder), limits=limits, apart=False)).run(
     [Path(files)], now=lambda: datetime.fromisoformat(now)
 )
 print(report.outcome)
@@ -66,15 +78,30 @@ def configure(server: Server, **replacements: str) -> None:
         server.start()
 
 
-def test_killed_in_the_middle_then_run_again(world: World) -> None:
-    files = world.publish(60, extra=(DOCTOR,))
+def start_run(world: World, files: ExtractionFiles) -> subprocess.Popen[bytes]:
     options = world.administrator
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [
             *(sys.executable, "-c", _ONE_RUN, options.uri, BASE, options.bind_dn, options.password),
             *(str(options.ca_file), str(world.folder / "sync"), str(files.mssante.parent), NOW.isoformat()),
         ]
     )
+
+
+def expired_certificate() -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slapd")])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder(name, name, KEY.public_key(), 7, now - timedelta(days=9), now - timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(KEY, hashes.SHA256())
+    )
+
+
+def test_killed_in_the_middle_then_run_again(world: World) -> None:
+    files = world.publish(60, extra=(DOCTOR,))
+    process = start_run(world, files)
 
     def some() -> bool:
         try:
@@ -96,6 +123,78 @@ def test_killed_in_the_middle_then_run_again(world: World) -> None:
     assert {dn: after[dn] for dn in before} == before
     assert world.run(files).added == 0
     assert not (world.folder / "sync" / "work").exists()
+
+
+def test_killed_at_any_moment_it_ends_where_an_undisturbed_run_does(world: World) -> None:
+    """SIGKILL a dozen times, some of them before the first write, some in the middle of adding, changing, removing."""
+    first, files = world.publish(60, extra=(DOCTOR,)), world.publish(60, seed=2)
+    world.limits = Limits(loss_percent=100, change_percent=100)
+    chance = random.Random(7)
+    kills = 0
+    for target in (first, files):
+        for _ in range(6):
+            process = start_run(world, target)
+            try:
+                process.wait(chance.uniform(0.2, 1.5))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+    assert kills
+    report = world.run(files)
+    assert (report.outcome, report.refused) == ("applied", {})
+    found = world.entries()
+    world.server.stop()
+    shutil.rmtree(world.server.state / "data")
+    world.server.start()
+    undisturbed = World(world.server, world.folder / "undisturbed")
+    assert undisturbed.run(files).outcome == "applied"
+    assert undisturbed.entries() == found
+
+
+def test_an_expired_certificate_interrupts_and_is_told(world: World, tmp_path: Path) -> None:
+    world.run(world.publish())
+    before = world.entries("entryCSN")
+    old = expired_certificate()
+    chain = world.server.slapd._options.certificate_chain
+    world.server.stop()
+    world.server.slapd = PrivateSlapd(replace(world.server.slapd._options, certificate_chain=tmp_path / "old.pem"))
+    (tmp_path / "old.pem").write_bytes(old.public_bytes(Encoding.PEM))
+    world.server.ca = tmp_path / "old.pem"
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    (tmp_path / "old.pem").chmod(0o644)
+    world.server.start()
+    world.patience_seconds = 0.2
+    files = world.publish(extra=(DOCTOR,))
+    report = world.run(files)
+    assert (report.outcome, "SERVER_DOWN" in report.error) == ("interrupted", True)
+    assert world.entries("entryCSN") == before
+    world.server.stop()
+    world.server.slapd = PrivateSlapd(replace(world.server.slapd._options, certificate_chain=chain))
+    world.server.ca = chain
+    world.server.start()
+    assert world.run(files).outcome == "applied"
+
+
+def test_emptied_in_the_middle_of_writing(world: World) -> None:
+    """Its data is gone between the comparison and the changes: that is not called applied."""
+    world.run(world.publish(60, extra=(DOCTOR,)))
+    files = world.publish(60, extra=(DOCTOR,))
+    for path in (files.mssante, files.practice):
+        path.write_text(path.read_text("utf-8").replace("|Médecin|", "|Médecine|"), "utf-8")
+
+    def progress(step: str, done: int, of: int) -> None:
+        if step == "compare":
+            world.server.stop(signal.SIGKILL)
+            shutil.rmtree(world.server.state / "data")
+            world.server.start()
+
+    report = world.run(files, progress=progress)
+    assert (report.outcome, report.changed) == ("interrupted", 0)
+    assert report.refused["NO_SUCH_OBJECT"] > 10
+    assert world.run(files).outcome == "applied"
 
 
 def test_slapd_killed_and_back_in_the_middle(world: World) -> None:
@@ -176,9 +275,6 @@ def test_read_only(world: World) -> None:
 
 def test_the_wrong_base_and_the_wrong_password(world: World) -> None:
     files = world.publish()
-    from dataclasses import replace
-
-    from directory.synchronisation import Synchronisation, SynchronisationOptions
 
     def run(**changes: str) -> RunReport:
         administrator = replace(world.administrator, **changes)
@@ -227,25 +323,21 @@ def test_a_run_that_is_stopped_ends_and_the_next_writes_the_rest(world: World) -
     assert world.run(files).outcome == "applied"
 
 
-def test_broken_utf8_in_line_400_000(world: World) -> None:
+def test_broken_utf8_in_line_400_000(tmp_path: Path) -> None:
     """At full length, on the file alone: one line is told, the half million others are read."""
     from directory.national import examine, find
 
-    files = world.publish(10, extra=(DOCTOR,))
-    header, *lines = files.mssante.read_bytes().splitlines(keepends=True)
-    path = world.folder / "Extraction_Correspondance_MSSante_202609100400.txt"
+    path = tmp_path / "Extraction_Correspondance_MSSante_202609100400.txt"
     with path.open("wb") as file:
-        file.write(header)
-        line = next(line for line in lines if line.startswith(b"ORG"))
-        name = line.split(b"|")[1]
+        file.write(b"Type de BAL|Adresse BAL|Pays\n")
         for number in range(2, 450_001):
-            text = line.replace(name, b"%d." % number + name, 1)
-            file.write(text if number != 400_000 else text.replace(b"|FRANCE", b"|FRAN\xc7AISE"))
+            country = b"FRAN\xc7AISE" if number == 400_000 else b"FRANCE"
+            file.write(b"ORG|%d.equipe@demo.mssante.fr|%b\n" % (number, country))
     examination = examine(find([path]))
     facts = examination.files["mssante"]
     assert (facts.rows, dict(facts.rejected)) == (449_998, {"encoding": 1})
     assert [(row.number, row.reason) for row in facts.examples] == [(400_000, "encoding")]
-    assert examination.addresses == {f"400000.{name.decode()}"}
+    assert examination.addresses == {"400000.equipe@demo.mssante.fr"}
 
 
 def test_the_folder_of_a_killed_run_is_no_obstacle(world: World) -> None:
