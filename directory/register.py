@@ -20,7 +20,7 @@ from directory.extraction import DiplomaRow, MailboxRow, PracticeRow, SkillRow
 from directory.ldif import LdifEntry
 from directory.records import MailboxKind
 from directory.situations import Situation
-from directory.words import all_keys, words_of
+from directory.words import person_keys, words_of
 
 _STRUCTURE_DIGITS = {"FINESS": "1", "SIREN": "2", "SIRET": "3", "ADELI": "0", "RPPSRANG": "4"}
 _LENGTHS = {"1": 9, "2": 9, "3": 14}
@@ -122,11 +122,11 @@ def person_entry(
     The order of the lines plays no part but for the name and civility, which are the first's.
     """
     person = situations[0]
-    names = words_of((person.given_name, person.family_name), ())
-    others = {text for row in situations for text in (row.profession, row.skill, row.town, row.postal_code)}
+    names = (person.given_name, person.family_name)
+    others = sorted({text for row in situations for text in (row.profession, row.skill, row.town, row.postal_code)})
     words = {
-        schema.PERSON_WORDS: words_of((person.given_name, person.family_name), sorted(others)),
-        schema.PERSON_WORD_KEYS: all_keys(names),
+        schema.PERSON_WORDS: words_of(names, others),
+        schema.PERSON_WORD_KEYS: person_keys(words_of(names, ()), words_of((), others)),
     }
     codes = {skill.skill_code for skill in skills} | {row.skill_code for row in situations}
     labels = {skill.skill for skill in skills} | {row.skill for row in situations}

@@ -65,11 +65,11 @@ LOCAL_ATTRIBUTES = "AttributLocal"
 WORDS = "MotsRecherche"
 """On a mailbox, the folded words it is found by (`directory.words`): lower-case ASCII letters and digits."""
 WORD_KEYS = "ClesRecherche"
-"""How those words begin, with 3 to 7 characters."""
+"""How those words begin, with 3 to 9 characters."""
 PERSON_WORDS = "MotsPersonne"
 """On a person, the words of name, profession, specialty, town: who has no mailbox is found by them."""
 PERSON_WORD_KEYS = "ClesPersonne"
-"""How the words of that name begin."""
+"""How the words of the name begin, and with 5 characters and a full stop the others (`directory.words.person_keys`)."""
 
 PERSONS = "personnes"
 STRUCTURES = "etablissements"
@@ -116,7 +116,7 @@ attributetype ( mssanteAttribut:14 NAME '{WORD_KEYS}' DESC 'How the words of Mot
   {_KEY} )
 attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words a person is found by'
   {_WORD} )
-attributetype ( mssanteAttribut:32 NAME '{PERSON_WORD_KEYS}' DESC 'How the words of the name in MotsPersonne begin'
+attributetype ( mssanteAttribut:32 NAME '{PERSON_WORD_KEYS}' DESC 'How the words of MotsPersonne begin'
   {_KEY} )
 attributetype ( mssanteAttribut:16 NAME 'NomExercice' DESC 'Family name in practice'
   {_PLAIN} SINGLE-VALUE )

@@ -22,7 +22,7 @@ from directory.identifiers import id_nats
 from directory.pool import Pool, left
 from directory.records import MailboxKind
 from directory.situations import Situation, parse_situation
-from directory.words import LONGEST_KEY, SHORTEST_KEY, AskedWord, asked, fold, initials
+from directory.words import ABOUT_KEY, LONGEST_KEY, SHORTEST_KEY, AskedWord, about_key, asked, fold, initials
 
 ldap: Any = python_ldap
 
@@ -166,7 +166,7 @@ def _questions(words: Sequence[AskedWord]) -> list[_Question]:
     every_beginning = "".join(_beginning(word) for word in words)
     parts = [f"(|{names}){every_word}", every_word, every_beginning]
     identifier = "".join(word.text for word in words)
-    persons = [f"(&{''.join(_whole(schema.PERSON_WORDS, word) for word in words)})", _named(words)]
+    persons = _persons(words)
     if _IDENTIFIER.fullmatch(identifier):
         attributes = ("IdNat", "IdentifiantPP", "IdNatStruct", "IdentifiantPM")
         parts.insert(0, f"(mail=*){_any(_equals(name, identifier) for name in attributes)}")
@@ -181,14 +181,30 @@ def _mailboxes(text: str) -> _Question:
     return _Question(text, _MAILBOX_ATTRIBUTES, WINDOW)
 
 
-def _named(words: Sequence[AskedWord]) -> str:
-    """Persons of whom one word begins the name; the others, which have no index there, are compared. Empty: nobody."""
-    begin = [text for word in words for text in word.whole if len(text) >= SHORTEST_KEY and not text.isdigit()]
-    if not begin:
-        return ""
-    keys = _any(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]) for text in begin)
-    every = "".join(_any(_begun(schema.PERSON_WORDS, text) for text in word.beginnings) for word in words)
-    return f"(&{keys}{every})"
+def _persons(words: Sequence[AskedWord]) -> list[str]:
+    """Persons of whom one word begins the name: names are rare, professions are not. Whole words, then cut short."""
+    names = [text for word in words for text in word.whole if len(text) >= SHORTEST_KEY and not text.isdigit()]
+    if not names:
+        return []
+    named = _any(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]) for text in names)
+    whole = "".join(_whole(schema.PERSON_WORDS, word) for word in words)
+    begun = "".join(_person_beginning(word) for word in words)
+    return [f"(&{named}{whole})", f"(&{named}{begun})"]
+
+
+def _person_beginning(word: AskedWord) -> str:
+    """By the keys of names and of other words; apart from them the words, as far as those keys do not say all."""
+    keys = []
+    for text in word.beginnings:
+        if len(text) < SHORTEST_KEY or text.isdigit():
+            keys.append(_equals(schema.PERSON_WORDS, text))
+            continue
+        keys.append(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]))
+        if len(text) >= ABOUT_KEY:
+            keys.append(_equals(schema.PERSON_WORD_KEYS, about_key(text)))
+        else:
+            keys.append(_equals(schema.PERSON_WORDS, text))
+    return _any(keys) + _any(_begun(schema.PERSON_WORDS, text) for text in word.beginnings)
 
 
 def _listed(part: str) -> str:

@@ -4,7 +4,7 @@ Both sides go through the same folding, so that `Hélène LE GOFF, Saint-Étienn
 accents, no case, no punctuation, abbreviations written out, compound names apart and in one word.
 
 slapd's own index of beginnings costs five times an equality index and stops at four characters. So the beginnings of a
-word, of 3 to 7 characters, are values of their own: whatever is typed, slapd finds those who answer and hardly anybody
+word, of 3 to 9 characters, are values of their own: whatever is typed, slapd finds those who answer and hardly anybody
 who has to be looked at in vain. That bounds a search by what it finds, not by how frequent its words are.
 """
 
@@ -22,7 +22,8 @@ LONGEST = 40
 MOST = 60
 """Words of one entry."""
 SHORTEST_KEY = 3
-LONGEST_KEY = 7
+LONGEST_KEY = 9
+ABOUT_KEY = 5
 MOST_ASKED = 8
 """Words of one question: what is typed after them only blurs."""
 
@@ -97,7 +98,7 @@ def words_of(names: Iterable[str], others: Iterable[str]) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def keys_of(word: bytes) -> tuple[bytes, ...]:
-    """The beginnings of a word, of 3 to 7 characters. Numbers have none: nobody knows the half of one."""
+    """The beginnings of a word, of 3 to 9 characters. Numbers have none: nobody knows the half of one."""
     if word.isdigit():
         return ()
     return tuple(word[:length] for length in range(SHORTEST_KEY, min(len(word), LONGEST_KEY) + 1))
@@ -109,6 +110,17 @@ def all_keys(words: Iterable[bytes]) -> tuple[bytes, ...]:
     for word in words:
         found.update(keys_of(word))
     return tuple(sorted(found))
+
+
+def about_key(word: str) -> str:
+    """What a word of at least 5 letters that is no name has on a person: its first 5, marked to tell it from a name."""
+    return f"{word[:ABOUT_KEY]}."
+
+
+def person_keys(names: Iterable[bytes], others: Iterable[bytes]) -> tuple[bytes, ...]:
+    """The beginnings of a person's names, and one of each other word: two million persons have each of these."""
+    about = {about_key(word.decode("ascii")).encode("ascii") for word in others if len(word) >= ABOUT_KEY}
+    return tuple(sorted({*all_keys(names), *about}))
 
 
 def asked(text: str) -> list[AskedWord]:
