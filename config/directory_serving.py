@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from config.directory_sync import HOLD_REASONS, tell_loaded
+from config.directory_sync import HOLD_REASONS, tell_judged, tell_loaded
 from config.settings import Loaded, SettingsError
 from config.settings import load as load_settings
 from config.synchronising import synchronisation_options
@@ -78,7 +78,7 @@ def load(config: Path, paths: tuple[Path, ...], accept: tuple[str, ...]) -> None
         with closing(made):
             count = slapd.load(made)
     except HeldFilesError:
-        tell_loaded(report)
+        tell_judged(report)
         raise click.ClickException("Nothing was loaded: the files are held.") from None
     except (SettingsError, SlapdError, ExtractionError, OSError) as error:
         _fail(error)

@@ -117,19 +117,24 @@ def ldif(state: Path, config: Path | None, paths: tuple[Path, ...], out: IO[byte
                     out.write(to_ldif(entry))
         out.flush()
     except (ExtractionError, HeldFilesError) as error:
-        tell_loaded(report)
+        tell_judged(report)
         _fail(f"{error}." if isinstance(error, ExtractionError) else "Nothing was written: the files are held.")
     except OSError as error:
         _fail(f"{error.filename or 'The output'} cannot be used: {error.strerror or type(error).__name__}.")
     tell_loaded(report)
 
 
-def tell_loaded(report: LoadReport) -> None:
-    """What a first load made of the files, on standard error."""
+def tell_judged(report: LoadReport) -> None:
+    """What speaks against the files of a first load, on standard error."""
     for hold in report.holds:
         click.echo(f"{hold.reason}: {hold.text}", err=True)
     for reason, lines in sorted(report.rejected.items()):
         click.echo(f"{lines} lines were rejected: {reason}.", err=True)
+
+
+def tell_loaded(report: LoadReport) -> None:
+    """What a first load made of the files, on standard error."""
+    tell_judged(report)
     click.echo(
         f"{report.mailboxes} mailboxes, {report.others} persons and structures; {sum(report.rejected.values())} lines "
         f"rejected, {report.duplicates} repeated, {report.conflicts} that give an address to another holder",

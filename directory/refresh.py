@@ -143,7 +143,8 @@ def _apply(connection: Connection, deadline: float, base: str, address: str, ent
     present = found[0].attributes
     if all(set(values) == set(present.get(name, ())) for name, values in wanted.items()):
         return "unchanged"
-    wanted[schema.LOCAL_ATTRIBUTES] = _marked(present.get(schema.LOCAL_ATTRIBUTES, ()))
+    marks = wanted.get(schema.LOCAL_ATTRIBUTES, present.get(schema.LOCAL_ATTRIBUTES, ()))
+    wanted[schema.LOCAL_ATTRIBUTES] = _marked(marks)
     modify(connection, deadline, found[0].dn, present, wanted)
     return "changed"
 

@@ -47,9 +47,13 @@ def test_loaded_served_and_closed_to_the_public(server_files: Path, tmp_path: Pa
     with service_directory() as folder:
         port = free_port()
         config = configured(folder, server_files, port)
-        loaded = run("load", "--config", str(config), str(files.mssante.parent))
+        held = run("load", "--config", str(config), str(files.mssante.parent))
+        assert held.exit_code == 1 and "stale: " in held.output and "Nothing was loaded" in held.output, held.output
+        assert not any((folder / "slapd" / "data").glob("*.mdb"))
+        accepted = ("load", "--config", str(config), str(files.mssante.parent), "--accept", "stale")
+        loaded = run(*accepted)
         assert loaded.exit_code == 0 and "mailboxes" in loaded.output, loaded.output
-        again = run("load", "--config", str(config), str(files.mssante.parent))
+        again = run(*accepted)
         assert again.exit_code == 1 and "already holds data" in again.output
         give(folder)
         served = start_unprivileged(
