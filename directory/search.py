@@ -1,7 +1,7 @@
 """Searching for people: from a few words typed by hand to mailboxes, the best ones first.
 
-slapd finds by the words it has indexed (`directory.words`), at most `WINDOW` entries for each of a few questions, from
-the narrowest to the widest; ranking is done here, by the fields in which the words were found. Professionals without a
+slapd finds by the words it has indexed (`directory.words`), at most `WINDOW` entries for each of a few questions;
+ranking is done here, by the fields in which the words were found. Professionals without a
 mailbox come after: one has to know that writing to them will not do. Whoever is on the red list is never found, nor
 are patients.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,9 +26,9 @@ from directory.words import ABOUT_KEY, LONGEST_KEY, SHORTEST_KEY, AskedWord, abo
 
 ldap: Any = python_ldap
 
-WINDOW = 200
+WINDOW = 100
 """Mailboxes one question to slapd may bring. More are there than anybody reads: another word is what helps."""
-PERSONS = 50
+PERSONS = 30
 """Professionals without a mailbox one question may bring."""
 SEARCH_SECONDS = 1
 """So long slapd may look for one question; what it has found by then is the answer, and that there may be more."""
@@ -101,15 +101,19 @@ def search(pool: Pool, base: str, text: str, page: int = 1, size: int = PAGE) ->
     """
     text = text[:LONGEST_TEXT].strip()
     words = asked(text)
-    questions = [_mailboxes(_address(text))] if "@" in text else _questions(words)
-    if not questions:
+    groups = [[_mailboxes(_address(text))]] if "@" in text else _questions(words)
+    if not groups:
         return SearchPage((), max(page, 1), 0, False)
 
     letters = initials(text)
 
     def work(connection: Any, deadline: float) -> tuple[list[FoundMailbox], bool]:
-        entries, more = _ask(connection, deadline, base, questions)
-        results = [found for values in entries.values() if (found := _result(values, words, letters)) is not None]
+        entries, more = _ask(connection, deadline, base, groups)
+        results = [
+            found
+            for values in entries.values()
+            if _begins(values, words) and (found := _result(values, words, letters)) is not None
+        ]
         persons = [each.id_nat for each in results if not each.address]
         holders = _holders(connection, deadline, base, persons) if persons else frozenset[str]()
         return [each for each in results if each.address or each.id_nat not in holders], more
@@ -120,31 +124,45 @@ def search(pool: Pool, base: str, text: str, page: int = 1, size: int = PAGE) ->
     return SearchPage(tuple(results[first : first + max(size, 1)]), max(page, 1), len(results), more)
 
 
-def _ask(connection: Any, deadline: float, base: str, questions: Sequence[_Question]) -> tuple[_Entries, bool]:
-    """What the questions find, by DN, until `WINDOW` are together; and whether there may be more."""
+def _ask(connection: Any, deadline: float, base: str, groups: Sequence[Sequence[_Question]]) -> tuple[_Entries, bool]:
+    """What the groups of questions find, by DN, until `WINDOW` are together; and whether there may be more.
+
+    The widest question comes first and mostly brings all there is. When there is more than its limit, the narrower ones
+    see to it that the best are among what is found.
+    """
     found: _Entries = {}
     more = False
-    for question in questions:
-        message = connection.search_ext(
-            base,
-            ldap.SCOPE_SUBTREE,
-            question.text,
-            question.attributes,
-            timeout=SEARCH_SECONDS,
-            sizelimit=question.limit,
-        )
-        try:
-            kind = None
-            while kind != ldap.RES_SEARCH_RESULT:
-                kind, results = connection.result(message, 0, left(deadline))
-                found.update((dn, values) for dn, values in results if dn is not None)
-        except ldap.SIZELIMIT_EXCEEDED:
+    for widest, *narrower in groups:
+        entries, whole = _answers(connection, deadline, base, widest)
+        found |= entries
+        if not whole:
             more = True
-        except ldap.TIMELIMIT_EXCEEDED:
-            return found, True
+            best = 0
+            for question in narrower:
+                entries, _ = _answers(connection, deadline, base, question)
+                found |= entries
+                best += len(entries)
+                if best >= question.limit:
+                    break
         if len(found) >= WINDOW:
             return found, True
     return found, more
+
+
+def _answers(connection: Any, deadline: float, base: str, question: _Question) -> tuple[_Entries, bool]:
+    """What one question finds, and whether that is all."""
+    found: _Entries = {}
+    message = connection.search_ext(
+        base, ldap.SCOPE_SUBTREE, question.text, question.attributes, timeout=SEARCH_SECONDS, sizelimit=question.limit
+    )
+    try:
+        kind = None
+        while kind != ldap.RES_SEARCH_RESULT:
+            kind, results = connection.result(message, 0, left(deadline))
+            found.update((dn, values) for dn, values in results if dn is not None)
+    except (ldap.SIZELIMIT_EXCEEDED, ldap.TIMELIMIT_EXCEEDED):
+        return found, False
+    return found, True
 
 
 def _holders(connection: Any, deadline: float, base: str, persons: Iterable[str]) -> frozenset[str]:
@@ -157,24 +175,26 @@ def _holders(connection: Any, deadline: float, base: str, persons: Iterable[str]
     )
 
 
-def _questions(words: Sequence[AskedWord]) -> list[_Question]:
-    """From the narrowest to the widest: a name is a whole word, all words are whole, words begin so; then persons."""
+def _questions(words: Sequence[AskedWord]) -> list[list[_Question]]:
+    """Mailboxes: words begin so; a name is a whole word and all words are whole; all words are whole. Then persons."""
     if not words:
         return []
     every_word = "".join(_whole(schema.WORDS, word) for word in words)
     names = "".join(_equals("sn", text) + _equals("givenName", text) for word in words for text in word.whole)
     every_beginning = "".join(_beginning(word) for word in words)
-    parts = [f"(|{names}){every_word}", every_word, every_beginning]
+    groups = [[_mailboxes(_listed(part)) for part in (every_beginning, f"(|{names}){every_word}", every_word)]]
+    if any(len(text) > LONGEST_KEY for word in words for text in word.beginnings):
+        groups = [[replace(each, attributes=(*each.attributes, schema.WORDS)) for each in groups[0]]]
     identifier = "".join(word.text for word in words)
     persons = _persons(words)
     if _IDENTIFIER.fullmatch(identifier):
         attributes = ("IdNat", "IdentifiantPP", "IdNatStruct", "IdentifiantPM")
-        parts.insert(0, f"(mail=*){_any(_equals(name, identifier) for name in attributes)}")
+        known = f"(mail=*){_any(_equals(name, identifier) for name in attributes)}"
+        groups.insert(0, [_mailboxes(_listed(known))])
         persons = [f"(&(NomExercice=*){_any(_equals('IdNat', each) for each in id_nats(identifier))})"]
-    return [
-        *(_mailboxes(_listed(part)) for part in dict.fromkeys(parts)),
-        *(_Question(part, _PERSON_ATTRIBUTES, PERSONS) for part in dict.fromkeys(persons) if part),
-    ]
+    if persons:
+        groups.append([_Question(part, _PERSON_ATTRIBUTES, PERSONS) for part in persons])
+    return groups
 
 
 def _mailboxes(text: str) -> _Question:
@@ -182,14 +202,14 @@ def _mailboxes(text: str) -> _Question:
 
 
 def _persons(words: Sequence[AskedWord]) -> list[str]:
-    """Persons of whom one word begins the name: names are rare, professions are not. Whole words, then cut short."""
+    """Persons of whom one word begins the name: names are rare, professions are not. Cut short, then whole words."""
     names = [text for word in words for text in word.whole if len(text) >= SHORTEST_KEY and not text.isdigit()]
     if not names:
         return []
     named = _any(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]) for text in names)
     whole = "".join(_whole(schema.PERSON_WORDS, word) for word in words)
     begun = "".join(_person_beginning(word) for word in words)
-    return [f"(&{named}{whole})", f"(&{named}{begun})"]
+    return [f"(&{named}{begun})", f"(&{named}{whole})"]
 
 
 def _person_beginning(word: AskedWord) -> str:
@@ -221,11 +241,14 @@ def _whole(attribute: str, word: AskedWord) -> str:
 
 
 def _beginning(word: AskedWord) -> str:
-    """The keys find; only a word longer than any key is compared too. Apart: slapd intersects the keys of all words."""
-    keys = [_key(schema.WORD_KEYS, text) for text in word.beginnings]
-    if all(len(text) <= LONGEST_KEY for text in word.beginnings):
-        return _any(keys)
-    return _any(keys) + _any(_begun(schema.WORDS, text) for text in word.beginnings)
+    """By the keys alone: whoever only shares the first letters of a longer word is sorted out here (`_begins`)."""
+    return _any(_key(schema.WORD_KEYS, text) for text in word.beginnings)
+
+
+def _begins(values: Mapping[str, Sequence[bytes]], words: Sequence[AskedWord]) -> bool:
+    """Whether the entry has words that begin so. Asked only where a key could not tell: else the words are not read."""
+    held = [value.decode("ascii", "replace") for value in values.get(schema.WORDS, ())]
+    return not held or all(any(each.startswith(word.beginnings) for each in held) for word in words)
 
 
 def _key(attribute: str, text: str) -> str:

@@ -127,6 +127,11 @@ def test_an_identifier_of_a_structure_finds_its_mailboxes_and_not_itself(found: 
     }
 
 
+def test_a_long_word_that_nobody_has_finds_nobody(found: Directory) -> None:
+    for text in ("cardiologiz", "dupont cardiologiz", "dupont cardiologie maladiesz"):
+        assert found.search(text).found == (), text
+
+
 def test_who_has_a_mailbox_is_found_once(found: Directory) -> None:
     assert [one.address for one in found.search("ida voyageur").found] == [ELSEWHERE.address]
     assert [one.address for one in found.search(ELSEWHERE.pp_id_nat).found] == [ELSEWHERE.address]
