@@ -24,6 +24,7 @@ from directory.reading import LEARNED, RANK, Mailbox, certificates_in
 from directory.records import MailboxKind
 from directory.register import mailbox_entry
 from directory.resolve import Directory
+from directory.words import all_keys
 
 _KINDS = {MailboxKind.PER.value: MailboxKind.PER, MailboxKind.CAB.value: MailboxKind.CAB}
 """Kinds a professional can hold; teams' and machines' mailboxes belong to structures."""
@@ -178,4 +179,5 @@ def _wanted(attributes: Mapping[str, tuple[bytes, ...]], present: Mailbox) -> di
     if schema.WORDS in wanted:  # the file knows more words, labels above all: those stay
         known = present.attributes.get(schema.WORDS, ())
         wanted[schema.WORDS] = tuple(dict.fromkeys((*known, *wanted[schema.WORDS])))
+        wanted[schema.WORD_KEYS] = all_keys(wanted[schema.WORDS])
     return wanted

@@ -221,32 +221,34 @@ def test_threads_live_through_a_restart(server: Server) -> None:
     """Whatever the moment: an answer, or "later"; never "there is no such mailbox"."""
     server.slapd.load(fixture_entries())
     server.start()
-    stop = threading.Event()
+    stop, answered = threading.Event(), threading.Event()
     wrong: list[object] = []
 
     with server.directory(timeout_seconds=2.0) as directory:
 
-        def ask() -> int:
-            answered = 0
+        def ask() -> None:
             while not stop.is_set():
                 try:
                     found = directory.resolve(DOCTOR)
                 except DirectoryUnavailableError:
                     stop.wait(0.02)
                     continue
-                answered += 1
+                answered.set()
                 if found is None or found.address != DOCTOR:
                     wrong.append(found)
-            return answered
 
         with ThreadPoolExecutor(4) as threads:
             tasks = [threads.submit(ask) for _ in range(4)]
             try:
+                assert answered.wait(20), "before"
                 server.stop(signal.SIGKILL)
+                answered.clear()
                 server.start()
+                assert answered.wait(20), "after"
             finally:
                 stop.set()
-            assert sum(task.result() for task in tasks) > 0
+            for task in tasks:
+                task.result()
     assert not wrong
 
 
