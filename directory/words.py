@@ -98,10 +98,11 @@ def words_of(names: Iterable[str], others: Iterable[str]) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def keys_of(word: bytes) -> tuple[bytes, ...]:
-    """The beginnings of a word, of 3 to 9 characters. Numbers have none: nobody knows the half of one."""
+    """The beginnings of a word, of 3 to 9 characters. None is a number: nobody knows the half of one."""
     if word.isdigit():
         return ()
-    return tuple(word[:length] for length in range(SHORTEST_KEY, min(len(word), LONGEST_KEY) + 1))
+    beginnings = (word[:length] for length in range(SHORTEST_KEY, min(len(word), LONGEST_KEY) + 1))
+    return tuple(beginning for beginning in beginnings if not beginning.isdigit())
 
 
 def all_keys(words: Iterable[bytes]) -> tuple[bytes, ...]:

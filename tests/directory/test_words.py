@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from directory.entries import comparable
@@ -70,6 +70,7 @@ def test_a_question_without_a_word_asks_nothing() -> None:
 
 
 @given(st.text(), st.text())
+@example("", "000A")
 def test_any_text_becomes_short_ascii_words_that_find_themselves(name: str, other: str) -> None:
     words = words_of((name,), (other,))
     assert len(words) <= MOST and list(words) == sorted(set(words))
