@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def logging_as_it_was() -> Iterator[None]:
         structlog.configure(**structured)
     else:
         structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_name_without_dns() -> Iterator[None]:
+    """smtplib asks the DNS who we are at each connection; on a machine without one that takes seconds."""
+    patched = pytest.MonkeyPatch()
+    patched.setattr(socket, "getfqdn", lambda name="": name or "localhost")
+    yield
+    patched.undo()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
