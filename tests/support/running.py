@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import imaplib
 import json
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email import policy
@@ -19,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from config.control import ask
+from config.demonstration import World, prepare
+from config.privileges import MARK
 from config.show import acknowledgement_code, send
-from tests.support.private import service_directory, until
+from tests.support.private import give, service_directory, until
 
 START_SECONDS = 90.0
 
@@ -120,10 +126,22 @@ class Running:
         return [parser.parsebytes(raw) for raw in self.raw_mails(role)]
 
 
+@functools.cache
+def _prepared() -> Path:
+    """A demonstration's keys and certificates, made once for each test process: they cost seconds of its processor."""
+    folder = Path(tempfile.mkdtemp(prefix="relais-prepared-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    prepare(World(folder))
+    (folder / MARK).touch()
+    return folder
+
+
 @contextmanager
 def running() -> Iterator[Running]:
-    """A fresh state directory, started; stopped and removed afterwards."""
+    """A state directory that never ran, started; stopped and removed afterwards."""
     with service_directory() as place:
+        shutil.copytree(_prepared(), place / "state")
+        give(place)
         up = Running(place / "state")
         up.start()
         try:
