@@ -29,8 +29,8 @@ def choose(names: Sequence[str], remembered: Path, wanted: Mapping[str, int]) ->
     try:
         for name in names:
             port = wanted.get(name, 0)
-            if not port and before.get(name, 0) not in asked_for:
-                port = _hold(before.get(name, 0), held)
+            if not port and name in before and before[name] not in asked_for:
+                port = _hold(before[name], held)
             while not port or (port in asked_for and name not in wanted):
                 port = _new(held)
             chosen[name] = port

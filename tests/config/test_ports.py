@@ -20,6 +20,13 @@ def test_the_same_ports_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ports.json").read_text()) == first
 
 
+def test_no_outgoing_connection_may_have_one_before_its_server(tmp_path: Path) -> None:
+    """Seconds pass until a server binds what was chosen for it: the kernel must not have given it away meanwhile."""
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    chosen = choose(NAMES, tmp_path / "ports.json", {"mllp": 0})
+    assert all(1024 <= port < first_outgoing for port in chosen.values()), chosen
+
+
 def test_a_remembered_port_that_is_taken_is_replaced(tmp_path: Path) -> None:
     first = choose(NAMES, tmp_path / "ports.json", {})
     with socket.create_server(("127.0.0.1", first["ldaps"])):
