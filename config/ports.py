@@ -22,18 +22,19 @@ def choose(names: Sequence[str], remembered: Path, wanted: Mapping[str, int]) ->
     An asked-for port is taken as it is; whoever binds it reports that it is in use.
     """
     before = _remembered(remembered)
-    asked_for = {port for port in wanted.values() if port}
-    chosen: dict[str, int] = {}
+    chosen = {name: port for name in names if (port := wanted.get(name, 0))}
     # Held open until all are chosen, so that no two names get the same one.
     held: list[socket.socket] = []
     try:
+        for name in names:  # before any new one, which else might be a port remembered for another name
+            known = before.get(name, 0)
+            if known and name not in chosen and known not in chosen.values() and _hold(known, held):
+                chosen[name] = known
         for name in names:
-            port = wanted.get(name, 0)
-            if not port and name in before and before[name] not in asked_for:
-                port = _hold(before[name], held)
-            while not port or (port in asked_for and name not in wanted):
+            while name not in chosen:
                 port = _new(held)
-            chosen[name] = port
+                if port not in chosen.values():
+                    chosen[name] = port
     finally:
         for probe in held:
             probe.close()
@@ -54,17 +55,19 @@ def _remembered(path: Path) -> dict[str, int]:
 
 def _new(held: list[socket.socket]) -> int:
     """A port that nobody has, and that nobody is likely to have when it is bound: below those that the kernel gives to
-    outgoing connections, and each process looks from a place of its own. 0 when there is none."""
-    taken = {probe.getsockname()[1] for probe in held}
+    outgoing connections, and each process looks from a place of its own; where these are all taken, any."""
     start = _FIRST + os.getpid() % _BLOCKS * _BLOCK
     for port in chain(range(start, _LAST), range(_FIRST, start)):
-        if port not in taken and _hold(port, held):
+        if _hold(port, held):
             return port
     return _hold(0, held)
 
 
 def _hold(port: int, held: list[socket.socket]) -> int:
     """Bind the port (0: any) and keep it; 0 when it is taken."""
+    # SO_REUSEADDR, for connections of the last start may still be ending; with it our own probes exclude nobody.
+    if port in {probe.getsockname()[1] for probe in held}:
+        return 0
     probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
