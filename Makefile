@@ -8,7 +8,7 @@ demo: deps
 	@exec $(ENV)/relais up --demo $(if $(filter-out 0,$(ONESHOT)),--oneshot)
 
 test: deps-dev
-	$(ENV)/python -m pytest -n 2 --dist loadgroup -m "not proof" $(PYTEST_ARGS)
+	$(ENV)/python -m pytest -n 3 --dist loadgroup -m "not proof" $(PYTEST_ARGS)
 
 # What is too heavy for every test run: BouncyCastle on a Java of its own, clamd, long queues, long campaigns of faults.
 proof: deps-proof

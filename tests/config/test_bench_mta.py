@@ -50,6 +50,7 @@ def test_the_sink_counts_and_the_client_delivers() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.proof
 @pytest.mark.timeout(110)
 @needs_postfix
 def test_the_road_is_measured_beside_postfix() -> None:

@@ -117,6 +117,7 @@ def wait_readable(up: Running) -> None:
     until(readable, 60, "the mailbox")
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(240)
 def test_the_supervisor_is_killed_and_nothing_of_it_stays_behind() -> None:
     """Its children end with it; the next start takes over the same state, and what was acknowledged arrives once."""
