@@ -132,6 +132,7 @@ def soon_ended(up: Running) -> None:
 @pytest.mark.timeout(300)
 def test_every_alert_is_fired_by_a_gateway_in_its_state(up: Running, tmp_path: Path) -> None:
     quiet = set(ALERTS) - {"RelaisDisk", "RelaisBackupOld"}  # the first is the machine's affair
+    until(lambda: collecting(up), 60, "the hospital's old mailbox")  # it is collected once its server is up
     assert firing(up, tmp_path, *quiet) == set()
 
     # No backup yet; then one; then it grows old.
@@ -198,6 +199,11 @@ def test_every_alert_is_fired_by_a_gateway_in_its_state(up: Running, tmp_path: P
         with database(up) as connection:
             connection.execute("ALTER TABLE taken_away RENAME TO mta_breakdowns")
     until(lambda: at_work(up), 60, "the worker")
+
+
+def collecting(up: Running) -> bool:
+    connected = [value for name, value in scraped(up).items() if name.startswith("relais_collector_connected{")]
+    return bool(connected) and all(value.startswith("1") for value in connected)
 
 
 def at_work(up: Running) -> bool:
