@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,9 @@ def bench() -> None:
 @JSON
 def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
     """From MLLP in to the mailboxes, and the trace at 100,000 messages."""
-    from config import logs
-    from config.bench.child import BenchError
     from config.bench.road import road
 
-    logs.configure("WARNING")
-    try:
-        result = road("full" if full else "quick", report.read_bytes() if report else None)
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
+    _measure(lambda: road("full" if full else "quick", report.read_bytes() if report else None), as_json)
 
 
 @bench.command("smime")
@@ -41,16 +35,9 @@ def bench_road(full: bool, report: Path | None, as_json: bool) -> None:
 @JSON
 def bench_smime(full: bool, as_json: bool) -> None:
     """Sign, encrypt, open and DKIM beside bare cryptography, openssl and dkimpy; growth up to 100 MB."""
-    from config import logs
-    from config.bench.child import BenchError
     from config.bench.smime import smime
 
-    logs.configure("WARNING")
-    try:
-        result = smime("full" if full else "quick")
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
+    _measure(lambda: smime("full" if full else "quick"), as_json)
 
 
 @bench.command("soak")
@@ -61,18 +48,13 @@ def bench_smime(full: bool, as_json: bool) -> None:
 @JSON
 def bench_soak(messages: int | None, full: bool, seed: int, pause: float, as_json: bool) -> None:
     """Send numbered messages while everything goes wrong; exit status 1 when one is lost, doubled or shown."""
-    from config import logs
-    from config.bench.child import BenchError
     from config.bench.soak import failed, soak
 
-    logs.configure("WARNING")
     number = messages or (100_000 if full else 2_000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a mounted disk and a gateway are to be put away
-    try:
-        result = soak(number, seed=seed, pause=pause, say=lambda sentence: click.echo(sentence, err=True))
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
+    result = _measure(
+        lambda: soak(number, seed=seed, pause=pause, say=lambda sentence: click.echo(sentence, err=True)), as_json
+    )
     for note in result["notes"]:
         click.echo(note, err=True)
     sys.exit(1 if failed(result) else 0)
@@ -83,16 +65,9 @@ def bench_soak(messages: int | None, full: bool, seed: int, pause: float, as_jso
 @JSON
 def bench_mta(full: bool, as_json: bool) -> None:
     """The road beside Postfix: relay, protect, accept, memory, latency, a long queue. Needs Postfix and root."""
-    from config import logs
-    from config.bench.child import BenchError
     from config.bench.mta import mta
 
-    logs.configure("WARNING")
-    try:
-        result = mta("full" if full else "quick")
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
+    _measure(lambda: mta("full" if full else "quick"), as_json)
 
 
 @bench.command("trust")
@@ -100,16 +75,9 @@ def bench_mta(full: bool, as_json: bool) -> None:
 @JSON
 def bench_trust(full: bool, as_json: bool) -> None:
     """Validate certificates beside two other validators; hostile chains; CRLs of a million entries; the journal."""
-    from config import logs
-    from config.bench.child import BenchError
     from config.bench.trust import trust
 
-    logs.configure("WARNING")
-    try:
-        result = trust("full" if full else "quick")
-    except BenchError as error:
-        _fail(str(error))
-    _print_bench(result, as_json)
+    _measure(lambda: trust("full" if full else "quick"), as_json)
 
 
 @bench.command("directory")
@@ -124,23 +92,34 @@ def bench_trust(full: bool, as_json: bool) -> None:
 @JSON
 def bench_directory(full: bool, situations: int | None, only: str, below: Path | None, as_json: bool) -> None:
     """First load beside slapadd, a day's changes, resolving beside python-ldap, searching for people. Needs slapd."""
-    from config import logs
-    from config.bench.child import BenchError
     from config.bench.directory import PARTS, directory
     from directory.slapd import SlapdError
 
     parts = [part for part in only.replace(" ", "").split(",") if part] or PARTS
     if unknown := set(parts) - set(PARTS):
         raise click.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(PARTS)}", param_hint="--only")
-    logs.configure("WARNING")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a slapd and much data are to be put away
+    _measure(lambda: directory("full" if full else "quick", situations, parts, below, _say), as_json, SlapdError)
+
+
+def _measure(bench: Callable[[], dict[str, Any]], as_json: bool, *failures: type[Exception]) -> dict[str, Any]:
+    """Run it and print what it found. When it cannot measure here (`BenchError`, or one of `failures`): one sentence
+    and exit status 1."""
+    from config import logs
+    from config.bench.child import BenchError
+
+    cannot: tuple[type[Exception], ...] = (BenchError, *failures)
+    logs.configure("WARNING")
     try:
-        result = directory(
-            "full" if full else "quick", situations, parts, below, lambda step: click.echo(step, err=True)
-        )
-    except (BenchError, SlapdError) as error:
+        result = bench()
+    except cannot as error:
         _fail(str(error))
     _print_bench(result, as_json)
+    return result
+
+
+def _say(sentence: str) -> None:
+    click.echo(sentence, err=True)
 
 
 def _print_bench(result: dict[str, Any], as_json: bool) -> None:

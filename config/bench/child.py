@@ -86,13 +86,7 @@ def relais_up() -> Iterator[Child]:
                 time.sleep(0.05)
             yield Child(state, process.pid, json.loads(announced.read_text()))
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, _STOP_SECONDS)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -172,3 +166,14 @@ def _cost(pid: int) -> Cost:
         if line.startswith("VmHWM:"):
             peak = int(line.split()[1]) / 1024
     return Cost(ticks / os.sysconf("SC_CLK_TCK"), peak)
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Orderly; killed when it does not end in time."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from config.bench.authority import certificate
-from config.bench.child import BenchError
+from config.bench.child import BenchError, end
 from config.privileges import die_with_parent
 from directory.pool import secure
 from directory.resolve import Directory, DirectoryOptions
@@ -96,14 +95,8 @@ class Server:
     def stop(self) -> None:
         """Orderly; killed when it does not end."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            end(process, _STOP_SECONDS)
 
     def start_cold(self) -> None:
         """Start anew, with none of its data in the system's memory (posix_fadvise(2), POSIX_FADV_DONTNEED)."""

@@ -20,7 +20,6 @@ import os
 import pwd
 import re
 import shutil
-import signal
 import smtplib
 import ssl
 import subprocess
@@ -35,7 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from config.bench.child import BenchError
+from config.bench.child import BenchError, end
 from config.bench.report import result, row
 from config.bench.soak_faults import Faults, own_disk
 from config.bench.soak_hop import BadHop, Copy, Mood
@@ -350,13 +349,7 @@ def _up(state: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
             time.sleep(0.05)
         yield process
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, _STOP_SECONDS)
 
 
 def _service() -> tuple[int, int] | None:
