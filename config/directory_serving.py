@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,12 +15,11 @@ import click
 from config.directory_sync import HOLD_REASONS, tell_judged, tell_loaded
 from config.settings import Loaded, SettingsError
 from config.settings import load as load_settings
-from config.synchronising import synchronisation_options
-from directory.load import HeldFilesError, LoadReport, judged
+from config.synchronising import first_load, synchronisation_options
+from directory.load import HeldFilesError, LoadReport
 from directory.national import find
 from directory.packed import ExtractionError
 from directory.slapd import PrivateSlapd, SlapdError, SlapdOptions
-from trust.store.durable import make_private_directory
 
 _CONFIG = click.option(
     "--config",
@@ -63,18 +61,7 @@ def load(config: Path, paths: tuple[Path, ...], accept: tuple[str, ...]) -> None
         loaded = load_settings(config)
         slapd = private_slapd(loaded)
         slapd.prepare()
-        options = synchronisation_options(loaded)
-        make_private_directory(options.folder)
-        made = judged(
-            find(paths),
-            options.administrator.base,
-            report,
-            limits=options.limits,
-            accept=accept,
-            now=datetime.now(UTC),
-            scratch=_folder(loaded),
-            kept=options.folder / "kept",
-        )
+        made = first_load(synchronisation_options(loaded), find(paths), report, accept, _folder(loaded))
         with closing(made):
             count = slapd.load(made)
     except HeldFilesError:

@@ -92,28 +92,25 @@ def ldif(state: Path, config: Path | None, paths: tuple[Path, ...], out: IO[byte
     synchronisation's files holds these, before anything is written.
     """
     from contextlib import closing
-    from datetime import UTC, datetime
     from itertools import chain
 
     from config.key_places import as_owner
+    from config.synchronising import first_load
     from directory import schema
     from directory.ldif import to_ldif
-    from directory.load import HeldFilesError, LoadReport, judged
+    from directory.load import HeldFilesError, LoadReport
     from directory.national import find
     from directory.packed import ExtractionError
-    from trust.store.durable import make_private_directory
 
     options, source, owner = _options(state, config)
-    base, kept = options.administrator.base, options.folder / "kept"
     report = LoadReport()
     try:
         files = find([path.absolute() for path in paths] or [source])
         with as_owner(owner):
-            make_private_directory(options.folder)
-            made = judged(files, base, report, limits=options.limits, accept=accept, now=datetime.now(UTC), kept=kept)
+            made = first_load(options, files, report, accept)
             with closing(made):
                 first = next(made)  # held files leave no half of an LDIF
-                for entry in chain(schema.skeleton(base), (first,), made):
+                for entry in chain(schema.skeleton(options.administrator.base), (first,), made):
                     out.write(to_ldif(entry))
         out.flush()
     except (ExtractionError, HeldFilesError) as error:

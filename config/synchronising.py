@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,9 +22,13 @@ from config.settings import Loaded, SettingsError
 from directory.administration import AdministratorOptions
 from directory.apart import ApartError, run_apart
 from directory.guards import Limits, published_at
+from directory.ldif import LdifEntry
+from directory.load import LoadReport, judged
+from directory.national import NationalFiles
 from directory.runs import RunReports
 from directory.synchronisation import BusyError, SynchronisationOptions
 from mta.bell import Repeating
+from trust.store.durable import make_private_directory
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +77,28 @@ def synchronisation_options(loaded: Loaded) -> SynchronisationOptions:
             oldest_days=section.oldest_days,
         ),
         keep_reports=section.keep_reports,
+    )
+
+
+def first_load(
+    options: SynchronisationOptions,
+    files: NationalFiles,
+    report: LoadReport,
+    accept: Collection[str],
+    scratch: Path | None = None,
+) -> Generator[LdifEntry, None, None]:
+    """The entries of a first load, held by what holds a synchronisation, with what the first of these needs to be quick
+    left in its folder. `scratch`: see `directory.load.entries`. Raises what `directory.load.judged` raises."""
+    make_private_directory(options.folder)
+    return judged(
+        files,
+        options.administrator.base,
+        report,
+        limits=options.limits,
+        accept=accept,
+        now=datetime.now(UTC),
+        scratch=scratch,
+        kept=options.folder / "kept",
     )
 
 
