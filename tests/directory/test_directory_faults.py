@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +20,7 @@ from directory.records import MailboxKind, Recipient
 from directory.resolve import Directory, DirectoryUnavailableError
 from tests.directory.conftest import BASE, DOCTOR, ENCRYPTING, SIGNING, Server, certificate, key_usage
 from tests.support.fault_proxy import Fault, FaultProxy, Harm, proxying
+from tests.support.loops import on_a_loop_of_its_own
 from tests.support.private import free_port
 
 STRANGER = "nobody@demo-labo.mssante.fr"
@@ -29,27 +28,11 @@ STRANGER = "nobody@demo-labo.mssante.fr"
 
 @contextmanager
 def faulty(server: Server, *faults: Fault) -> Iterator[tuple[str, FaultProxy]]:
-    """A proxy before the server, on a loop of its own; the URI to reach it by."""
-    loop, ready, end = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    started: list[FaultProxy] = []
-
-    async def run() -> None:
-        port = urlsplit(server.slapd.ldaps_uri).port
-        assert port is not None
-        async with proxying(port, *faults) as proxy:
-            started.append(proxy)
-            ready.set()
-            await end.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    try:
-        assert ready.wait(10)
-        yield f"ldaps://127.0.0.1:{started[0].port}", started[0]
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join(10)
-        loop.close()
+    """A proxy before the server; the URI to reach it by."""
+    port = urlsplit(server.slapd.ldaps_uri).port
+    assert port is not None
+    with on_a_loop_of_its_own(proxying(port, *faults)) as proxy:
+        yield f"ldaps://127.0.0.1:{proxy.port}", proxy
 
 
 def later(directory: Directory, address: str, seconds: float) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +20,7 @@ from directory.srv import SrvLookup, SrvRecord, in_order
 from directory.upstream import UpstreamDirectories, UpstreamOptions, names
 from tests.directory.conftest import BASE, Server, certificate, key_usage, new_server
 from tests.support.dns_server import DnsServer, Fault, dns_server
+from tests.support.loops import on_a_loop_of_its_own
 from tests.support.private import free_port
 
 ADDRESS = "marie.blanc@demo-loin.mssante.fr"
@@ -142,27 +141,9 @@ def test_answers_are_remembered_and_silence_is_not(far: Server) -> None:
     assert asked == [DOMAIN, DOMAIN, "b.fr", "d.fr", DOMAIN]
 
 
-@contextmanager
-def dns() -> Iterator[DnsServer]:
-    """A DNS server on a loop of its own, for one who asks synchronously."""
-    loop, ready, end = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    started: list[DnsServer] = []
-
-    async def run() -> None:
-        async with dns_server() as server:
-            started.append(server)
-            ready.set()
-            await end.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    try:
-        assert ready.wait(10)
-        yield started[0]
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join(10)
-        loop.close()
+def dns() -> AbstractContextManager[DnsServer]:
+    """A DNS server for one who asks synchronously."""
+    return on_a_loop_of_its_own(dns_server())
 
 
 def test_servers_by_srv_records_the_preferred_down(far: Server) -> None:
