@@ -10,7 +10,8 @@ from cryptography import x509
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from config.settings import DoorSettings, Settings, SettingsError
+from config.sections import DoorSettings
+from config.settings import Settings, SettingsError
 from mta.smtp.door import CertificateSignIn, DoorOptions, OperatorDoor, Shared, SubmissionDoor
 from mta.smtp.limits import Limits, MemoryBudget, Meter, Quota
 from trust.accounts import Accounts, Identity

@@ -10,7 +10,8 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from config.settings import CollectSettings, LmtpListener, Loaded, Settings, SettingsError
+from config.sections import CollectSettings, LmtpListener
+from config.settings import Loaded, Settings, SettingsError
 from directory.partners import PartnerBook
 from mta.authors import AuthorCheck
 from mta.collecting import Collector as MailCollector

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from config.settings import Loaded, OidcSettings, SettingsError
+from config.sections import OidcSettings
+from config.settings import Loaded, SettingsError
 from trust.accounts import Accounts
 from trust.catalogue import TOKEN_REFUSED
 from trust.identities import Identity

@@ -22,7 +22,7 @@ from typing import Any
 from config import allocator, logs, privileges
 from config.bench.child import BenchError, Cost, cost_of_tree
 from config.bench.smtp_load import RECIPIENT, SENDER
-from config.settings import SpoolSettings
+from config.sections import SpoolSettings
 
 _START_SECONDS = 60.0
 CONFIGURATION = (

@@ -11,7 +11,8 @@ from config.gateway.store import Store
 from config.journal_answers import JournalAnswers
 from config.node import Process
 from config.publishing import PublishingTask
-from config.settings import JournalSettings, Loaded, SettingsError
+from config.sections import JournalSettings
+from config.settings import Loaded, SettingsError
 from config.vaults import vault_for
 from trust.checkpoints import Checkpoints
 from trust.journal import Journal

@@ -19,7 +19,7 @@ from config.gateway.spooling import Spooling
 from config.gateway.stages import Parse, routing_options
 from config.incoming import MailCollectors, collector_options
 from config.node import Process
-from config.settings import MllpListener
+from config.sections import MllpListener
 from directory.resolve import Directory
 from mta.collecting import Collector
 from mta.collecting_options import CollectorOptions

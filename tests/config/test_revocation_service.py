@@ -9,7 +9,8 @@ import pytest
 
 from config.doctor import _revocation
 from config.revocation_service import RevocationCollector, patiently, revocation_checker, revocation_policies
-from config.settings import RevocationSettings, SettingsError
+from config.sections import RevocationSettings
+from config.settings import SettingsError
 from tests.trust.revocation.authority import DAY, NOW, Authority, cdp, revoked, site
 from trust.certificates import CertificateValidator, Purpose
 from trust.revocation import RevocationMode, RevocationState

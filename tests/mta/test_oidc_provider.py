@@ -20,7 +20,7 @@ from idpyoidc.server.configure import ASConfiguration
 from idpyoidc.server.token.jwt_token import JWTToken
 
 from config.oidc_service import OidcService
-from config.settings import OidcSettings
+from config.sections import OidcSettings
 from mta.smtp.door import SubmissionDoor
 from mta.spool import Spool
 from trust.accounts import Accounts
