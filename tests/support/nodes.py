@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from config import demonstration
@@ -67,14 +67,16 @@ class MailboxServer:
         self._started.set()
         self._loop.run_forever()
         server.close()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        # A connection just accepted starts its task a turn later, and a transport closes its socket a turn after that.
+        while tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError):
             writer.write(b"220 sink LMTP\r\n")
             recipients = 0
             while line := await reader.readline():
@@ -95,7 +97,6 @@ class MailboxServer:
                         recipients = 0
                     writer.write(b"250 ok\r\n")
                 await writer.drain()
-        writer.close()
 
     def _file(self, content: bytes) -> bytes:
         delivery, number = _DELIVERY.search(content), _NUMBER.search(content)
