@@ -56,6 +56,7 @@ _FORBIDDEN = ("lost", "delivered_twice", "clear", "strangers", "unfounded_dsn", 
 _CLEAR = "texte-en-clair-du-soak"
 _HOPELESS = 40
 """Every so many messages one is refused for good by the hop."""
+_CLOCK_SECONDS = 0.05
 _LATE_SECONDS = 2.5
 """So long the hop may think before it takes a message; the gateway may have died meanwhile."""
 _FAILED = re.compile(rb"^action:\s*failed", re.IGNORECASE | re.MULTILINE)
@@ -154,21 +155,23 @@ def soak(
         endpoints = json.loads((state / "endpoints.json").read_text())
         faults.start()
         began = time.monotonic()
+        clocks = Clocks()
         # Not faster than the faults come, or a short run would be over before them.
-        clients = _Clients(endpoints, messages, (_FEWEST_FAULTS if once else _LEAST_FAULTS) * pause / messages, say)
+        pace = (_FEWEST_FAULTS if once else _LEAST_FAULTS) * pause / messages
+        clients = _Clients(endpoints, messages, pace, clocks, say)
         clients.run()
         faults.wait_for_each(_FAULT_SECONDS)
         faults.stop()
         hop.kind = True
         accepted_in = time.monotonic() - began
-        _drain(gateway, up, say)
+        _drain(gateway, up, clocks, say)
         told = _told(endpoints)
         verdict = judge(
             clients.accepted,
             hop.arrivals.copies,
             told,
             faults.harm.kills,
-            lambda number: [at for at, step in _steps(number, gateway) if step["step"] == "interrupted"],
+            lambda number: [at for at, step in _steps(number, gateway, clocks) if step["step"] == "interrupted"],
         )
         harm = faults.harm
         rows = [
@@ -197,30 +200,32 @@ def soak(
         answer["notes"] = [f"the disk was never filled: {disk}"] if disk else []
         answer["refusals"] = clients.refused
         answer["to_explain"] = [
-            _life(number, gateway, hop.arrivals.copies.get(number, []), harm.kills, began)
+            _life(number, gateway, clocks, hop.arrivals.copies.get(number, []), harm.kills, began)
             for number in (*verdict.lost, *verdict.twice)[:_SHOWN]
         ]
         return answer
 
 
-def _life(number: int, gateway: Path, copies: list[Copy], kills: list[float], began: float) -> dict[str, Any]:
+def _life(
+    number: int, gateway: Path, clocks: Clocks, copies: list[Copy], kills: list[float], began: float
+) -> dict[str, Any]:
     """What is known of a message whose fate is wrong: for whoever has to find out why. Times in seconds of the run."""
     return {
         "message": number,
         "copies": [{"at": round(each.at - began, 2), "answered": each.answered} for each in copies],
         "kills": [round(each - began, 2) for each in kills],
         "steps": [
-            [round(at - began, 2), step["step"], step["code"], step["detail"]] for at, step in _steps(number, gateway)
+            [round(at - began, 2), step["step"], step["code"], step["detail"]]
+            for at, step in _steps(number, gateway, clocks)
         ],
     }
 
 
-def _steps(number: int, gateway: Path) -> list[tuple[float, dict[str, Any]]]:
+def _steps(number: int, gateway: Path, clocks: Clocks) -> list[tuple[float, dict[str, Any]]]:
     """What the gateway's trace says of a message, with times by the monotonic clock."""
     lives = ask(gateway / "control.sock", "trace", 60.0, reference=f"<soak-{number}@{_DOMAIN}>")
-    ahead = time.time() - time.monotonic()
     return [
-        (step["at"] - ahead, step)
+        (clocks.monotonic(step["at"]), step)
         for life in lives
         for steps in (life["steps"], *(delivery["steps"] for delivery in life["deliveries"]))
         for step in steps
@@ -233,16 +238,41 @@ def failed(answer: dict[str, Any]) -> bool:
     return any(values[name] for name in _FORBIDDEN)
 
 
+class Clocks:
+    """What the wall clock said when the monotonic one said what: a machine's wall clock is set now and then, by seconds
+    in a run of an hour."""
+
+    def __init__(self) -> None:
+        self._read: list[tuple[float, float]] = []
+        """Both clocks, whenever the one moved against the other."""
+        self.compare()
+
+    def compare(self) -> None:
+        self.add(time.time(), time.monotonic())
+
+    def add(self, wall: float, monotonic: float) -> None:
+        if not self._read or abs((wall - monotonic) - (self._read[-1][0] - self._read[-1][1])) > _CLOCK_SECONDS:
+            self._read.append((wall, monotonic))
+
+    def monotonic(self, wall: float) -> float:
+        """The monotonic time of a wall time, by the last comparison before it."""
+        known = [pair for pair in self._read if pair[0] <= wall] or self._read[:1]
+        return wall - known[-1][0] + known[-1][1]
+
+
 class _Clients:
     """Mail clients that repeat each message until it is answered 250."""
 
-    def __init__(self, endpoints: dict[str, Any], messages: int, pace: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, endpoints: dict[str, Any], messages: int, pace: float, clocks: Clocks, say: Callable[[str], None]
+    ) -> None:
         """`pace`: seconds between two messages at the least."""
         self._account = next(each for each in endpoints["accounts"] if each["role"] == _SENDER)
         self._context = ssl.create_default_context(cafile=endpoints["ca_file"])
         self._numbers = iter(range(messages))
         self._messages = messages
         self._pace = pace
+        self._clocks = clocks
         self._lock = threading.Lock()
         self._say = say
         self.accepted: set[int] = set()
@@ -294,6 +324,7 @@ class _Clients:
     def _took(self, number: int) -> None:
         with self._lock:
             self.accepted.add(number)
+            self._clocks.compare()
             if len(self.accepted) % 1000 == 0:
                 self._say(f"{len(self.accepted)} of {self._messages} accepted")
 
@@ -392,12 +423,13 @@ def _restart(faults: Faults) -> None:
     faults.harm.kills.clear()
 
 
-def _drain(gateway: Path, up: subprocess.Popen[bytes], say: Callable[[str], None]) -> None:
+def _drain(gateway: Path, up: subprocess.Popen[bytes], clocks: Clocks, say: Callable[[str], None]) -> None:
     """Until nothing waits and everybody has been told; ends as well when that takes too long without progress."""
     quiet = 0
     left = None
     deadline = time.monotonic() + _DRAIN_SECONDS
     while quiet < 3:
+        clocks.compare()
         if up.poll() is not None:
             raise BenchError("relais up ended")
         with contextlib.suppress(ControlError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from config.bench.soak import _FORBIDDEN, failed, judge
+from config.bench.soak import _FORBIDDEN, Clocks, failed, judge
 from config.bench.soak_hop import Copy
 
 pytestmark = [pytest.mark.e2e]
@@ -80,3 +80,12 @@ def test_the_judge_sees_clear_copies_and_unfounded_notices() -> None:
     assert not failed({"rows": rows})
     rows[2]["value"] = 1.0
     assert failed({"rows": rows})
+
+
+def test_a_wall_clock_that_is_set_does_not_move_what_happened_before() -> None:
+    clocks = Clocks()
+    for wall, monotonic in ((2e9, 100.0), (2e9 + 10, 110.0), (2e9 + 23, 120.0), (2e9 + 33.01, 130.0)):
+        clocks.add(wall, monotonic)
+    assert clocks.monotonic(2e9 + 5) == pytest.approx(105.0)
+    assert clocks.monotonic(2e9 + 23.5) == pytest.approx(120.5)
+    assert clocks.monotonic(2e9 + 40) == pytest.approx(137.0)
