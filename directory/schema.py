@@ -65,11 +65,11 @@ LOCAL_ATTRIBUTES = "AttributLocal"
 WORDS = "MotsRecherche"
 """On a mailbox, the folded words it is found by (`directory.words`): lower-case ASCII letters and digits."""
 WORD_KEYS = "ClesRecherche"
-"""How those words begin, with 3 to 9 characters."""
+"""How those words begin (`directory.words.KEY_LENGTHS`)."""
 PERSON_WORDS = "MotsPersonne"
 """On a person, the words of name, profession, specialty, town: who has no mailbox is found by them."""
 PERSON_WORD_KEYS = "ClesPersonne"
-"""How the words of the name begin, and with 5 characters and a full stop the others (`directory.words.person_keys`)."""
+"""What of these words is indexed (`directory.words.person_keys`)."""
 
 PERSONS = "personnes"
 STRUCTURES = "etablissements"
@@ -116,7 +116,7 @@ attributetype ( mssanteAttribut:14 NAME '{WORD_KEYS}' DESC 'How the words of Mot
   {_KEY} )
 attributetype ( mssanteAttribut:15 NAME '{PERSON_WORDS}' DESC 'Folded words a person is found by'
   {_WORD} )
-attributetype ( mssanteAttribut:32 NAME '{PERSON_WORD_KEYS}' DESC 'How the words of MotsPersonne begin'
+attributetype ( mssanteAttribut:32 NAME '{PERSON_WORD_KEYS}' DESC 'What of MotsPersonne is indexed'
   {_KEY} )
 attributetype ( mssanteAttribut:16 NAME 'NomExercice' DESC 'Family name in practice'
   {_PLAIN} SINGLE-VALUE )
@@ -181,8 +181,9 @@ index objectClass,TypeBAL,{SOURCE},{LOCAL_ATTRIBUTES},listeRouge eq
 index IdentifiantPP,IdentifiantPM,TypeIdentifiantPP,TypeIdentifiantPM,IdNat,IdNatStruct eq
 index postalCode,description,telephoneNumber eq
 index profession eq,pres
-index mail,cn,sn,givenName,displayName,o,ou,l,title eq,sub
-index {WORDS},{WORD_KEYS},{PERSON_WORDS},{PERSON_WORD_KEYS} eq
+index mail,cn,sn,givenName,o,ou,title eq,subinitial,subany
+index displayName,l eq,subinitial
+index {WORDS},{WORD_KEYS},{PERSON_WORD_KEYS} eq
 index userCertificate,userSMIMECertificate pres
 index {",".join(_ADDRESS_BOOK_ABSENT)} pres,eq,sub
 """

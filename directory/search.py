@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ from directory.identifiers import id_nats
 from directory.pool import Pool, left
 from directory.records import MailboxKind
 from directory.situations import Situation, parse_situation
-from directory.words import ABOUT_KEY, LONGEST_KEY, SHORTEST_KEY, AskedWord, about_key, asked, fold, initials
+from directory.words import AskedWord, about_key, asked, fold, initials, key_of, name_key
 
 ldap: Any = python_ldap
 
@@ -109,11 +109,7 @@ def search(pool: Pool, base: str, text: str, page: int = 1, size: int = PAGE) ->
 
     def work(connection: Any, deadline: float) -> tuple[list[FoundMailbox], bool]:
         entries, more = _ask(connection, deadline, base, groups)
-        results = [
-            found
-            for values in entries.values()
-            if _begins(values, words) and (found := _result(values, words, letters)) is not None
-        ]
+        results = [found for values in entries.values() if (found := _result(values, words, letters)) is not None]
         persons = [each.id_nat for each in results if not each.address]
         holders = _holders(connection, deadline, base, persons) if persons else frozenset[str]()
         return [each for each in results if each.address or each.id_nat not in holders], more
@@ -183,8 +179,6 @@ def _questions(words: Sequence[AskedWord]) -> list[list[_Question]]:
     names = "".join(_equals("sn", text) + _equals("givenName", text) for word in words for text in word.whole)
     every_beginning = "".join(_beginning(word) for word in words)
     groups = [[_mailboxes(_listed(part)) for part in (every_beginning, f"(|{names}){every_word}", every_word)]]
-    if any(len(text) > LONGEST_KEY for word in words for text in word.beginnings):
-        groups = [[replace(each, attributes=(*each.attributes, schema.WORDS)) for each in groups[0]]]
     identifier = "".join(word.text for word in words)
     persons = _persons(words)
     if _IDENTIFIER.fullmatch(identifier):
@@ -203,28 +197,26 @@ def _mailboxes(text: str) -> _Question:
 
 def _persons(words: Sequence[AskedWord]) -> list[str]:
     """Persons of whom one word begins the name: names are rare, professions are not. Cut short, then whole words."""
-    names = [text for word in words for text in word.whole if len(text) >= SHORTEST_KEY and not text.isdigit()]
+    names = [text for word in words for text in word.whole if not text.isdigit()]
     if not names:
         return []
-    named = _any(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]) for text in names)
-    whole = "".join(_whole(schema.PERSON_WORDS, word) for word in words)
+    named = _any(_equals(schema.PERSON_WORD_KEYS, key_of(text) or name_key(text)) for text in names)
     begun = "".join(_person_beginning(word) for word in words)
+    whole = "".join(_person_whole(word) for word in words)
     return [f"(&{named}{begun})", f"(&{named}{whole})"]
 
 
 def _person_beginning(word: AskedWord) -> str:
-    """By the keys of names and of other words; apart from them the words, as far as those keys do not say all."""
-    keys = []
-    for text in word.beginnings:
-        if len(text) < SHORTEST_KEY or text.isdigit():
-            keys.append(_equals(schema.PERSON_WORDS, text))
-            continue
-        keys.append(_equals(schema.PERSON_WORD_KEYS, text[:LONGEST_KEY]))
-        if len(text) >= ABOUT_KEY:
-            keys.append(_equals(schema.PERSON_WORD_KEYS, about_key(text)))
-        else:
-            keys.append(_equals(schema.PERSON_WORDS, text))
-    return _any(keys) + _any(_begun(schema.PERSON_WORDS, text) for text in word.beginnings)
+    """By the keys of names and of other words; apart from them the words, for those keys do not say all."""
+    keys = [key for text in word.beginnings for key in (key_of(text) or name_key(text), about_key(text))]
+    return _any(_equals(schema.PERSON_WORD_KEYS, key) for key in keys) + _any(
+        _begun(schema.PERSON_WORDS, text) for text in word.beginnings
+    )
+
+
+def _person_whole(word: AskedWord) -> str:
+    keys = [key for text in word.whole for key in (name_key(text), about_key(text))]
+    return _any(_equals(schema.PERSON_WORD_KEYS, key) for key in keys) + _whole(schema.PERSON_WORDS, word)
 
 
 def _listed(part: str) -> str:
@@ -241,26 +233,20 @@ def _whole(attribute: str, word: AskedWord) -> str:
 
 
 def _beginning(word: AskedWord) -> str:
-    """By the keys alone: whoever only shares the first letters of a longer word is sorted out here (`_begins`)."""
-    return _any(_key(schema.WORD_KEYS, text) for text in word.beginnings)
+    return _any(_with_a_word(text) for text in word.beginnings)
 
 
-def _begins(values: Mapping[str, Sequence[bytes]], words: Sequence[AskedWord]) -> bool:
-    """Whether the entry has words that begin so. Asked only where a key could not tell: else the words are not read."""
-    held = [value.decode("ascii", "replace") for value in values.get(schema.WORDS, ())]
-    return not held or all(any(each.startswith(word.beginnings) for each in held) for word in words)
-
-
-def _key(attribute: str, text: str) -> str:
-    """Who has a word that begins so. Of two letters, and of numbers, whole words alone: they have no keys."""
-    if len(text) < SHORTEST_KEY or text.isdigit():
-        return _equals(schema.WORDS, text)
-    return _equals(attribute, text[:LONGEST_KEY])
+def _with_a_word(text: str) -> str:
+    """Mailboxes with a word that begins so; by its key, and where that is shorter than the text by the word too."""
+    key = key_of(text)
+    if key == text:
+        return _equals(schema.WORD_KEYS, key)
+    begun = _begun(schema.WORDS, text)
+    return f"(&{_equals(schema.WORD_KEYS, key)}{begun})" if key else begun
 
 
 def _begun(attribute: str, text: str) -> str:
-    whole = len(text) < SHORTEST_KEY or text.isdigit()
-    return f"({attribute}={_escaped(text)}{'' if whole else '*'})"
+    return f"({attribute}={_escaped(text)}{'*' if key_of(text) else ''})"
 
 
 def _any(parts: Iterable[str]) -> str:

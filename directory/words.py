@@ -4,8 +4,9 @@ Both sides go through the same folding, so that `Hélène LE GOFF, Saint-Étienn
 accents, no case, no punctuation, abbreviations written out, compound names apart and in one word.
 
 slapd's own index of beginnings costs five times an equality index and stops at four characters. So the beginnings of a
-word, of 3 to 9 characters, are values of their own: whatever is typed, slapd finds those who answer and hardly anybody
-who has to be looked at in vain. That bounds a search by what it finds, not by how frequent its words are.
+word, of 3, 4, 6 and 9 characters, are values of their own: whatever is typed, slapd finds those who answer and few who
+have to be looked at in vain. That bounds a search by what it finds, not by how frequent its words are. Every length
+more would be ten million values more in the nation's index, which is what a first load spends its time on.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ LONGEST = 40
 """Characters of one word."""
 MOST = 60
 """Words of one entry."""
-SHORTEST_KEY = 3
-LONGEST_KEY = 9
-ABOUT_KEY = 5
+KEY_LENGTHS = (3, 4, 6, 9)
+"""Characters of the beginnings that are values of their own."""
+_ABOUT_KEY = 5
 MOST_ASKED = 8
 """Words of one question: what is typed after them only blurs."""
 
@@ -98,10 +99,10 @@ def words_of(names: Iterable[str], others: Iterable[str]) -> tuple[bytes, ...]:
 
 @lru_cache(maxsize=1 << 16)
 def keys_of(word: bytes) -> tuple[bytes, ...]:
-    """The beginnings of a word, of 3 to 9 characters. None is a number: nobody knows the half of one."""
+    """The beginnings of a word. None is a number: nobody knows the half of one."""
     if word.isdigit():
         return ()
-    beginnings = (word[:length] for length in range(SHORTEST_KEY, min(len(word), LONGEST_KEY) + 1))
+    beginnings = (word[:length] for length in KEY_LENGTHS if length <= len(word))
     return tuple(beginning for beginning in beginnings if not beginning.isdigit())
 
 
@@ -113,15 +114,32 @@ def all_keys(words: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(sorted(found))
 
 
+def key_of(text: str) -> str:
+    """The longest key that whoever has a word beginning with `text` has; empty when no key says it: of numbers, and of
+    less than 3 characters, whole words alone are known."""
+    if len(text) < KEY_LENGTHS[0] or text.isdigit():
+        return ""
+    key = text[: max(length for length in KEY_LENGTHS if length <= len(text))]
+    return "" if key.isdigit() else key
+
+
+def name_key(word: str) -> str:
+    """What a person has who has that whole word in his name."""
+    return f"{word}="
+
+
 def about_key(word: str) -> str:
-    """What a word of at least 5 letters that is no name has on a person: its first 5, marked to tell it from a name."""
-    return f"{word[:ABOUT_KEY]}."
+    """What a person has of a word that is no name: its first 5 characters, marked to tell it from a name."""
+    return f"{word[:_ABOUT_KEY]}."
 
 
 def person_keys(names: Iterable[bytes], others: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The beginnings of a person's names, and one of each other word: two million persons have each of these."""
-    about = {about_key(word.decode("ascii")).encode("ascii") for word in others if len(word) >= ABOUT_KEY}
-    return tuple(sorted({*all_keys(names), *about}))
+    """What a person is found by: beginnings and whole of the words of his name, and one key of each other word. There
+    are two million persons: their words themselves have no index."""
+    names = tuple(names)
+    whole = {name_key(word.decode("ascii")).encode("ascii") for word in names}
+    about = {about_key(word.decode("ascii")).encode("ascii") for word in others}
+    return tuple(sorted({*all_keys(names), *whole, *about}))
 
 
 def asked(text: str) -> list[AskedWord]:
@@ -138,7 +156,7 @@ def asked(text: str) -> list[AskedWord]:
             (words[first] + words[first + 1])[:LONGEST]
             for first in (position - 1, position)
             # A longer word has the compound's key for its own: asking for it would find all who have that word
-            if first >= 0 and first + 1 < len(words) and len(words[first]) < LONGEST_KEY
+            if first >= 0 and first + 1 < len(words) and len(words[first]) < KEY_LENGTHS[-1]
         ]
         whole = tuple(dict.fromkeys((word, *compounds)))
         found.append(AskedWord(word, whole, tuple(dict.fromkeys((*whole, *_MEANS.get(word, ()), *_stem(word))))))

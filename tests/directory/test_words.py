@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from directory.entries import comparable
 from directory.situations import Situation, parse_situation
-from directory.words import LONGEST, MOST, all_keys, asked, fold, folded, initials, words_of
+from directory.words import KEY_LENGTHS, LONGEST, MOST, all_keys, asked, fold, folded, initials, words_of
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_any_text_becomes_short_ascii_words_that_find_themselves(name: str, othe
     assert len(words) <= MOST and list(words) == sorted(set(words))
     for word in words:
         assert 0 < len(word) <= LONGEST and word.isalnum() and word.isascii() and word == word.lower()
-    assert all(3 <= len(key) <= 9 and not key.isdigit() for key in all_keys(words))
+    assert all(len(key) in KEY_LENGTHS and not key.isdigit() for key in all_keys(words))
     for one in asked(name)[:1]:
         assert len(one.text) > 1
 
