@@ -159,11 +159,11 @@ def test_tags_are_what_they_must_be(old: str, new: str, detail: str) -> None:
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        (f"v=DKIM1; p={RECORD}", "pass"),
-        (f" p = {RECORD} ; n=note", "pass"),
-        (f"v=DKIM1; h=sha1; p={RECORD}", "permerror"),
-        (f"v=DKIM1; k=ed25519; p={RECORD}", "permerror"),
-        (f"v=DKIM2; p={RECORD}", "permerror"),
+        ("v=DKIM1; p=RECORD", "pass"),
+        (" p = RECORD ; n=note", "pass"),
+        ("v=DKIM1; h=sha1; p=RECORD", "permerror"),
+        ("v=DKIM1; k=ed25519; p=RECORD", "permerror"),
+        ("v=DKIM2; p=RECORD", "permerror"),
         ("v=DKIM1; p=", "permerror"),
         ("", "permerror"),
         ("p=AAAA", "permerror"),
@@ -172,6 +172,8 @@ def test_tags_are_what_they_must_be(old: str, new: str, detail: str) -> None:
     ],
 )
 def test_published_records(record: str | None, expected: str) -> None:
+    if record is not None:
+        record = record.replace("RECORD", RECORD)
     signed = sign_dkim(MESSAGE, KEY, NOW) + MESSAGE
     assert outcome(signed, key=lambda domain, selector: record)[0][0] == expected
 
