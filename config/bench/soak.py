@@ -199,6 +199,7 @@ def soak(
         answer = result("soak", "full" if messages >= 100_000 else "quick", rows)
         answer["notes"] = [f"the disk was never filled: {disk}"] if disk else []
         answer["refusals"] = clients.refused
+        answer["ended"] = _ended(place / "up.log", state / "log" / "laboratoire.log")
         answer["to_explain"] = [
             _life(number, gateway, clocks, hop.arrivals.copies.get(number, []), harm.kills, began)
             for number in (*verdict.lost, *verdict.twice)[:_SHOWN]
@@ -230,6 +231,16 @@ def _steps(number: int, gateway: Path, clocks: Clocks) -> list[tuple[float, dict
         for steps in (life["steps"], *(delivery["steps"] for delivery in life["deliveries"]))
         for step in steps
     ]
+
+
+def _ended(supervisor: Path, gateway: Path) -> list[str]:
+    """What was logged of processes that ended, or tasks that died, by no SIGKILL of ours."""
+    found = []
+    for path, event in ((supervisor, "child.died"), (gateway, "task.died")):
+        with contextlib.suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()
+            found += [line[:500] for line in lines if event in line and "-9" not in line]
+    return found[-_SHOWN:]
 
 
 def failed(answer: dict[str, Any]) -> bool:
