@@ -124,8 +124,8 @@ def national_entries(
 
     What is about an address or identifier (lower case) among the `unclear` is left out; `twins` are addresses that two
     groups have. What several describe comes last. `keep` gets what was made of each group (`directory.wanting`).
-    Mailboxes and persons of a bucket are ordered by name: their index entries then lie side by side, and slapadd takes
-    a third less time than for the same entries in any other order. Memory: one bucket.
+    Mailboxes and persons of a bucket are ordered by name: their index entries then lie side by side, which slapadd
+    thanks with less time (docs/benchmarks.md). Memory: one bucket.
     """
     described = folder / "described"
     with BucketWriter(described) as several:
@@ -136,7 +136,7 @@ def national_entries(
                 own, shared = list(entries_of(one, base)), list(structures_of(one, base))
                 keep(number, key, group, own, shared)
                 for entry in own:
-                    address, identifier = (entry.attributes.get(name, (b"",))[0].decode() for name in ("mail", "IdNat"))
+                    address, identifier = (value.decode() for value in _first(entry, "mail", "IdNat"))
                     if address in unclear or identifier.lower() in unclear:
                         continue
                     if address in twins:
@@ -145,8 +145,8 @@ def national_entries(
                         (mailboxes if address else persons).append(entry)
                 for entry in shared:
                     several.add(entry.dn, _encode((entry.dn, entry.attributes)))
-            yield from sorted(mailboxes, key=_mailbox_name)
-            yield from sorted(persons, key=_person_name)
+            yield from sorted(mailboxes, key=lambda entry: _first(entry, "sn", "givenName", "displayName"))
+            yield from sorted(persons, key=lambda entry: _first(entry, "NomExercice", "PrenomExercice"))
     for number in range(BUCKETS):
         chosen: dict[str, LdifEntry] = {}
         for record in read_bucket(described, number):
@@ -157,15 +157,11 @@ def national_entries(
         yield from chosen.values()
 
 
-def _mailbox_name(entry: LdifEntry) -> tuple[bytes, ...]:
-    return tuple(entry.attributes.get(name, _NOTHING)[0] for name in ("sn", "givenName", "displayName"))
+def _first(entry: LdifEntry, *names: str) -> tuple[bytes, ...]:
+    """Of each of these attributes the first value, empty where there is none."""
+    return tuple(entry.attributes.get(name, (b"",))[0] for name in names)
 
 
-def _person_name(entry: LdifEntry) -> tuple[bytes, ...]:
-    return tuple(entry.attributes.get(name, _NOTHING)[0] for name in ("NomExercice", "PrenomExercice"))
-
-
-_NOTHING = (b"",)
 _KEY_LENGTH = 2
 _COMPARED = 8
 """Structures of one professional that are told apart here; whoever collects them tells all apart."""

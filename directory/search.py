@@ -200,7 +200,7 @@ def _persons(words: Sequence[AskedWord]) -> list[str]:
     names = [text for word in words for text in word.whole if not text.isdigit()]
     if not names:
         return []
-    named = _any(_equals(schema.PERSON_WORD_KEYS, key_of(text) or name_key(text)) for text in names)
+    named = _with_a_key(_name_beginning(text) for text in names)
     begun = "".join(_person_beginning(word) for word in words)
     whole = "".join(_person_whole(word) for word in words)
     return [f"(&{named}{begun})", f"(&{named}{whole})"]
@@ -208,15 +208,22 @@ def _persons(words: Sequence[AskedWord]) -> list[str]:
 
 def _person_beginning(word: AskedWord) -> str:
     """By the keys of names and of other words; apart from them the words, for those keys do not say all."""
-    keys = [key for text in word.beginnings for key in (key_of(text) or name_key(text), about_key(text))]
-    return _any(_equals(schema.PERSON_WORD_KEYS, key) for key in keys) + _any(
-        _begun(schema.PERSON_WORDS, text) for text in word.beginnings
-    )
+    keys = (key for text in word.beginnings for key in (_name_beginning(text), about_key(text)))
+    return _with_a_key(keys) + _any(_begun(schema.PERSON_WORDS, text) for text in word.beginnings)
 
 
 def _person_whole(word: AskedWord) -> str:
-    keys = [key for text in word.whole for key in (name_key(text), about_key(text))]
-    return _any(_equals(schema.PERSON_WORD_KEYS, key) for key in keys) + _whole(schema.PERSON_WORDS, word)
+    keys = (key for text in word.whole for key in (name_key(text), about_key(text)))
+    return _with_a_key(keys) + _whole(schema.PERSON_WORDS, word)
+
+
+def _name_beginning(text: str) -> str:
+    """The key of persons whose name has a word that begins so; of what has no key, one that is so."""
+    return key_of(text) or name_key(text)
+
+
+def _with_a_key(keys: Iterable[str]) -> str:
+    return _any(_equals(schema.PERSON_WORD_KEYS, key) for key in keys)
 
 
 def _listed(part: str) -> str:

@@ -6,7 +6,7 @@ accents, no case, no punctuation, abbreviations written out, compound names apar
 slapd's own index of beginnings costs five times an equality index and stops at four characters. So the beginnings of a
 word, of 3, 4, 6 and 9 characters, are values of their own: whatever is typed, slapd finds those who answer and few who
 have to be looked at in vain. That bounds a search by what it finds, not by how frequent its words are. Every length
-more would be ten million values more in the nation's index, which is what a first load spends its time on.
+more would be some seven million values more in the nation's index, which is what a first load spends its time on.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import smtplib
 import ssl
 import subprocess
@@ -239,7 +240,7 @@ def _ended(supervisor: Path, gateway: Path) -> list[str]:
     for path, event in ((supervisor, "child.died"), (gateway, "task.died")):
         with contextlib.suppress(OSError):
             lines = path.read_text(errors="replace").splitlines()
-            found += [line[:500] for line in lines if event in line and "-9" not in line]
+            found += [line[:500] for line in lines if event in line and f'"status":{-signal.SIGKILL},' not in line]
     return found[-_SHOWN:]
 
 

@@ -14,7 +14,8 @@ _T = TypeVar("_T")
 @contextmanager
 def on_a_loop_of_its_own(context: AbstractAsyncContextManager[_T]) -> Iterator[_T]:
     """What `context` gives, entered and left on a loop in a thread."""
-    loop, ready, end = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    runner, ready, end = asyncio.Runner(loop_factory=asyncio.new_event_loop), threading.Event(), asyncio.Event()
+    loop = runner.get_loop()
     started: list[_T] = []
 
     async def run() -> None:
@@ -23,7 +24,11 @@ def on_a_loop_of_its_own(context: AbstractAsyncContextManager[_T]) -> Iterator[_
             ready.set()
             await end.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    def live() -> None:
+        with runner:  # at the end, tasks of connections nobody closed are cancelled too, and have turns to close them
+            runner.run(run())
+
+    thread = threading.Thread(target=live)
     thread.start()
     try:
         assert ready.wait(10)
@@ -31,4 +36,3 @@ def on_a_loop_of_its_own(context: AbstractAsyncContextManager[_T]) -> Iterator[_
     finally:
         loop.call_soon_threadsafe(end.set)
         thread.join(10)
-        loop.close()

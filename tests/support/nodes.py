@@ -15,16 +15,16 @@ import smtplib
 import ssl
 import subprocess
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 from config import demonstration
 from config.control import ControlError, ask
 from config.demonstration import OPERATORS, World
 from config.migrations import upgrade
+from tests.support.loops import on_a_loop_of_its_own
 from tests.support.postgresql import PostgresServer
 from tests.support.private import free_port, give, service_directory, start_unprivileged, until
 from trust.accounts import Accounts
@@ -46,34 +46,22 @@ class MailboxServer:
         self.deliveries: dict[str, str] = {}
         self.repeated = 0
         self.refusing = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._started = threading.Event()
-        self._thread.start()
-        assert self._started.wait(10)
+        self._stack = ExitStack()
+        self._stack.enter_context(on_a_loop_of_its_own(self._listening()))
 
     @property
     def filed(self) -> Counter[str]:
         return Counter(self.deliveries.copy().values())
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._stack.close()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_unix_server(self._serve, self.path, limit=1 << 24))
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        server = await asyncio.start_unix_server(self._serve, self.path, limit=1 << 24)
         self.path.chmod(0o777)
-        self._started.set()
-        self._loop.run_forever()
+        yield
         server.close()
-        # A connection just accepted starts its task a turn later, and a transport closes its socket a turn after that.
-        while tasks := asyncio.all_tasks(self._loop):
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError):
