@@ -26,7 +26,7 @@ from tests.e2e.test_killed import pid_of
 from tests.e2e.test_road import oru
 from tests.support.private import give, service_directory, service_ids, until
 from tests.support.reports import DOCTOR as TO_DOCTOR
-from tests.support.reports import Flags
+from tests.support.reports import Correspondent, Flags
 from tests.support.running import Running, running
 from trust.issuing import DemonstrationAuthority
 from trust.revocation.cache import DiskCache, Record
@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.skipif(PROMTOOL is None, reason="promtool (Debian package prometheus) is not installed"),
 ]
 _HOUR, _DAY = 3600.0, 86400.0
+TO_ANOTHER = Correspondent("thomas.eric@medecin.mssante.fr", "801234564895", "Thomas", "Eric")
 
 
 def scraped(up: Running) -> dict[str, str]:
@@ -159,12 +160,12 @@ def test_every_alert_is_fired_by_a_gateway_in_its_state(up: Running, tmp_path: P
     up.wait_settled()
     assert not firing(up, tmp_path, "RelaisOldestDelivery")
 
-    # The directory does not answer: what came cannot be composed.
+    # The directory does not answer: what came cannot be composed. To another doctor: the first may still be remembered.
     directory = pid_of(up, "slapd")
     assert directory is not None
     os.kill(directory, signal.SIGSTOP)
     try:
-        up.accepted(oru("WATCH-2", recipients=(TO_DOCTOR,), flags=Flags(to_dossier=False)))
+        up.accepted(oru("WATCH-2", recipients=(TO_ANOTHER,), flags=Flags(to_dossier=False)))
         age_messages(up, _HOUR)
         assert firing(up, tmp_path, "RelaisUnprepared")
     finally:
