@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import ssl
 from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
@@ -18,7 +17,6 @@ from trust.accounts import Accounts, Identity
 from trust.catalogue import CERTIFICATE_REFUSED
 from trust.certificates import CertificateValidator
 from trust.refusals import Refused
-from trust.tls import presented
 
 RELOADED = tuple(f"doors.{each}" for each in DoorSettings.__struct_fields__ if each not in ("memory_bytes", "proxies"))
 """Keys that come into force without a restart."""
@@ -75,8 +73,7 @@ def limits_of(settings: Settings) -> Limits:
 def certificate_sign_in(accounts: Accounts, validator: CertificateValidator) -> CertificateSignIn:
     """Whose the certificate of a TLS connection is: the way in of machines (APP mailboxes)."""
 
-    def sign_in(connection: ssl.SSLObject, login: str) -> Identity | Refused:
-        shown = presented(connection)
+    def sign_in(shown: Sequence[bytes], login: str) -> Identity | Refused:
         try:
             chain = [x509.load_der_x509_certificate(each) for each in shown]
         except (ValueError, x509.InvalidVersion):

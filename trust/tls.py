@@ -140,6 +140,8 @@ def _subject(der: bytes) -> DistinguishedName | None:
 def presented(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
     """The chain as the peer sent it, end entity first, DER, at most `_MAX_PRESENTED`; empty without a certificate.
 
+    To be asked, as all of a connection, by the thread that reads and writes it: a ticket that is just being read
+    replaces the session and frees the chain, and Python before 3.13 keeps no lock against that.
     Only Python 3.13 has a public call for it; before, the object below has the same one. Where neither is there, the
     end entity alone.
     """
@@ -170,14 +172,15 @@ def _chain(connection: ssl.SSLObject | ssl.SSLSocket, how: str) -> tuple[bytes, 
 
 
 def judge_peer(
-    connection: ssl.SSLObject | ssl.SSLSocket, validator: CertificateValidator, purpose: Purpose, at: datetime
+    shown: Sequence[bytes], validator: CertificateValidator, purpose: Purpose, at: datetime
 ) -> PathVerdict | None:
-    """What our own validator, which knows about revocation, says of the peer; None when it presented nothing readable.
+    """What our own validator, which knows about revocation, says of a peer who has `presented` this; None when nothing
+    of it is readable. May wait for the network.
 
     OpenSSL has checked the chain in the handshake already; this adds the profile of the purpose and revocation.
     """
     certificates = []
-    for encoded in presented(connection):
+    for encoded in shown:
         try:
             certificates.append(x509.load_der_x509_certificate(encoded))
         except (ValueError, x509.InvalidVersion):
@@ -188,15 +191,16 @@ def judge_peer(
     return validator.validate(certificates[0], certificates[1:], purpose, at)
 
 
-PeerJudge = Callable[[ssl.SSLObject], str]
-"""Why a peer whose name is listed is not believed all the same; empty when it is."""
+PeerJudge = Callable[[Sequence[bytes]], str]
+"""Why a peer whose name is listed, and who has `presented` this, is not believed all the same; empty when it is. Gets
+no connection, for it is asked in another thread."""
 
 
 def peer_judge(validator: CertificateValidator, purpose: Purpose) -> PeerJudge:
     """The validator's word on peers, for doors and targets: rule and detail of what is wrong, without a name."""
 
-    def judge(connection: ssl.SSLObject) -> str:
-        verdict = judge_peer(connection, validator, purpose, datetime.now(UTC))
+    def judge(shown: Sequence[bytes]) -> str:
+        verdict = judge_peer(shown, validator, purpose, datetime.now(UTC))
         if verdict is None:
             return "unreadable certificate"
         return "" if verdict.ok else f"{verdict.rule}: {verdict.detail}"

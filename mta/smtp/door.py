@@ -5,8 +5,7 @@ a password, a token or a certificate.
 from __future__ import annotations
 
 import secrets
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
@@ -26,12 +25,12 @@ from smime.mime import Entity
 from trust.accounts import Accounts, Identity, Service
 from trust.catalogue import CERTIFICATE_REFUSED
 from trust.refusals import Refused
-from trust.tls import Context, PeerJudge
+from trust.tls import Context, PeerJudge, presented
 
 __all__ = ["CertificateSignIn", "DoorOptions", "OperatorDoor", "Shared", "SubmissionDoor"]
 
-CertificateSignIn = Callable[[ssl.SSLObject, str], Identity | Refused]
-"""Whose the certificate of this connection is; the login, when not empty, must be theirs."""
+CertificateSignIn = Callable[[Sequence[bytes], str], Identity | Refused]
+"""Whose the certificate is that was `presented`; the login, when not empty, must be theirs."""
 
 
 class OperatorDoor(Door):
@@ -71,7 +70,7 @@ class OperatorDoor(Door):
         connection = session.tls
         if self._judge_peer is None or connection is None:
             return None
-        doubt = await self._in_thread(self._judge_peer, connection)
+        doubt = await self._in_thread(self._judge_peer, presented(connection))
         return Refused(refusals.OPERATOR_NOT_BELIEVED, doubt) if doubt else None
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
@@ -142,7 +141,7 @@ class SubmissionDoor(Door):
         connection = session.tls
         if self._certificates is None or connection is None:
             return Refused(CERTIFICATE_REFUSED)
-        found = await self._in_login_thread(self._certificates, connection, login)
+        found = await self._in_login_thread(self._certificates, presented(connection), login)
         if isinstance(found, Refused):
             return found
         session.identity = found

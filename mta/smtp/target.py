@@ -37,7 +37,7 @@ from mta.smtp.pool import Counts, Destination, Job, NotOpenedError, Pool, PoolOp
 from mta.smtp.routes import MAX_ADDRESSES, Host, Route, Router
 from trust.names import DistinguishedName
 from trust.refusals import Refused
-from trust.tls import Context, PeerJudge, in_force, peer_name
+from trust.tls import Context, PeerJudge, in_force, peer_name, presented
 
 REQUIRE_TLS = "REQUIRETLS"
 """Flag of a message whose sender demands TLS all the way (RFC 8689 §3)."""
@@ -317,7 +317,7 @@ class SmtpTarget:
     async def _judged(
         self, connection: SmtpConnection, judge: PeerJudge, session: ssl.SSLObject, whose: str
     ) -> Refused | None:
-        doubt = await asyncio.to_thread(judge, session)
+        doubt = await asyncio.to_thread(judge, presented(session))
         if doubt:
             return Refused(refusals.PEER_NOT_BELIEVED, f"{whose}: {doubt}")
         connection.judged_at = asyncio.get_running_loop().time()

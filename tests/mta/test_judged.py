@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
 
 from directory.partners import PartnerBook
 from directory.records import Partner
@@ -62,11 +65,11 @@ class Road:
             self._judge_of_one,
         )
 
-    def _judge_of_one(self, connection: ssl.SSLObject) -> str:
-        return self.judge_of_one(connection)
+    def _judge_of_one(self, shown: Sequence[bytes]) -> str:
+        return self.judge_of_one(shown)
 
-    def _judge_of_two(self, connection: ssl.SSLObject) -> str:
-        return self.judge_of_two(connection)
+    def _judge_of_two(self, shown: Sequence[bytes]) -> str:
+        return self.judge_of_two(shown)
 
     async def start(self) -> None:
         port = self.port = await self.door.start("127.0.0.1", 0)
@@ -106,6 +109,21 @@ async def test_real_validators_on_both_sides_let_a_message_through(road: Road, s
     road.judge_of_one = peer_judge(validator, Purpose.OPERATOR_TLS_CLIENT)
     road.judge_of_two = peer_judge(validator, Purpose.OPERATOR_TLS_SERVER)
     assert isinstance(await road.deliver(), Delivered)
+
+
+async def test_judges_work_elsewhere_and_get_bytes_not_the_connection(road: Road) -> None:
+    """OpenSSL frees the chain when a ticket comes: who read it in another thread than the connection's died of it."""
+    asked: list[tuple[Sequence[bytes], threading.Thread]] = []
+
+    def judge(shown: Sequence[bytes]) -> str:
+        asked.append((shown, threading.current_thread()))
+        return ""
+
+    road.judge_of_one = road.judge_of_two = judge
+    assert isinstance(await road.deliver(), Delivered)
+    judged = {x509.load_der_x509_certificate(shown[0]).subject.rfc4514_string() for shown, _ in asked}
+    assert len(judged) == 2, "the door's peer and the target's"
+    assert threading.current_thread() not in {thread for _, thread in asked}
 
 
 async def test_who_is_not_believed_any_more_hands_nothing_over(road: Road) -> None:

@@ -259,15 +259,15 @@ async def test_peer_is_judged_by_our_validator_with_the_chain_it_presents(
     server, port = await network.serve(followed_operator_server(*files.triple))
     reader, writer, _ = await network.connect(port, followed_operator_client(*client_files.triple)())
     assert await still_talks(reader, writer)
-    connection = writer.get_extra_info("ssl_object")
+    shown = presented(writer.get_extra_info("ssl_object"))
     validator = CertificateValidator([authority.root])
-    verdict = judge_peer(connection, validator, Purpose.OPERATOR_TLS_SERVER, datetime.now(UTC))
+    verdict = judge_peer(shown, validator, Purpose.OPERATOR_TLS_SERVER, datetime.now(UTC))
     assert verdict is not None
     assert verdict.ok
     assert len(verdict.path) == 3, "the intermediate came with the handshake"
-    assert peer_judge(validator, Purpose.OPERATOR_TLS_SERVER)(connection) == ""
+    assert peer_judge(validator, Purpose.OPERATOR_TLS_SERVER)(shown) == ""
     nobody = CertificateValidator([DemonstrationAuthority.create("Autre").root])
-    assert "no-path" in peer_judge(nobody, Purpose.OPERATOR_TLS_SERVER)(connection)
+    assert "no-path" in peer_judge(nobody, Purpose.OPERATOR_TLS_SERVER)(shown)
     ((name, chain),) = server.peers
     assert name is not None
     assert next(x509.load_der_x509_certificate(each) for each in chain) == client_files.issued.certificate
@@ -277,7 +277,7 @@ async def test_peer_is_judged_by_our_validator_with_the_chain_it_presents(
 def test_nothing_presented_before_the_handshake(files: Files) -> None:
     waiting = followed_operator_client(*files.triple)().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
     assert presented(waiting) == ()
-    assert judge_peer(waiting, CertificateValidator([]), Purpose.OPERATOR_TLS_SERVER, datetime.now(UTC)) is None
+    assert judge_peer((), CertificateValidator([]), Purpose.OPERATOR_TLS_SERVER, datetime.now(UTC)) is None
 
 
 def test_one_context_for_ever_is_a_context_too(files: Files) -> None:
