@@ -8,6 +8,7 @@ directory does not answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +19,7 @@ from config.settings import Loaded
 from directory.records import MailboxKind
 from directory.resolve import DirectoryRefusedError, DirectoryUnavailableError
 from mta.mailboxes.administration import MailboxAdministration, Shown, words_of
+from mta.mailboxes.adopting import Adoption
 from mta.mailboxes.listing import Listing
 from mta.mailboxes.records import Custody, MailboxRecord, MailboxState, MemberRight, ReadingPreferences
 from mta.mailboxes.registry import Entry, written
@@ -34,11 +36,13 @@ _WORDS = {"yes": True, "no": False}
 @dataclass(frozen=True, slots=True)
 class MailboxAnswers:
     """`listing` tells the directory; None where a running gateway will. `end_sessions` ends what is open on these
-    mailboxes and says whether it did; None where nobody can."""
+    mailboxes and says whether it did; None where nobody can. `adoption` asks the directory what an account's mailbox is
+    before an act writes it down; None where it cannot be asked."""
 
     administration: MailboxAdministration
     listing: Listing | None = None
     end_sessions: Callable[[Collection[str]], bool] | None = None
+    adoption: Adoption | None = None
 
     def calls(self) -> dict[str, Callable[[Request], Any]]:
         """All calls by name; what an operator cannot have comes as `{"problem": sentence}`."""
@@ -55,7 +59,20 @@ class MailboxAnswers:
             "mailbox.password": self.password,
             "mailbox.member": self.member,
         }
-        return {name: told(call) for name, call in calls.items()}
+        return {name: told(self._once_adopted(call)) for name, call in calls.items()}
+
+    def _once_adopted(self, call: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        def answer(request: Request) -> Any:
+            self._adopt()
+            return call(request)
+
+        return answer
+
+    def _adopt(self) -> None:
+        if self.adoption is not None:
+            with suppress(DirectoryUnavailableError):
+                while self.adoption.turn():
+                    pass
 
     def list(self, request: Request) -> Any:
         """Keys `after` (an id), `kind`, `state`, which may be empty; `next` is where to go on, empty at the end."""
@@ -141,11 +158,12 @@ class MailboxAnswers:
 
 
 def answers_about_mailboxes(
-    administration: MailboxAdministration, listing: Listing | None, loaded: Loaded
+    administration: MailboxAdministration, listing: Listing | None, adoption: Adoption | None, loaded: Loaded
 ) -> MailboxAnswers:
     """For the operator of this configuration."""
     doveadm = loaded.settings.mailboxes.search_socket
-    return MailboxAnswers(administration, listing, partial(end_sessions, loaded.path(doveadm)) if doveadm else None)
+    ending = partial(end_sessions, loaded.path(doveadm)) if doveadm else None
+    return MailboxAnswers(administration, listing, ending, adoption)
 
 
 def changed_preferences(now: ReadingPreferences, values: Mapping[str, str]) -> ReadingPreferences:

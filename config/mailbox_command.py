@@ -49,7 +49,7 @@ class Mailboxes(Gateway):
         accounts = Accounts(database, vault)
         journal = Journal(vault, loaded.settings.operator.host)
         administration = make_administration(make_registry(accounts, vault, loaded), accounts, journal, loaded)
-        return answers_about_mailboxes(administration, None, loaded).calls()
+        return answers_about_mailboxes(administration, None, None, loaded).calls()
 
 
 @click.group("mailbox")
@@ -59,7 +59,7 @@ def mailbox() -> None:
 
 @mailbox.command("list")
 @click.option("--kind", type=click.Choice([each.value for each in MailboxKind]), default=None)
-@click.option("--state", "in_state", type=click.Choice([each.value for each in MailboxState]), default=None)
+@click.option("--only", "in_state", type=click.Choice([each.value for each in MailboxState]), default=None)
 @JSON
 @on_gateway
 def mailbox_list(where: Where, kind: str | None, in_state: str | None, as_json: bool) -> None:

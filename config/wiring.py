@@ -159,7 +159,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     mailbox_writer = open_writer(loaded)
     if mailbox_writer is not None:
         stack.callback(mailbox_writer.close)
-    listing = look_after_mailboxes(process, store, mailboxes, places, mailbox_writer, spooling, running)
+    adoption, listing = look_after_mailboxes(process, store, mailboxes, places, mailbox_writer, spooling, running)
     alive = {"worker": lambda: worker.at_work, "tasks": running.whole}
     collectors = (
         TrustCollector(trust),
@@ -185,7 +185,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         places.directory,
         accounts,
         answers_about_mailboxes(
-            make_administration(mailboxes.registry, accounts, store.journal, loaded), listing, loaded
+            make_administration(mailboxes.registry, accounts, store.journal, loaded), listing, adoption, loaded
         ),
         Answers(store.database, journal_answers, spool, places.directory, letters, targets.dossier),
         queue,

@@ -119,9 +119,9 @@ def look_after_mailboxes(
     writer: Directory | None,
     spooling: Spooling,
     running: Running,
-) -> Listing | None:
-    """From now on: accounts get records, the directory is told, what is past its retention goes. Returns who tells the
-    directory; None where nobody may write there."""
+) -> tuple[Adoption, Listing | None]:
+    """From now on: accounts get records, the directory is told, what is past its retention goes. Returns who asks the
+    directory and who tells it; None where nobody may write there."""
     loaded, database, journal = process.loaded, store.database, store.journal
     adoption = Adoption(mailboxes.registry, database, journal, places.directory, store.clock)
     listing = None if writer is None else Listing(mailboxes.registry, database, store.vault, writer)
@@ -141,7 +141,7 @@ def look_after_mailboxes(
             batch=retention.batch,
         )
         running.start(Purging(purge, retention.round_hours * 3600.0), "purge of mailboxes")
-    return listing
+    return adoption, listing
 
 
 class Records(Repeating):
