@@ -10,7 +10,7 @@ from typing import Any
 
 from config.door_service import RELOADED, certificate_sign_in, door_options, limits_of
 from config.gateway.belief import Belief
-from config.gateway.mailboxes import Mailboxes
+from config.gateway.mailboxes import Mailboxes, answered_marks
 from config.incoming import Incoming, lmtp_door, open_lmtp
 from config.node import Process
 from config.oidc_service import OidcService
@@ -62,6 +62,9 @@ async def open_doors(
     await listen(operators.start, settings.operators.host, settings.operators.port, reuse_port=process.shares_ports)
     stack.push_async_callback(operators.stop)
     doors.append(operators)
+    answered = answered_marks(process.loaded, mailboxes)
+    if answered is not None:
+        stack.callback(answered.close)
     if settings.submission is not None and trust.submission is not None:
         submission = SubmissionDoor(
             spool,
@@ -74,6 +77,7 @@ async def open_doors(
             oidc.authenticate if oidc else None,
             certificate_sign_in(accounts, belief.validator) if settings.submission.client_certificates else None,
             mailboxes.rules,
+            answered.sent if answered is not None else None,
         )
         await listen(
             submission.start, settings.submission.host, settings.submission.port, reuse_port=process.shares_ports

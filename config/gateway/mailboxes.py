@@ -20,6 +20,7 @@ from directory.resolve import Directory, DirectoryRefusedError, DirectoryUnavail
 from mta.bell import Repeating
 from mta.mailboxes.administration import MailboxAdministration
 from mta.mailboxes.adopting import Adoption
+from mta.mailboxes.answered import AnsweredMarks
 from mta.mailboxes.dovecot import MailboxRealm
 from mta.mailboxes.exchanges import Exchanges
 from mta.mailboxes.listing import Listing
@@ -109,6 +110,12 @@ def home_of(loaded: Loaded, vault: KeyVault) -> MailboxRealm:
         loaded.path(section.home),
         lambda address: vault.pseudonym("mailbox home", address)[:40],
     )
+
+
+def answered_marks(loaded: Loaded, mailboxes: Mailboxes) -> AnsweredMarks | None:
+    """Who says in a team's mailbox which of its members has answered; None where Dovecot cannot be asked."""
+    doveadm = loaded.settings.mailboxes.search_socket
+    return AnsweredMarks(mailboxes.registry, loaded.path(doveadm)) if doveadm else None
 
 
 def look_after_mailboxes(

@@ -178,9 +178,15 @@ class Exchanges:
 
 def references_of(header: Entity) -> list[str]:
     """Message-IDs it refers to (RFC 5322 §3.6.4), the nearest first: In-Reply-To, then References from its end."""
-    near = [found for value in header.values("in-reply-to") for found in _ID.findall(value[:_LONGEST])]
+    near = answered_by(header)
     far = [found for value in header.values("references") for found in _ID.findall(value[-_LONGEST:])]
     return list(dict.fromkeys([*near, *reversed(far)]))[:MAX_REFERENCES]
+
+
+def answered_by(header: Entity) -> list[str]:
+    """Message-IDs it answers: those of In-Reply-To."""
+    found = (each for value in header.values("in-reply-to") for each in _ID.findall(value[:_LONGEST]))
+    return list(dict.fromkeys(found))
 
 
 def says_end(header: Entity) -> bool:

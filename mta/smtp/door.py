@@ -129,11 +129,13 @@ class SubmissionDoor(Door):
         tokens: Callable[[str, str], Identity | Refused] | None = None,
         certificates: CertificateSignIn | None = None,
         mailboxes: MailboxRules | None = None,
+        sent: Callable[[Identity, bytes], None] | None = None,
     ) -> None:
         """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`.
         `tokens`, which may block, says whose an access token is, given the login (may be empty); None: none is taken.
         `certificates`, which may block, says whose the certificate of a connection is; None: none is taken.
-        `mailboxes` says what our mailboxes allow, and is asked instead of `exists`; None: they allow everything.
+        `mailboxes` says what our mailboxes allow, and is asked instead of `exists`; None: they allow everything. `sent`
+        is told of each mail that was kept; it returns at once.
         """
         super().__init__(spool, context, options)
         self._accounts = accounts
@@ -143,6 +145,7 @@ class SubmissionDoor(Door):
         self._tokens = tokens
         self._certificates = certificates
         self._mailboxes = mailboxes
+        self._sent = sent
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -227,6 +230,12 @@ class SubmissionDoor(Door):
 
     def _own_addresses(self, session: DoorSession) -> tuple[str, ...]:
         return _identity(session).addresses
+
+    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
+        reply = await super().accept(session, transaction, content)
+        if self._sent is not None and isinstance(session.identity, Identity) and not isinstance(reply, Refused):
+            self._sent(session.identity, content)
+        return reply
 
     def _judge(self, session: DoorSession, transaction: Transaction, header: Entity, content: bytes) -> Refused | None:
         """Everybody the header says wrote or sent it is somebody this identity may be, and the author, whose key signs

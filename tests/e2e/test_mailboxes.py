@@ -1,4 +1,4 @@
-"""Mailboxes of a running gateway, with real clients at its doors: suspended, closed, opened, and a patient who answers."""
+"""Mailboxes of a running gateway, real clients at its doors: suspended, closed, opened; and a patient who answers."""
 
 from __future__ import annotations
 
@@ -147,6 +147,26 @@ def test_closed_it_bounces_with_the_reason_and_keeps_its_mail(up: Running) -> No
     mailbox(up, "open", address)
     assert reads(up, address)
     until(lambda: listed(up, address) is not None, 20, "the mailbox in the directory again")
+
+
+def test_a_team_sees_who_has_answered(up: Running) -> None:
+    team, member = "dpi@hopitala.mssante.fr", create(up, f"claude.fictif@{DOMAIN}", "PER", "Claude FICTIF")
+    mailbox(up, "password", team, "--password-file", "-", text="mot de passe\n")
+    mailbox(up, "members", team, member, "--read", "--send")
+    question = letter(DOCTOR.address, team)
+    assert refusal(up, up.account("gp"), question)[0] == 250
+
+    def flags() -> str:
+        with imap(up, team) as client:
+            _, found = client.fetch("1:*", "(FLAGS)")
+            return b" ".join(each for each in found if isinstance(each, bytes)).decode()
+
+    until(lambda: "FLAGS" in flags(), 40, "the question")
+    assert "Answered" not in flags()
+    answer = letter(team, DOCTOR.address, In_Reply_To=str(question["Message-ID"]))
+    assert refusal(up, {"user": member, "password": "mot de passe"}, answer)[0] == 250
+    until(lambda: "Answered" in flags(), 40, "the mark of the answer")
+    assert "$Repondu-claude.fictif" in flags()
 
 
 def test_a_patient_answers_until_the_last_word(up: Running) -> None:
