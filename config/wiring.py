@@ -23,7 +23,7 @@ from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
 from config.gateway.doors import open_doors
 from config.gateway.heads import publish_heads
-from config.gateway.mailboxes import look_after_mailboxes, make_administration, open_mailboxes
+from config.gateway.mailboxes import MailboxCollector, look_after_mailboxes, make_administration, open_mailboxes
 from config.gateway.places import open_places
 from config.gateway.running import Running, in_background
 from config.gateway.spooling import open_spool
@@ -171,6 +171,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         SurvivalCollector(loaded.state, store.database, journal_answers.publisher.published, alive),
         ScreeningCollector(stages.scans, telling.quarantine, telling.overdue),
         QueueCollector(queue, retention),
+        MailboxCollector(mailboxes.registry),
         DirectoryCollector(places.directory, places.learning),
         SynchronisationCollector(synchronisation_folder(loaded)),
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 
 from config.gateway.places import Places
 from config.gateway.running import Running
@@ -149,6 +152,27 @@ def look_after_mailboxes(
         )
         running.start(Purging(purge, retention.round_hours * 3600.0), "purge of mailboxes")
     return adoption, listing
+
+
+class MailboxCollector(Collector):
+    """How many mailboxes there are, for Prometheus."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            counts = self._registry.counts()
+        except SQLAlchemyError:  # `relais_up` says it
+            return
+        gauge = GaugeMetricFamily("relais_mailboxes", "Mailboxes, by kind and state.", labels=["kind", "state"])
+        for (kind, state), number in sorted(counts.items()):
+            gauge.add_metric([kind, state], number)
+        yield gauge
 
 
 class Records(Repeating):

@@ -56,7 +56,7 @@ class Exchanges:
     def arrived(self, patient: str, header: Entity) -> None:
         """A professional's mail is about to be filed for this patient. Repeated, it changes nothing."""
         message_id, author = message_id_of(header), author_of(header)
-        if not message_id or author is None or self._is_patient(author):
+        if not message_id or author is None or self.is_patient(author):
             return
         try:
             self._arrived(patient, header, author, message_id)
@@ -89,6 +89,10 @@ class Exchanges:
                 connection.execute(insert(patient_exchange_people).values(**row))
 
         self._database.transact(write)
+
+    def is_patient(self, address: str) -> bool:
+        """Patients' mailboxes, and only they, are in the patients' domains. Does not block."""
+        return domain_of(address) in self._patient_domains
 
     def may_write_to(self, patient: str, correspondent: str, *, receipt: bool = False) -> bool:
         """Whether an exchange with that address is open; for a reading receipt it may be over as well."""
@@ -151,7 +155,7 @@ class Exchanges:
                 found += from_addresses(header, name)
             except AddressError:  # of a group, say: nobody of it
                 continue
-        usable = (each.lower() for each in found if is_address(each) and not self._is_patient(each))
+        usable = (each.lower() for each in found if is_address(each) and not self.is_patient(each))
         return list(dict.fromkeys(usable))[:MAX_PEOPLE]
 
     def _named(self, connection: Connection, patient: str, header: Entity) -> Iterable[str]:
@@ -162,9 +166,6 @@ class Exchanges:
             if exchange is not None and exchange not in seen:
                 seen.add(exchange)
                 yield exchange
-
-    def _is_patient(self, address: str) -> bool:
-        return domain_of(address).lower() in self._patient_domains
 
     def _patient(self, address: str) -> str:
         return self._vault.pseudonym("exchange patient", address.lower())

@@ -73,8 +73,7 @@ class MailboxRules:
     # Patients
 
     def is_patient(self, address: str) -> bool:
-        record = self._registry.find(address)
-        return record is not None and record.kind is MailboxKind.PATIENT
+        return self._exchanges.is_patient(address)
 
     def writes_to(self, patient: str, recipient: str, *, receipt: bool = False) -> Refused | None:
         """Before the content: why a patient does not write to that address. `receipt`: what comes may be a reading
