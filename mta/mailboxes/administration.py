@@ -32,6 +32,7 @@ LONGEST_TEXT = 200
 LARGEST_QUOTA = 1 << 50
 _MATRICULE = re.compile(r"[0-9]{6}[0-9a-z][0-9]{8}")
 """With its key, which official test identities have wrong; Corsica's departments have a letter."""
+_LIKE_A_MATRICULE = re.compile(r"[0-9]{6}[0-9ABab][0-9]{6}")
 _ID_BEGINNING = re.compile(r"[0-9a-f]{8,64}")
 _IDENTIFIER = re.compile(r"[0-9A-Za-z/._-]{0,64}")
 
@@ -91,17 +92,15 @@ class MailboxAdministration:
 
         def work(connection: Connection) -> Entry:
             known = self._registry.entry(connection, address)
-            if known is not None and known.record.state is MailboxState.CLOSED:
-                raise AccountError(
-                    "this address was a mailbox that was closed, and is never given to somebody else: open that one "
-                    "again, or choose another"
-                )
-            if known is not None and known.owned:
+            if known is not None and known.owned and known.record.state is not MailboxState.CLOSED:
                 raise AccountError("there is a mailbox of this address already")
+            if known is not None:  # its mail may be there still
+                raise AccountError(
+                    "this address was a mailbox before, and is never given to somebody else: give it back with relais "
+                    "mailbox open, or relais account create if its account was deleted, or choose another"
+                )
             self._put_account(connection, login or address, address, password_hash)
-            entry = self._registry.put(
-                connection, replace(known or Entry(self._registry.id_of(address), record), record=record, owned=True)
-            )
+            entry = self._registry.put(connection, Entry(self._registry.id_of(address), record))
             details = {"kind": record.kind.value, "password": "yes" if password_hash else "no"}
             self._note(connection, by, "mailbox.created", entry.id, details)
             return entry
@@ -124,6 +123,8 @@ class MailboxAdministration:
 
     def _change_state(self, name: str, state: MailboxState, reason: str, by: str) -> Entry:
         reason = checked_text(reason, "a reason")
+        if _LIKE_A_MATRICULE.search(reason.replace(" ", "")):
+            raise AccountError("the reason is told to others: no number of a patient in it")
 
         def change(connection: Connection, entry: Entry) -> Entry:
             record = entry.record
@@ -152,6 +153,7 @@ class MailboxAdministration:
 
         def change(connection: Connection, entry: Entry) -> Entry:
             record = checked(replace(entry.record, **values))  # type: ignore[arg-type]
+            _check_label(record)
             entry = self._registry.put(connection, replace(entry, record=record))
             self._note(connection, by, "mailbox.described", entry.id, {"fields": " ".join(sorted(values))})
             return entry
@@ -246,13 +248,9 @@ class MailboxAdministration:
             raise AccountError("its domain is not one of this operator's (operator.domains)")
         if (record.kind is MailboxKind.PATIENT) != (domain in patients):
             raise AccountError("patients' mailboxes, and only they, are in the patients' domains")
-        if record.kind is MailboxKind.PATIENT:
-            if not _MATRICULE.fullmatch(record.address.partition("@")[0]):
-                raise AccountError("a patient's mailbox is named after the matricule: 15 characters, with its key")
-            if record.label:
-                raise AccountError("a patient's mailbox has no label")
-        elif not record.label:
-            raise AccountError("say with --label what it is called: `Titre Prénom NOM`, or what the team is called")
+        if record.kind is MailboxKind.PATIENT and not _MATRICULE.fullmatch(record.address.partition("@")[0]):
+            raise AccountError("a patient's mailbox is named after the matricule: 15 characters, with its key")
+        _check_label(record)
 
     def _named(self, connection: Connection, name: str) -> Entry:
         """By address or the beginning of an id. Raises `AccountError`."""
@@ -268,7 +266,12 @@ class MailboxAdministration:
         return entry
 
     def _on(self, name: str, change: Callable[[Connection, Entry], T]) -> T:
-        return self._do(lambda connection: change(connection, self._named(connection, name)))
+        def work(connection: Connection) -> T:
+            entry = self._named(connection, name)
+            self._registry.lock(connection, entry.id)
+            return change(connection, self._registry.entry_of(connection, entry.id) or entry)
+
+        return self._do(work)
 
     def _do(self, work: Callable[[Connection], T]) -> T:
         return self._accounts.database.transact(work)
@@ -293,6 +296,14 @@ _ACTS = {
     MailboxState.SUSPENDED: "suspended",
     MailboxState.CLOSED: "closed",
 }
+
+
+def _check_label(record: MailboxRecord) -> None:
+    """Raises `AccountError`."""
+    if record.kind is MailboxKind.PATIENT and record.label:
+        raise AccountError("a patient's mailbox has no label")
+    if record.kind is not MailboxKind.PATIENT and not record.label:
+        raise AccountError("say with --label what it is called: `Titre Prénom NOM`, or what the team is called")
 
 
 def checked(record: MailboxRecord) -> MailboxRecord:

@@ -173,8 +173,8 @@ class Registry:
     def put(self, connection: Connection, entry: Entry, *, tell: bool = True) -> Entry:
         """Write a mailbox as `entry.record` has it, over whatever row it had; `tell`: the directory is to know."""
         record = entry.record
-        version = entry.version + 1 if tell or not entry.version else entry.version
-        published = entry.published if tell else max(entry.published, version)
+        version = entry.version + 1 if tell else max(entry.version, 1)
+        published = entry.published if tell or entry.version else version
         hidden: dict[str, Any] = {name: getattr(record, name) for name in _SEALED}
         hidden["preferences"] = written(record.preferences)
         values = {
@@ -192,6 +192,10 @@ class Registry:
             sealed = self._vault.seal(record.address.encode(), _context(entry.id, "address"))
             connection.execute(insert(mailboxes).values(address=entry.id, sealed_address=sealed, **values))
         return replace(entry, version=version, published=published)
+
+    def lock(self, connection: Connection, mailbox_id: str) -> None:
+        """Nobody on another node changes its row until the transaction ends: what is read after this stays true."""
+        connection.execute(select(mailboxes.c.address).where(mailboxes.c.address == mailbox_id).with_for_update())
 
     def mark_published(self, connection: Connection, entry: Entry) -> None:
         """The directory knows it as it was in this version."""

@@ -214,6 +214,8 @@ def test_suspended_closed_and_opened_again(house: House, clock: Clock) -> None:
         act.suspend(DOCTOR, "", "root")
     with pytest.raises(AccountError, match="--reason"):
         act.close(TEAM, " ", "root")
+    with pytest.raises(AccountError, match="number of a patient"):
+        act.close(TEAM, "dossier 2 99 01 99 001 001 33", "root")
     again = act.open(DOCTOR, "root").record
     assert (again.state, again.reason, again.closed_at) == (MailboxState.ACTIVE, "", None)
     with pytest.raises(AccountError, match="no mailbox"):
@@ -247,8 +249,22 @@ def test_without_its_account_it_is_no_mailbox(house: House) -> None:
     assert house.registry.find(OTHER) is None
     shown = house.administration.show(OTHER)
     assert not shown.entry.owned, "an operator still sees it"
-    house.create(OTHER, MailboxKind.PER, "Dr Dominique NOIR", PASSWORD)
-    assert house.registry.find(OTHER) is not None
+    with pytest.raises(AccountError, match="never given to somebody else"):
+        house.create(OTHER, MailboxKind.PER, "Dr Jean BLANC", PASSWORD)
+    house.accounts.create(OTHER, [OTHER], PASSWORD)
+    found = house.registry.find(OTHER)
+    assert found is not None
+    assert found.label == "Dr Dominique NOIR"
+
+
+def test_what_the_directory_was_not_told_stays_to_be_told(house: House) -> None:
+    act = house.administration
+    before = act.show(DOCTOR).entry
+    assert before.published < before.version
+    act.set_quota(DOCTOR, 1, "root")
+    act.suspend(DOCTOR, "", "root")
+    after = act.show(DOCTOR).entry
+    assert (after.version, after.published) == (before.version, before.published)
 
 
 def test_by_the_beginning_of_its_id(house: House) -> None:
