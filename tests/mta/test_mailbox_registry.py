@@ -1,4 +1,4 @@
-"""Mailboxes on both databases: what each is, who may do what, and what an operator may do to it."""
+"""Mailboxes on a real database: what each is, who may do what, and what an operator may do to it."""
 
 from __future__ import annotations
 
@@ -39,22 +39,30 @@ from .mailbox_house import (
 
 
 @pytest.fixture
-def house(each_database: Database, vault: KeyVault, clock: Clock) -> House:
+def house(database: Database, vault: KeyVault, clock: Clock) -> House:
+    made = House(database, vault, clock)
+    made.furnish()
+    return made
+
+
+@pytest.fixture
+def either(each_database: Database, vault: KeyVault, clock: Clock) -> House:
+    """On each kind of database."""
     made = House(each_database, vault, clock)
     made.furnish()
     return made
 
 
-def test_each_is_what_it_was_made(house: House, clock: Clock) -> None:
+def test_each_is_what_it_was_made(either: House, clock: Clock) -> None:
     kinds = {DOCTOR: "PER", TEAM: "ORG", MACHINE: "APP", PATIENT: "PATIENT"}
     for address, kind in kinds.items():
-        found = house.registry.find(address.upper())
+        found = either.registry.find(address.upper())
         assert found is not None
         assert (found.address, found.kind.value, found.state) == (address, kind, MailboxState.ACTIVE)
         assert found.created_at == clock.now
-    assert house.registry.find("personne@op1.example") is None
-    assert house.registry.find("") is None
-    assert house.actions()[:2] == ["mailbox.created"] * 2
+    assert either.registry.find("personne@op1.example") is None
+    assert either.registry.find("") is None
+    assert either.actions()[:2] == ["mailbox.created"] * 2
 
 
 def test_no_address_and_no_name_is_readable_in_the_database(house: House) -> None:
@@ -129,10 +137,10 @@ def test_one_account_may_have_several(house: House) -> None:
 # Members
 
 
-def test_rights_of_members_are_rights_of_their_accounts(house: House) -> None:
-    secretary = house.accounts.by_address(SECRETARY)
+def test_rights_of_members_are_rights_of_their_accounts(either: House) -> None:
+    secretary = either.accounts.by_address(SECRETARY)
     assert secretary is not None
-    accounts = house.accounts
+    accounts = either.accounts
     expected = {
         READ: (False, False, Access.READ),
         READ | WRITE: (True, False, Access.READ | Access.WRITE),
@@ -140,19 +148,19 @@ def test_rights_of_members_are_rights_of_their_accounts(house: House) -> None:
         READ | WRITE | SEND: (True, True, ~Access(0)),
     }
     for rights, (opens, sends, access) in expected.items():
-        shown = house.administration.set_member(TEAM, SECRETARY, rights, "root")
+        shown = either.administration.set_member(TEAM, SECRETARY, rights, "root")
         assert shown.members == (Member(SECRETARY, rights),)
-        assert house.registry.shared_with(SECRETARY) == ((TEAM, rights),)
+        assert either.registry.shared_with(SECRETARY) == ((TEAM, rights),)
         assert accounts.access(secretary, TEAM) == access
         assert accounts.may_open(secretary, TEAM) is opens
         assert accounts.may_use(secretary, TEAM) is sends
         assert accounts.may_sign_as(secretary, TEAM) is sends
-    house.administration.set_member(TEAM, SECRETARY, MemberRight(0), "root")
-    assert house.registry.shared_with(SECRETARY) == ()
+    either.administration.set_member(TEAM, SECRETARY, MemberRight(0), "root")
+    assert either.registry.shared_with(SECRETARY) == ()
     assert accounts.access(secretary, TEAM) == Access(0)
     with pytest.raises(AccountError, match="no member"):
-        house.administration.set_member(TEAM, SECRETARY, MemberRight(0), "root")
-    assert house.actions().count("mailbox.member-set") == 6
+        either.administration.set_member(TEAM, SECRETARY, MemberRight(0), "root")
+    assert either.actions().count("mailbox.member-set") == 6
 
 
 def test_whoever_is_granted_the_team_s_address_is_a_member(house: House) -> None:
@@ -198,8 +206,8 @@ def test_nobody_has_a_share_in_what_is_shut(house: House) -> None:
 # Its life
 
 
-def test_suspended_closed_and_opened_again(house: House, clock: Clock) -> None:
-    act = house.administration
+def test_suspended_closed_and_opened_again(either: House, clock: Clock) -> None:
+    act = either.administration
     assert act.suspend(DOCTOR, "en congé", "root").record.state is MailboxState.SUSPENDED
     clock.now += 10
     closed = act.close(DOCTOR, "  parti à la   retraite ", "root").record
@@ -220,7 +228,7 @@ def test_suspended_closed_and_opened_again(house: House, clock: Clock) -> None:
     assert (again.state, again.reason, again.closed_at) == (MailboxState.ACTIVE, "", None)
     with pytest.raises(AccountError, match="no mailbox"):
         act.open("personne@op1.example", "root")
-    assert [each for each in house.actions() if each.startswith("mailbox.") and "created" not in each] == [
+    assert [each for each in either.actions() if each.startswith("mailbox.") and "created" not in each] == [
         "mailbox.member-set",
         "mailbox.suspended",
         "mailbox.closed",
@@ -267,13 +275,13 @@ def test_what_the_directory_was_not_told_stays_to_be_told(house: House) -> None:
     assert (after.version, after.published) == (before.version, before.published)
 
 
-def test_by_the_beginning_of_its_id(house: House) -> None:
-    entry = house.administration.show(PATIENT).entry
-    assert house.administration.show(entry.id[:12]).entry == entry
-    assert house.administration.show(entry.id.upper()).entry == entry
+def test_by_the_beginning_of_its_id(either: House) -> None:
+    entry = either.administration.show(PATIENT).entry
+    assert either.administration.show(entry.id[:12]).entry == entry
+    assert either.administration.show(entry.id.upper()).entry == entry
     for wrong in ("0" * 12, entry.id[:7], "", "%", entry.id[:8] + "%"):
         with pytest.raises(AccountError):
-            house.administration.show(wrong)
+            either.administration.show(wrong)
 
 
 def test_quota_preferences_and_description(house: House) -> None:
@@ -299,14 +307,14 @@ def test_preferences_of_other_versions_are_read() -> None:
     assert preferences_of({"hprim": True, "not yet known": 1}) == ReadingPreferences(hprim=True)
 
 
-def test_lists_page_by_page(house: House) -> None:
-    first = house.administration.list("", 4)
-    rest = house.administration.list(first[-1].id, 4)
+def test_lists_page_by_page(either: House) -> None:
+    first = either.administration.list("", 4)
+    rest = either.administration.list(first[-1].id, 4)
     assert {each.record.address for each in (*first, *rest)} == {DOCTOR, OTHER, SECRETARY, TEAM, MACHINE, PATIENT}
-    house.administration.suspend(TEAM, "", "root")
-    (found,) = house.administration.list("", 10, MailboxKind.ORG, MailboxState.SUSPENDED)
+    either.administration.suspend(TEAM, "", "root")
+    (found,) = either.administration.list("", 10, MailboxKind.ORG, MailboxState.SUSPENDED)
     assert found.record.address == TEAM
-    assert house.registry.counts()["ORG", "suspended"] == 1
+    assert either.registry.counts()["ORG", "suspended"] == 1
 
 
 # Accounts that are older
@@ -325,39 +333,39 @@ class Known:
         return self.recipients.get(address)
 
 
-def test_accounts_without_a_record_are_mailboxes_and_get_one(house: House, clock: Clock) -> None:
+def test_accounts_without_a_record_are_mailboxes_and_get_one(either: House, clock: Clock) -> None:
     old, service, unlisted = f"ancien@{DOMAIN}", f"service@{DOMAIN}", f"accueil@{DOMAIN}"
     patient = f"199019900100133@{PATIENTS}"
     for address in (old, service, unlisted, patient):
-        house.accounts.create(address, [address], PASSWORD)
-    Administration(house.accounts, house.journal).grant(SECRETARY, unlisted, Right.SIGN, "root")
+        either.accounts.create(address, [address], PASSWORD)
+    Administration(either.accounts, either.journal).grant(SECRETARY, unlisted, Right.SIGN, "root")
     for address, kind in ((old, "PER"), (unlisted, "ORG"), (patient, "PATIENT")):
-        found = house.registry.find(address)
+        found = either.registry.find(address)
         assert found is not None, "no mail is refused meanwhile"
         assert found.kind.value == kind
-    assert house.rules.receives(old) is None
+    assert either.rules.receives(old) is None
     directory = Known(
         Recipient(old, MailboxKind.APP, "Ancien automate", structure="1750012345"),
         Recipient(service, MailboxKind.CAB, "Cabinet\x00 fictif"),
         Recipient(patient, MailboxKind.PER, "Personne"),
     )
-    adoption = Adoption(house.registry, house.database, house.journal, directory, clock)
+    adoption = Adoption(either.registry, either.database, either.journal, directory, clock)
     directory.down = True
     with pytest.raises(DirectoryUnavailableError):
         adoption.turn()
-    assert "mailbox.adopted" not in house.actions(), "a kind never changes: nothing is guessed for good"
+    assert "mailbox.adopted" not in either.actions(), "a kind never changes: nothing is guessed for good"
     directory.down = False
     assert adoption.turn(3) == 3
     assert adoption.turn(3) == 1
     assert adoption.turn(3) == 0
-    found = house.registry.find(old)
+    found = either.registry.find(old)
     assert found is not None
     assert (found.kind, found.label, found.id_nat) == (MailboxKind.APP, "Ancien automate", "1750012345")
-    kinds = {each: house.registry.find(each) for each in (service, unlisted, patient)}
+    kinds = {each: either.registry.find(each) for each in (service, unlisted, patient)}
     assert [each.kind.value for each in kinds.values() if each] == ["CAB", "ORG", "PATIENT"]
     assert kinds[patient].label == ""
-    assert house.actions().count("mailbox.adopted") == 4
-    entry = house.administration.show(old).entry
+    assert either.actions().count("mailbox.adopted") == 4
+    entry = either.administration.show(old).entry
     assert entry.published == entry.version, "the directory has nothing to learn from itself"
 
 

@@ -19,7 +19,15 @@ AWAY = "cardio@op2.example"
 
 
 @pytest.fixture
-def house(each_database: Database, vault: KeyVault, clock: Clock) -> House:
+def house(database: Database, vault: KeyVault, clock: Clock) -> House:
+    made = House(database, vault, clock)
+    made.furnish()
+    return made
+
+
+@pytest.fixture
+def either(each_database: Database, vault: KeyVault, clock: Clock) -> House:
+    """On each kind of database."""
     made = House(each_database, vault, clock)
     made.furnish()
     return made
@@ -103,15 +111,15 @@ def test_an_answer_to_the_patient_s_answer_goes_on(house: House) -> None:
     assert not answer(house, "1", AWAY), "its References were lost, not its thread"
 
 
-def test_nobody_ends_or_opens_what_others_have_begun(house: House) -> None:
-    house.exchanges.arrived(PATIENT, header("1", AWAY))
+def test_nobody_ends_or_opens_what_others_have_begun(either: House) -> None:
+    either.exchanges.arrived(PATIENT, header("1", AWAY))
     stranger = header("9", "autre@op2.example", "References: <1@x.example>", "X-MSS-MES: FIN")
-    house.exchanges.arrived(PATIENT, stranger)
-    assert answer(house, "1", AWAY)
-    house.exchanges.arrived(PATIENT, header("2", AWAY, "References: <1@x.example>", "X-MSS-MES: FIN"))
-    house.exchanges.arrived(PATIENT, header("10", "autre@op2.example", "References: <1@x.example>"))
-    assert not answer(house, "1", AWAY)
-    assert answer(house, "10", "autre@op2.example")
+    either.exchanges.arrived(PATIENT, stranger)
+    assert answer(either, "1", AWAY)
+    either.exchanges.arrived(PATIENT, header("2", AWAY, "References: <1@x.example>", "X-MSS-MES: FIN"))
+    either.exchanges.arrived(PATIENT, header("10", "autre@op2.example", "References: <1@x.example>"))
+    assert not answer(either, "1", AWAY)
+    assert answer(either, "10", "autre@op2.example")
 
 
 def test_whoever_the_mail_was_to_as_well_may_be_answered(house: House) -> None:
@@ -156,10 +164,10 @@ def test_references_are_read_from_their_end_and_bounded() -> None:
     assert len(found) == MAX_REFERENCES
 
 
-def test_it_holds_after_a_restart_and_is_forgotten_after_years(house: House, vault: KeyVault, clock: Clock) -> None:
-    house.exchanges.arrived(PATIENT, header("1", AWAY, "X-MSS-MES: FIN"))
-    house.exchanges.arrived(PATIENT, header("2", OTHER))
-    again = House(house.database, vault, clock)
+def test_it_holds_after_a_restart_and_is_forgotten_after_years(either: House, vault: KeyVault, clock: Clock) -> None:
+    either.exchanges.arrived(PATIENT, header("1", AWAY, "X-MSS-MES: FIN"))
+    either.exchanges.arrived(PATIENT, header("2", OTHER))
+    again = House(either.database, vault, clock)
     assert not answer(again, "1", AWAY)
     assert answer(again, "2", OTHER)
     assert again.exchanges.purge(clock.now, 10) == 0
