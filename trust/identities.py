@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, or_, select
 
-from trust.shared_addresses import NOTHING, Access, access_to, owner_of
+from trust.shared_addresses import EVERYTHING, NOTHING, Access, access_of_others, owner_of
 from trust.tables import identities, identity_addresses, identity_locks
 from trust.vault import KeyVault
 
@@ -146,11 +146,11 @@ class Identities:
         if self.disabled(connection, identity_id):
             return NOTHING
         pseudonym = self.pseudonym(address)
-        found = access_to(connection, identity_id, pseudonym)
         owner = owner_of(connection, pseudonym)
-        if owner is not None and owner != identity_id and Access.SIGN in found and self.disabled(connection, owner):
-            found &= ~Access.SIGN
-        return found
+        if owner is None or owner == identity_id:
+            return NOTHING if owner is None else EVERYTHING
+        found = access_of_others(connection, identity_id, pseudonym, owner)
+        return found & ~Access.SIGN if Access.SIGN in found and self.disabled(connection, owner) else found
 
 
 def normalised(name: str) -> str:

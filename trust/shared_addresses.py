@@ -51,12 +51,9 @@ def letters_of(access: Access) -> str:
     return "".join(letter for letter, allowed in _LETTERS.items() if allowed in access)
 
 
-def access_to(connection: Connection, identity_id: str, address: str) -> Access:
-    """What the identity may do with the address (a pseudonym): as its owner, by a grant, or as member of a team that
-    owns it or has the grant; membership goes one step. The caller sees to who is kept out."""
-    owner = owner_of(connection, address)
-    if owner is None:
-        return NOTHING
+def access_of_others(connection: Connection, identity_id: str, address: str, owner: str) -> Access:
+    """What the identity may do with the address (a pseudonym) of another: by a grant, or as member of a team that owns
+    it or has the grant; membership goes one step. The caller sees to who is kept out."""
     acting = {identity_id, *teams_of(connection, identity_id)}
     if owner in acting:
         return EVERYTHING

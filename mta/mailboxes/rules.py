@@ -15,7 +15,7 @@ from directory.records import MailboxKind
 from mta import refusals as road
 from mta.mailboxes import refusals
 from mta.mailboxes.exchanges import Exchanges
-from mta.mailboxes.records import MailboxRegistry, MailboxState
+from mta.mailboxes.records import MailboxRecord, MailboxRegistry, MailboxState
 from mta.message import Failed, Message, Outcome, Target
 from smime.mime import Entity, MimeError, parse_entity
 from trust.identities import Identity
@@ -47,9 +47,7 @@ class MailboxRules:
             return Refused(road.MAILBOX_UNKNOWN)
         if record.state is not MailboxState.ACTIVE:
             return Refused(refusals.MAILBOX_SHUT)
-        if record.kind is MailboxKind.APP and not (certified or self._machine_passwords):
-            return Refused(refusals.CERTIFICATE_ONLY)
-        return None
+        return self._uncertified(record, certified)
 
     def enters(self, identity: Identity, *, certified: bool = False) -> Refused | None:
         """Why somebody who could prove who they are may send nothing all the same: all their own mailboxes are shut,
@@ -60,10 +58,11 @@ class MailboxRules:
     def sends(self, address: str, *, certified: bool = False) -> Refused | None:
         """Why nothing is sent in the name of that address; None also for one that is not ours, which others judge."""
         record = self._registry.find(address)
-        if record is None or record.state is MailboxState.ACTIVE:
-            machine = record is not None and record.kind is MailboxKind.APP
-            return Refused(refusals.CERTIFICATE_ONLY) if machine and not self._certified(certified) else None
-        return Refused(refusals.MAILBOX_SUSPENDED)
+        if record is None:
+            return None
+        if record.state is not MailboxState.ACTIVE:
+            return Refused(refusals.MAILBOX_SUSPENDED)
+        return self._uncertified(record, certified)
 
     def is_machine(self, identity: Identity) -> bool:
         """Whether it has a machine's mailbox: what it sends is counted by itself."""
@@ -73,6 +72,7 @@ class MailboxRules:
     # Patients
 
     def is_patient(self, address: str) -> bool:
+        """Does not block."""
         return self._exchanges.is_patient(address)
 
     def writes_to(self, patient: str, recipient: str, *, receipt: bool = False) -> Refused | None:
@@ -98,8 +98,10 @@ class MailboxRules:
             except MimeError:  # whatever a stage left of it, it has no author to answer
                 return
 
-    def _certified(self, certified: bool) -> bool:
-        return certified or self._machine_passwords
+    def _uncertified(self, record: MailboxRecord, certified: bool) -> Refused | None:
+        if record.kind is not MailboxKind.APP or certified or self._machine_passwords:
+            return None
+        return Refused(refusals.CERTIFICATE_ONLY)
 
 
 class GuardedMailboxes:
