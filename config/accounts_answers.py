@@ -60,7 +60,7 @@ class AccountAnswers:
             "account.join": self.join,
             "account.leave": self.leave,
         }
-        return {name: _told(call) for name, call in calls.items()}
+        return {name: told(call) for name, call in calls.items()}
 
     def list(self, _: Request) -> Any:
         return [_shown(each) for each in self.administration.list()]
@@ -189,7 +189,7 @@ def answers_about_accounts(
     )
 
 
-def _told(call: Callable[[Request], Any]) -> Callable[[Request], Any]:
+def told(call: Callable[[Request], Any]) -> Callable[[Request], Any]:
     def answer(request: Request) -> Any:
         try:
             json.dumps([value for name, value in request.items() if name != "peer"], ensure_ascii=False).encode()
@@ -237,10 +237,8 @@ def _shown(account: Account) -> dict[str, Any]:
             }
             for each in account.subjects
         ],
-        "granted": [{"address": address, "right": right.value} for address, right in account.granted],
-        "grants": [
-            {"address": address, "login": login, "right": right.value} for address, login, right in account.grants
-        ],
+        "granted": [{"address": address, "right": right} for address, right in account.granted],
+        "grants": [{"address": address, "login": login, "right": right} for address, login, right in account.grants],
         "teams": list(account.teams),
         "members": list(account.members),
     }

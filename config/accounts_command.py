@@ -1,119 +1,50 @@
 """`relais account`: who may log in, with what, as whom.
 
-A running gateway is asked over its control socket; on the state of one that is stopped the same is done directly, under
-the gateway's own lock, so that there is never a second writer. Passwords are asked for, or read from a file or standard
-input; never from the command line, which every user of the machine can see.
+How a gateway is reached, and where passwords come from: `config.one_gateway`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import functools
-import getpass
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from cryptography import x509
-from sqlalchemy.exc import SQLAlchemyError
 
-from config.control import ControlError, ask
-from config.key_places import Place, Where, as_owner, fail
-from config.options import CONFIG, STATE
+from config.key_places import Place, Where, fail
+from config.one_gateway import Calls, Gateway, on_gateway, read_password
 from config.options import JSON as _JSON
-from config.settings import SettingsError
+from config.settings import Loaded, SettingsError
 from trust.client_certificates import Binding
 from trust.identities import Right, Service
-from trust.vault import VaultError
+from trust.vault import KeyVault
 
-_LONGEST_PASSWORD = 4096
-_PATIENCE = 300.0
-"""Seconds a gateway has for its answer: a list takes it a millisecond for each account."""
+if TYPE_CHECKING:
+    from trust.store.database import Database
+
 _LONGEST_FILE = 1 << 20
-_OPEN_SESSIONS = (
-    "Done; but IMAP sessions that are open could not be ended: Dovecot's doveadm socket (mailboxes.search_socket) does "
-    "not answer. They last until their clients leave, or Dovecot restarts."
-)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NAME = click.argument("name", metavar="LOGIN")
 
 
-class Gateway:
-    """One operator's accounts, wherever they can be reached now."""
+class Accounts(Gateway):
+    """One operator's accounts."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    family = "account"
 
-    def do(self, call: str, **arguments: Any) -> Any:
-        """The answer; ends the command with a sentence when there is none."""
-        answer = self._answer(f"account.{call}", arguments | {"by": _who()})
-        if isinstance(answer, dict) and "problem" in answer:
-            problem = answer["problem"]
-            fail(f"{problem[:1].upper()}{problem[1:]}.")
-        if isinstance(answer, dict) and not answer.get("sessions_ended", True):
-            click.echo(_OPEN_SESSIONS, err=True)
-        return answer
-
-    def has(self, name: str) -> bool:
-        return "problem" not in self._answer("account.show", {"name": name, "by": _who()})
-
-    def _answer(self, call: str, arguments: dict[str, Any]) -> Any:
-        socket, state = self.place.state / "control.sock", self.place.state
-        with as_owner(state):
-            lock = os.open(state / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return ask(socket, call, _PATIENCE, **arguments)
-                return self._directly(call, arguments)
-            finally:
-                os.close(lock)
-
-    def _directly(self, call: str, arguments: dict[str, Any]) -> Any:
+    def calls(self, loaded: Loaded, database: Database, vault: KeyVault, call: str) -> Calls:
         from config.accounts_answers import answers_about_accounts
-        from config.migrations import upgrade
-        from config.node import open_database
-        from trust.accounts import Accounts
+        from trust import accounts
         from trust.accounts_administration import Administration
         from trust.journal import Journal
 
-        loaded = self.place.loaded
-        if loaded is None:
-            fail(f"{self.place.state} has no relais.toml: name the operator's with --config.")
-        vault = self.place.open()
-        database = open_database(loaded)
-        try:
-            upgrade(database)
-            administration = Administration(Accounts(database, vault), Journal(vault, loaded.settings.operator.host))
-            # Only there, so that a broken file of anchors keeps nobody from closing an account.
-            validator = _validator(self.place) if call == "account.certificate.bind" else None
-            answers = answers_about_accounts(administration, validator, loaded)
-            return answers.calls()[call](arguments)
-        finally:
-            database.close()
-
-
-def _command(work: Callable[..., None]) -> Callable[..., None]:
-    """Which gateway, and sentences instead of stack traces."""
-
-    @STATE
-    @CONFIG
-    @functools.wraps(work)
-    def command(state: Path, config: Path | None, **arguments: Any) -> None:
-        try:
-            work(Where(state, config), **arguments)
-        except ControlError as error:
-            fail(str(error))
-        except (SettingsError, VaultError) as error:
-            fail(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-        except SQLAlchemyError as error:
-            fail(f"The accounts' database cannot be used ({type(error).__name__}).")
-
-    return command
+        administration = Administration(
+            accounts.Accounts(database, vault), Journal(vault, loaded.settings.operator.host)
+        )
+        # Only there, so that a broken file of anchors keeps nobody from closing an account.
+        validator = _validator(self.place) if call == "account.certificate.bind" else None
+        return answers_about_accounts(administration, validator, loaded).calls()
 
 
 @click.group("account")
@@ -123,12 +54,12 @@ def account() -> None:
 
 @account.command("list")
 @_JSON
-@_command
+@on_gateway
 def account_list(where: Where, as_json: bool) -> None:
     """Every account here."""
     rows = []
     for place in where.places():
-        rows += [{"operator": place.name} | row for row in Gateway(place).do("list")]
+        rows += [{"operator": place.name} | row for row in Accounts(place).do("list")]
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -141,7 +72,7 @@ def account_list(where: Where, as_json: bool) -> None:
 @account.command("show")
 @_NAME
 @_JSON
-@_command
+@on_gateway
 def account_show(where: Where, name: str, as_json: bool) -> None:
     """One account with all it may log in with, and do. LOGIN may be one of its addresses."""
     _tell(_of(where, name).do("show", name=name), as_json)
@@ -153,17 +84,17 @@ def account_show(where: Where, name: str, as_json: bool) -> None:
 @click.option("--password-file", type=click.File("rb"), help="First line is the password; - is standard input.")
 @click.option("--no-password", is_flag=True, help="For teams, and who logs in another way.")
 @_JSON
-@_command
+@on_gateway
 def account_create(
     where: Where, name: str, addresses: tuple[str, ...], password_file: Any, no_password: bool, as_json: bool
 ) -> None:
     """Make a new account; a login that is an address is its mailbox when none is named."""
     owned = list(addresses) or ([name] if "@" in name else [])
-    gateway = Gateway(where.place_of(owned[0]) if owned else _only(where))
+    gateway = Accounts(where.place_of(owned[0]) if owned else _only(where))
     for each in owned:
         if not gateway.place.serves(each):
             fail(f"The domain of {each} is not one of {gateway.place.name}'s.")
-    password = _password(password_file, no_password)
+    password = read_password(password_file, no_password)
     _tell(gateway.do("create", name=name, addresses=owned, password=password), as_json)
 
 
@@ -171,7 +102,7 @@ def account_create(
 @_NAME
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
 @_JSON
-@_command
+@on_gateway
 def account_addresses(where: Where, name: str, addresses: tuple[str, ...], as_json: bool) -> None:
     """Replace an account's own addresses, the main one first."""
     gateway = _of(where, name)
@@ -186,18 +117,18 @@ def account_addresses(where: Where, name: str, addresses: tuple[str, ...], as_js
 @click.option("--password-file", type=click.File("rb"), help="First line is the password; - is standard input.")
 @click.option("--no-password", is_flag=True, help="Take the main password away.")
 @_JSON
-@_command
+@on_gateway
 def account_password(where: Where, name: str, password_file: Any, no_password: bool, as_json: bool) -> None:
     """Set an account's main password; wrong ones are forgotten."""
     gateway = _of(where, name)
-    _tell(gateway.do("password", name=name, password=_password(password_file, no_password)), as_json)
+    _tell(gateway.do("password", name=name, password=read_password(password_file, no_password)), as_json)
 
 
 @account.command("lock")
 @_NAME
 @click.option("--reason", default="", help="For the journal.")
 @_JSON
-@_command
+@on_gateway
 def account_lock(where: Where, name: str, reason: str, as_json: bool) -> None:
     """Close an account: it gets in with nothing, until `unlock`. Its mailboxes go on receiving."""
     _tell(_of(where, name).do("lock", name=name, reason=reason), as_json)
@@ -206,7 +137,7 @@ def account_lock(where: Where, name: str, reason: str, as_json: bool) -> None:
 @account.command("unlock")
 @_NAME
 @_JSON
-@_command
+@on_gateway
 def account_unlock(where: Where, name: str, as_json: bool) -> None:
     """Open an account again, and forget every wrong password."""
     _tell(_of(where, name).do("unlock", name=name), as_json)
@@ -215,7 +146,7 @@ def account_unlock(where: Where, name: str, as_json: bool) -> None:
 @account.command("delete")
 @_NAME
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_command
+@on_gateway
 def account_delete(where: Where, name: str, yes: bool) -> None:
     """Delete an account with all it may log in with. Its mail, its keys and the journal stay."""
     gateway = _of(where, name)
@@ -235,7 +166,7 @@ def app_password() -> None:
 @click.argument("title", metavar="FOR")
 @click.option("--only", "services", multiple=True, type=click.Choice([each.value for each in Service]))
 @_JSON
-@_command
+@on_gateway
 def app_password_add(where: Where, name: str, title: str, services: tuple[str, ...], as_json: bool) -> None:
     """Make an application password and show it, this once. FOR names what it is for."""
     made = _of(where, name).do("app-password.add", name=name, title=title, services=list(services))
@@ -250,7 +181,7 @@ def app_password_add(where: Where, name: str, title: str, services: tuple[str, .
 @_NAME
 @click.argument("which", metavar="ID|FOR")
 @_JSON
-@_command
+@on_gateway
 def app_password_revoke(where: Where, name: str, which: str, as_json: bool) -> None:
     """Withdraw one application password."""
     _tell(_of(where, name).do("app-password.revoke", name=name, which=which), as_json)
@@ -276,7 +207,7 @@ _BINDING = click.option(
 @click.argument("file", type=_FILE)
 @_BINDING
 @_JSON
-@_command
+@on_gateway
 def certificate_bind(where: Where, name: str, file: Path, binding: str, as_json: bool) -> None:
     """Let who holds the key of the certificate in FILE (PEM, intermediates after it) log in."""
     _bind(where, name, file, binding, "", as_json)
@@ -288,7 +219,7 @@ def certificate_bind(where: Where, name: str, file: Path, binding: str, as_json:
 @click.argument("file", type=_FILE)
 @_BINDING
 @_JSON
-@_command
+@on_gateway
 def certificate_renew(where: Where, name: str, identifier: str, file: Path, binding: str, as_json: bool) -> None:
     """Bind the certificate in FILE, and withdraw the one of this ID in the same moment."""
     _bind(where, name, file, binding, identifier, as_json)
@@ -298,7 +229,7 @@ def certificate_renew(where: Where, name: str, identifier: str, file: Path, bind
 @_NAME
 @click.argument("identifier", metavar="ID")
 @_JSON
-@_command
+@on_gateway
 def certificate_withdraw(where: Where, name: str, identifier: str, as_json: bool) -> None:
     """End the binding of this ID."""
     _tell(_of(where, name).do("certificate.withdraw", name=name, id=identifier), as_json)
@@ -315,7 +246,7 @@ def oidc() -> None:
 @click.option("--claim", default="SubjectNameID", show_default=True, help="Claim that has VALUE in its tokens.")
 @click.option("--issuer", default="", help="Default: the one of [[oidc]].")
 @_JSON
-@_command
+@on_gateway
 def oidc_link(where: Where, name: str, value: str, claim: str, issuer: str, as_json: bool) -> None:
     """Let who the provider says is VALUE log in."""
     made = _of(where, name).do("oidc.link", name=name, value=value, claim=claim, issuer=issuer)
@@ -331,7 +262,7 @@ def oidc_link(where: Where, name: str, value: str, claim: str, issuer: str, as_j
 @_NAME
 @click.argument("identifier", metavar="ID")
 @_JSON
-@_command
+@on_gateway
 def oidc_unlink(where: Where, name: str, identifier: str, as_json: bool) -> None:
     """End the link of this ID."""
     _tell(_of(where, name).do("oidc.unlink", name=name, id=identifier), as_json)
@@ -349,7 +280,7 @@ def oidc_unlink(where: Where, name: str, identifier: str, as_json: bool) -> None
 )
 @click.option("--member-of", "team", help="Instead of an address: all that this team may.")
 @_JSON
-@_command
+@on_gateway
 def account_grant(where: Where, name: str, address: str | None, right: str, team: str | None, as_json: bool) -> None:
     """Let an account use ADDRESS, which is another's; or make it a member of a team."""
     if (address is None) == (team is None):
@@ -366,7 +297,7 @@ def account_grant(where: Where, name: str, address: str | None, right: str, team
 @click.argument("address", required=False)
 @click.option("--member-of", "team", help="Instead of an address: end its membership.")
 @_JSON
-@_command
+@on_gateway
 def account_revoke(where: Where, name: str, address: str | None, team: str | None, as_json: bool) -> None:
     """End what an account was granted on ADDRESS; or its membership of a team."""
     if (address is None) == (team is None):
@@ -391,16 +322,16 @@ def _bind(where: Where, name: str, file: Path, binding: str, replaces: str, as_j
     click.echo(json.dumps(made, indent=1) if as_json else made["id"])
 
 
-def _of(where: Where, name: str) -> Gateway:
+def _of(where: Where, name: str) -> Accounts:
     """The gateway that has the account: by the domain of an address, else whoever knows the login."""
     places = where.places()
     if len(places) == 1:
-        return Gateway(places[0])
+        return Accounts(places[0])
     if "@" in name:
         near = [place for place in places if place.serves(name)]
         if len(near) == 1:
-            return Gateway(near[0])
-    known = [gateway for gateway in map(Gateway, places) if gateway.has(name)]
+            return Accounts(near[0])
+    known = [gateway for gateway in map(Accounts, places) if gateway.has(name)]
     if len(known) != 1:
         fail(f"{name} is not an account of exactly one operator here: name the operator's state with --state.")
     return known[0]
@@ -411,22 +342,6 @@ def _only(where: Where) -> Place:
     if len(places) != 1:
         fail("Several operators have their state here: name one with --state, or an --address.")
     return places[0]
-
-
-def _password(file: Any, none: bool) -> str | None:
-    """From the file, or asked for twice; never from the command line."""
-    if none:
-        if file is not None:
-            raise click.UsageError("--no-password and --password-file exclude each other")
-        return None
-    if file is None:
-        asked: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-        return asked
-    line = file.read(_LONGEST_PASSWORD).split(b"\n", 1)[0].removesuffix(b"\r")
-    try:
-        return str(line.decode("utf-8-sig"))  # Windows writes a mark before the first character
-    except UnicodeDecodeError:
-        fail("The password file must be UTF-8.")
 
 
 def _validator(place: Place) -> Any:
@@ -490,10 +405,3 @@ def _tell(shown: dict[str, Any], as_json: bool) -> None:
         click.echo(f"member of  {each}")
     for each in shown["members"]:
         click.echo(f"member     {each}")
-
-
-def _who() -> str:
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"

@@ -436,6 +436,7 @@ for _name, _module, _text in (
     ("bench", "config.bench_command", "Measure on this machine, each figure beside a peer or a limit of the same run."),
     ("journal", "config.journal_command", "Prove what happened."),
     ("keys", "config.keys_command", "Look after mailboxes' keys: request, install, rotate, retire, check."),
+    ("mailbox", "config.mailbox_command", "Say what each mailbox is, whether it is open, and who may do what in it."),
     ("quarantine", "config.quarantine_command", "See and decide about mail in which malicious software was found."),
     ("queue", "config.queue_command", "See what is on the road, and decide about it."),
     ("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."),

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from sqlalchemy import Connection
 
 from config.migrations import upgrade
 from directory.extraction import MailboxRow
@@ -25,6 +27,8 @@ from directory.records import MailboxKind, Recipient
 from directory.resolve import Directory
 from directory.slapd import PrivateSlapd
 from directory.synthetic import write_extraction
+from mta.mailboxes.records import MailboxRecord, MailboxState
+from mta.mailboxes.registry import Registry
 from smime.dkim import public_record
 from trust.accounts import Accounts
 from trust.issuing import DemonstrationAuthority, Issued, KeyKind
@@ -363,11 +367,35 @@ def _operator(
     try:
         upgrade(database)
         accounts = Accounts(database, vault)
+        registry = Registry(accounts, vault, (PATIENT.address.rpartition("@")[2],))
         for mailbox in operator.mailboxes:
             if accounts.by_address(mailbox.address) is None:
                 accounts.create(mailbox.address, [mailbox.address], known.get(mailbox.address))
+            _record(registry, database, mailbox)
     finally:
         database.close()
+
+
+def _record(registry: Registry, database: Database, mailbox: Mailbox) -> None:
+    """What kind it is, once: what people do to it afterwards stays."""
+
+    def work(connection: Connection) -> None:
+        entry = registry.entry(connection, mailbox.address)
+        if entry is not None and entry.record.state is MailboxState.CLOSED:
+            registry.put(connection, entry)  # `publish` is about to list it: the gateway withdraws it again
+        if entry is None or entry.version:
+            return
+        record = MailboxRecord(
+            address=mailbox.address,
+            kind=mailbox.kind,
+            label=mailbox.display_name,
+            id_nat=mailbox.id_nat or mailbox.structure,
+            organisation=mailbox.organisation,
+            created_at=time.time(),
+        )
+        registry.put(connection, replace(entry, record=record), tell=False)
+
+    database.transact(work)
 
 
 def _national_rows() -> Iterator[MailboxRow]:

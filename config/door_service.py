@@ -56,6 +56,12 @@ def limits_of(settings: Settings) -> Limits:
             doors.holder_recipients_per_hour,
             doors.holder_bytes_per_hour,
         ),
+        machine=Quota(
+            doors.connections_per_machine,
+            doors.machine_messages_per_hour,
+            doors.machine_recipients_per_hour,
+            doors.machine_bytes_per_hour,
+        ),
         idle_seconds=doors.idle_seconds,
         handshake_seconds=doors.handshake_seconds,
         data_seconds=doors.data_seconds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import structlog
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.settings import Loaded, SettingsError
 from mta.bell import Repeating
 from mta.queue import Queue
-from mta.retention import DAY, Periods, Retention
+from mta.retention import DAY, Batch, Periods, Retention
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +48,18 @@ def periods(loaded: Loaded) -> Periods:
     return found
 
 
+class Purge(Protocol):
+    """What is purged."""
+
+    def turn(self) -> Batch:
+        """The next batch; see `mta.retention.Retention.turn`."""
+        ...
+
+
 class Purging(Repeating):
     """A turn purges one batch."""
 
-    def __init__(self, retention: Retention, round_seconds: float, first_seconds: float = _FIRST_SECONDS) -> None:
+    def __init__(self, retention: Purge, round_seconds: float, first_seconds: float = _FIRST_SECONDS) -> None:
         super().__init__()
         self._retention = retention
         self._round_seconds = round_seconds

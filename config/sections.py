@@ -188,6 +188,12 @@ class DoorSettings(Strict, frozen=True, kw_only=True):
     holder_messages_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
     holder_recipients_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
     holder_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    connections_per_machine: Annotated[int, msgspec.Meta(ge=0)] = 250
+    """Of a machine's mailbox (APP) that logged in with its certificate: what is below counts for it instead of what is
+    above."""
+    machine_messages_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    machine_recipients_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
+    machine_bytes_per_hour: Annotated[int, msgspec.Meta(ge=0)] = 0
     idle_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0
     """Between two commands, two blocks of content, and for a reply to be fetched."""
     handshake_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
@@ -272,6 +278,8 @@ class MailboxSettings(Strict, frozen=True, kw_only=True):
     search_socket: str = ""
     authentication_socket: str
     home: str
+    machine_passwords: bool = False
+    """Whether machines (APP) may log in with a password or a token as well: while they move to client certificates."""
 
 
 class DossierSettings(Strict, frozen=True, kw_only=True):
@@ -495,6 +503,8 @@ class RetentionSettings(Strict, frozen=True, kw_only=True):
     """Who sent what to whom when, and each step."""
     key_days: Annotated[float, msgspec.Meta(gt=0)] = 730.0
     """By what a repeated message is recognised, and a purged one still named."""
+    closed_mailbox_days: Annotated[float, msgspec.Meta(gt=0)] = 365.0
+    """The mail in a mailbox, since it was closed."""
     batch: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     """Messages purged in one transaction."""
     round_hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 6.0

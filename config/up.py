@@ -314,6 +314,8 @@ def _configure(
         f"search_socket = {text(str(dovecot.search_socket))}",
         'authentication_socket = "authentication.sock"',
         'home = "mail"',
+        # The laboratory of the demonstration is somebody at a mail program.
+        "machine_passwords = true",
         "[dossier]",
         f"enabled = {text(operator.dossier)}",
         "[dkim]",

@@ -17,12 +17,13 @@ import structlog
 
 from config import allocator, logs
 from config.answers import Answers
-from config.directory_service import DirectoryCollector
+from config.directory_service import DirectoryCollector, open_writer
 from config.door_service import DoorCollector
 from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
 from config.gateway.doors import open_doors
 from config.gateway.heads import publish_heads
+from config.gateway.mailboxes import MailboxCollector, look_after_mailboxes, make_administration, open_mailboxes
 from config.gateway.places import open_places
 from config.gateway.running import Running, in_background
 from config.gateway.spooling import open_spool
@@ -33,6 +34,7 @@ from config.gateway.targets import authentication_socket, open_targets, worker_o
 from config.gateway.telling import start_telling
 from config.gateway.watching import open_metrics, start_housekeeping, start_purging, start_synchronising
 from config.incoming import Incoming, IncomingCollector, MailCollectors, open_resolver
+from config.mailbox_answers import answers_about_mailboxes
 from config.node import Process
 from config.oidc_service import OidcService
 from config.outgoing import OutgoingCollector
@@ -95,8 +97,8 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     journal_answers = await publish_heads(process, store, running)
     accounts = Accounts(store.database, store.vault, options=lockout_options(loaded), journal=store.journal)
 
-    def exists(address: str) -> bool:
-        return accounts.by_address(address) is not None
+    mailboxes = open_mailboxes(loaded, store, accounts)
+    exists = mailboxes.exists
 
     # Whom to believe.
     belief = await open_belief(loaded, store, stack)
@@ -116,11 +118,11 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
     stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads)
     notices = Notices(store.database, process.name, store.clock)
-    targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, stack)
+    targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, mailboxes, stack)
 
     # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     oidc = OidcService(loaded, accounts)
-    authentication = authentication_socket(loaded, accounts, store.vault, oidc.authenticate if oidc else None)
+    authentication = authentication_socket(loaded, mailboxes, store.vault, oidc.authenticate if oidc else None)
     if process.first:
         await authentication.start()
         stack.push_async_callback(authentication.stop)
@@ -135,7 +137,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
 
     # The doors, last: whatever they accept can be worked on.
     doors = await open_doors(
-        process, spool, belief, places.partners, incoming, accounts, exists, oidc, reloading, stack
+        process, spool, belief, places.partners, incoming, accounts, mailboxes, oidc, reloading, stack
     )
     mail_collectors = MailCollectors()
     letters = await open_systems(
@@ -154,6 +156,10 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         clock=store.clock,
     )
     retention = start_purging(process, store, spooling, running)
+    mailbox_writer = open_writer(loaded)
+    if mailbox_writer is not None:
+        stack.callback(mailbox_writer.close)
+    adoption, listing = look_after_mailboxes(process, store, mailboxes, places, mailbox_writer, spooling, running)
     alive = {"worker": lambda: worker.at_work, "tasks": running.whole}
     collectors = (
         TrustCollector(trust),
@@ -165,6 +171,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         SurvivalCollector(loaded.state, store.database, journal_answers.publisher.published, alive),
         ScreeningCollector(stages.scans, telling.quarantine, telling.overdue),
         QueueCollector(queue, retention),
+        MailboxCollector(mailboxes.registry),
         DirectoryCollector(places.directory, places.learning),
         SynchronisationCollector(synchronisation_folder(loaded)),
     )
@@ -178,6 +185,9 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         belief,
         places.directory,
         accounts,
+        answers_about_mailboxes(
+            make_administration(mailboxes.registry, accounts, store.journal, loaded), listing, adoption, loaded
+        ),
         Answers(store.database, journal_answers, spool, places.directory, letters, targets.dossier),
         queue,
         telling.quarantine,

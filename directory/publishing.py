@@ -31,6 +31,7 @@ _ORDER = {kind: position for position, kind in enumerate(MailboxKind)}
 _VERSION = "entryCSN"
 """Operational: another value with each change of the entry."""
 _DOMAINS = "domaines"
+_CERTIFICATE = "usercertificate"
 _DOMAIN_PREFIX = "dns:"
 
 
@@ -61,6 +62,23 @@ def publish(
         _publish(connection, deadline, base, recipient, entry, red_list)
     except ldap.ALREADY_EXISTS:  # somebody published it between our search and our addition
         _publish(connection, deadline, base, recipient, entry, red_list)
+
+
+def withdraw(connection: Connection, deadline: float, base: str, address: str) -> bool:
+    """See `Directory.withdraw`."""
+    found = mailboxes_at(connection, deadline, base, address)
+    for mailbox in found:
+        if mailbox.source != schema.NATIONAL.decode():
+            with suppress(ldap.NO_SUCH_OBJECT):
+                wait(connection, connection.delete_ext(mailbox.dn), deadline)
+            continue
+        marks = mailbox.attributes.get(schema.LOCAL_ATTRIBUTES, ())
+        ours = [each for each in marks if each.decode("utf-8", "replace").lower().partition(";")[0] == _CERTIFICATE]
+        if ours:  # else they are the register's
+            kept = tuple(each for each in marks if each not in ours)
+            wanted = {schema.CERTIFICATE: (), schema.LOCAL_ATTRIBUTES: kept}
+            modify(connection, deadline, mailbox.dn, mailbox.attributes, wanted)
+    return bool(found)
 
 
 def mailboxes_at(connection: Connection, deadline: float, base: str, address: str) -> list[Mailbox]:

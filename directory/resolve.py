@@ -35,7 +35,7 @@ from directory.pool import (
     Work,
     left,
 )
-from directory.publishing import domain_key, is_domain, publish, publish_domain, set_rank
+from directory.publishing import domain_key, is_domain, publish, publish_domain, set_rank, withdraw
 from directory.reading import EXPLAINED_ATTRIBUTES, READ_ATTRIBUTES, Mailbox, certificates_in, read_mailbox
 from directory.records import MailboxKind, Recipient, with_domain_certificates
 from directory.search import PAGE, SearchPage, search
@@ -199,6 +199,17 @@ class Directory:
         if not is_address(recipient.address):
             raise ValueError("a mailbox cannot be published without a valid address")
         self.write(lambda connection, deadline: publish(connection, deadline, self._options.base, recipient, red_list))
+
+    def withdraw(self, address: str) -> bool:
+        """A mailbox is no more: its entry of the local overlay goes; of one of the national register, which says itself
+        when it ends, the certificates that we put there. False when there was none. Idempotent.
+
+        Needs the administrator's identity. Raises as `publish`.
+        """
+        if not is_address(address):
+            return False
+        base = self._options.base
+        return self.write(lambda connection, deadline: withdraw(connection, deadline, base, address.lower()))
 
     def publish_domain(self, domain: str, certificates: Sequence[x509.Certificate]) -> None:
         """From now on these stand for every mailbox of the mail domain that has none of its own; none: remove them.

@@ -43,7 +43,6 @@ from trust.identities import (
     Identities,
     Identity,
     NameTakenError,
-    Right,
     Service,
     checked_address,
     checked_login,
@@ -53,6 +52,7 @@ from trust.lockout import Attempt, Judgement, LockoutOptions, network_of
 from trust.oidc import OidcProvider, Subject, TokenKind
 from trust.oidc_subjects import OidcSubjects
 from trust.refusals import Refused
+from trust.shared_addresses import Access
 from trust.spraying import Spraying
 from trust.store.database import Database
 from trust.tables import (
@@ -263,7 +263,7 @@ class Accounts:
     ) -> Identity | Refused:
         """As `authenticate`, for whoever wants to read the mailbox of this address; refused when they may not."""
         found = self.authenticate(address, password, client, service)
-        if isinstance(found, Refused) or address.strip().lower() in found.addresses or self.may_use(found, address):
+        if isinstance(found, Refused) or address.strip().lower() in found.addresses or self.may_open(found, address):
             return found
         return Refused(AUTHENTICATION_FAILED)
 
@@ -330,16 +330,24 @@ class Accounts:
 
         return self.database.read(find)
 
-    def may_use(self, identity: Identity, address: str) -> bool:
-        """Whether the identity may read this mailbox and send from it: its owner, or who was granted it.
+    def access(self, identity: Identity, address: str) -> Access:
+        """What the identity may do with this address.
 
         Asked of the database, so that revoking, or closing the account, counts at once.
         """
-        return self.database.read(lambda c: self.identities.may(c, identity.id, address, Right.USE))
+        return self.database.read(lambda c: self.identities.access(c, identity.id, address))
+
+    def may_open(self, identity: Identity, address: str) -> bool:
+        """Whether the identity may have the mailbox open as if it were its own: read and write in it."""
+        return Access.READ | Access.WRITE in self.access(identity, address)
+
+    def may_use(self, identity: Identity, address: str) -> bool:
+        """Whether the identity may name the address as the sender on the envelope: its owner, or who was granted it."""
+        return Access.SEND in self.access(identity, address)
 
     def may_sign_as(self, identity: Identity, address: str) -> bool:
-        """Whether mail of this identity may be signed with the mailbox's key, and be From it; as `may_use`."""
-        return self.database.read(lambda c: self.identities.may(c, identity.id, address, Right.SIGN))
+        """Whether mail of this identity may be signed with the mailbox's key, and be From it."""
+        return Access.SIGN in self.access(identity, address)
 
     def addresses(self) -> tuple[str, ...]:
         """Every mailbox, sorted."""
@@ -368,7 +376,7 @@ class Accounts:
             if owner is None:
                 return None
             own = self.identities.named(connection, login) == owner.identity_id
-            if not own and not self.identities.may(connection, owner.identity_id, login, Right.USE):
+            if not own and not self.identities.access(connection, owner.identity_id, login):
                 return None
             if self.identities.disabled(connection, owner.identity_id):
                 return owner, Refused(ACCOUNT_DISABLED)
@@ -408,7 +416,7 @@ class Accounts:
         return self.database.read(load)
 
     def _answers_to(self, identity: Identity, login: str) -> bool:
-        return self.identities.pseudonym(login) == identity.id or self.may_use(identity, login)
+        return self.identities.pseudonym(login) == identity.id or bool(self.access(identity, login))
 
     def _settle(self, connection: Connection, attempt: Attempt, password_hash: str) -> Identity | Refused:
         # Checked against a hash that was replaced meanwhile, the old password would still open.

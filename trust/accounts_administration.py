@@ -51,9 +51,9 @@ class Account:
     application_passwords: tuple[ApplicationPassword, ...]
     certificates: tuple[BoundCertificate, ...]
     subjects: tuple[LinkedSubject, ...]
-    granted: tuple[tuple[str, Right], ...]
-    """Addresses of others it may use, and how."""
-    grants: tuple[tuple[str, str, Right], ...]
+    granted: tuple[tuple[str, str], ...]
+    """Addresses of others it may use, and how: a `Right`, or a member's letters (`trust.shared_addresses`)."""
+    grants: tuple[tuple[str, str, str], ...]
     """Its addresses that others may use: address, their login, how."""
     teams: tuple[str, ...]
     """Logins of the teams it is a member of."""
@@ -298,11 +298,9 @@ class Administration:
             application_passwords=tuple(accounts.application_passwords.all(connection, identity_id)),
             certificates=tuple(accounts.certificates.all(connection, identity_id)),
             subjects=tuple(accounts.subjects.all(connection, identity_id)),
-            granted=tuple(sorted(((self._known.address(each), Right(each.right)) for each in granted), key=str)),
+            granted=tuple(sorted(((self._known.address(each), each.right) for each in granted), key=str)),
             grants=tuple(
-                sorted(
-                    ((self._known.address(each), login_of(each.grantee), Right(each.right)) for each in given), key=str
-                )
+                sorted(((self._known.address(each), login_of(each.grantee), each.right) for each in given), key=str)
             ),
             teams=tuple(sorted(map(login_of, teams.all()))),
             members=tuple(sorted(map(login_of, members.all()))),

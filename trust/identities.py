@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Row, exists, or_, select
 
-from trust.tables import address_grants, identities, identity_addresses, identity_locks, team_members
+from trust.shared_addresses import EVERYTHING, NOTHING, Access, access_of_others, owner_of
+from trust.tables import identities, identity_addresses, identity_locks
 from trust.vault import KeyVault
 
 _LOGIN = re.compile(r"[!-~]{1,254}")
@@ -45,7 +46,7 @@ class Service(Enum):
     SUBMISSION = "submission"
 
 
-class Right(Enum):
+class Right(StrEnum):
     """What may be granted on somebody else's address."""
 
     USE = "use"
@@ -135,33 +136,21 @@ class Identities:
         """Whether an administrator keeps the identity out."""
         return bool(connection.scalar(select(exists().where(identity_locks.c.identity_id == identity_id))))
 
-    def may(self, connection: Connection, identity_id: str, address: str, right: Right) -> bool:
-        """Whether the identity has that right on that address: as its owner, by a grant, or as member of a team that
-        owns it or has the grant; membership goes one step.
+    def access(self, connection: Connection, identity_id: str, address: str) -> Access:
+        """What the identity may do with that address: as its owner, by a grant, or as member of a team that owns it or
+        has the grant; membership goes one step.
 
-        Nobody has any while an administrator keeps them out, a team gives none meanwhile, and nobody signs in the name
-        of whoever is kept out: their mailbox may be read on.
+        Nobody may do anything while an administrator keeps them out, a team gives nothing meanwhile, and nobody signs
+        in the name of whoever is kept out: their mailbox may be read on.
         """
         if self.disabled(connection, identity_id):
-            return False
+            return NOTHING
         pseudonym = self.pseudonym(address)
-        owner = connection.scalar(
-            select(identity_addresses.c.identity_id).where(identity_addresses.c.address == pseudonym)
-        )
+        owner = owner_of(connection, pseudonym)
         if owner is None or owner == identity_id:
-            return owner is not None
-        if right is Right.SIGN and self.disabled(connection, owner):
-            return False
-        teams = select(team_members.c.team_id).where(
-            team_members.c.member_id == identity_id, team_members.c.team_id.not_in(select(identity_locks.c.identity_id))
-        )
-        acting = {identity_id, *connection.scalars(teams)}
-        if owner in acting:
-            return True
-        granted = select(address_grants.c.right).where(
-            address_grants.c.address == pseudonym, address_grants.c.identity_id.in_(acting)
-        )
-        return any(right is Right.USE or each == Right.SIGN.value for each in connection.scalars(granted))
+            return NOTHING if owner is None else EVERYTHING
+        found = access_of_others(connection, identity_id, pseudonym, owner)
+        return found & ~Access.SIGN if Access.SIGN in found and self.disabled(connection, owner) else found
 
 
 def normalised(name: str) -> str:

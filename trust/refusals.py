@@ -11,9 +11,13 @@ patient identity or keys: they are logged, journaled and sent to partners.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+
+_WITHOUT_ACCENTS = dict.fromkeys(range(0x300, 0x370)) | {0x2019: "'"}
+"""Combining marks go; the apostrophe of typesetters is the one of typewriters."""
 
 
 class HL7Code(Enum):
@@ -63,10 +67,11 @@ class Refused:
 
     @property
     def reply(self) -> str:
-        """The SMTP reply line without its CRLF: printable ASCII only, so a detail cannot break the protocol."""
+        """The SMTP reply line without its CRLF: printable ASCII only, so a detail cannot break the protocol. Letters of
+        a French detail lose their accents."""
         words = f"{self.refusal.smtp} {self.refusal.enhanced} {self.refusal.text}"
         if self.detail:
-            words += f" ({self.detail})"
+            words += f" ({unicodedata.normalize('NFKD', self.detail).translate(_WITHOUT_ACCENTS)})"
         return "".join(c if " " <= c <= "~" else "?" for c in words)[:500]
 
 

@@ -17,6 +17,7 @@ from config.gateway.belief import Belief
 from config.gateway.store import Store
 from config.housekeeping import Housekeeping
 from config.key_journal import KeyAnswers
+from config.mailbox_answers import MailboxAnswers
 from config.node import Process
 from config.outgoing import Outgoing
 from config.quarantine_answers import QuarantineAnswers
@@ -35,6 +36,7 @@ async def open_control(
     belief: Belief,
     directory: Directory,
     accounts: Accounts,
+    about_mailboxes: MailboxAnswers,
     answers: Answers,
     queue: Queue,
     quarantine: Quarantine,
@@ -71,6 +73,7 @@ async def open_control(
 
     own = {
         **about_accounts.calls(),
+        **about_mailboxes.calls(),
         **KeyAnswers(store.database, store.journal).calls(),
         **housekeeping.calls(),
         **QuarantineAnswers(quarantine).calls(),

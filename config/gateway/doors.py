@@ -10,6 +10,7 @@ from typing import Any
 
 from config.door_service import RELOADED, certificate_sign_in, door_options, limits_of
 from config.gateway.belief import Belief
+from config.gateway.mailboxes import Mailboxes, answered_marks
 from config.incoming import Incoming, lmtp_door, open_lmtp
 from config.node import Process
 from config.oidc_service import OidcService
@@ -37,12 +38,13 @@ async def open_doors(
     partners: PartnerBook,
     incoming: Incoming,
     accounts: Accounts,
-    exists: Callable[[str], bool],
+    mailboxes: Mailboxes,
     oidc: OidcService,
     reloading: Reloading,
     stack: AsyncExitStack,
 ) -> Doors:
-    """`exists`: whether a mailbox is ours. Raises `SettingsError` where one cannot listen."""
+    """Raises `SettingsError` where one cannot listen."""
+    exists = mailboxes.exists
     settings, trust, trust_list = process.loaded.settings, belief.service, belief.trust_list
     is_local = frozenset(settings.operator.domains).__contains__
     options = door_options(settings)
@@ -55,10 +57,14 @@ async def open_doors(
         options,
         trust.judge(Purpose.OPERATOR_TLS_CLIENT),
         incoming.authors,
+        mailboxes.rules,
     )
     await listen(operators.start, settings.operators.host, settings.operators.port, reuse_port=process.shares_ports)
     stack.push_async_callback(operators.stop)
     doors.append(operators)
+    answered = answered_marks(process.loaded, mailboxes)
+    if answered is not None:
+        stack.callback(answered.close)
     if settings.submission is not None and trust.submission is not None:
         submission = SubmissionDoor(
             spool,
@@ -70,6 +76,8 @@ async def open_doors(
             options,
             oidc.authenticate if oidc else None,
             certificate_sign_in(accounts, belief.validator) if settings.submission.client_certificates else None,
+            mailboxes.rules,
+            answered.sent if answered is not None else None,
         )
         await listen(
             submission.start, settings.submission.host, settings.submission.port, reuse_port=process.shares_ports
@@ -87,7 +95,9 @@ async def open_doors(
         ["spool.max_message_bytes", *RELOADED], lambda changed: [door.reload(limits_of(changed)) for door in doors]
     )
     for each in settings.lmtp:
-        door = lmtp_door(each, spool, accounts, partners, exists, is_local, trust_list.is_trusted, options)
+        door = lmtp_door(
+            each, spool, accounts, partners, exists, is_local, trust_list.is_trusted, options, mailboxes.rules
+        )
         await open_lmtp(door, process.loaded, each, first=process.first, reuse_port=process.shares_ports)
         doors.append(door)
     return Doors(doors, options)

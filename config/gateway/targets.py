@@ -11,6 +11,7 @@ from bridges.dossier.rights import load_matrix
 from bridges.dossier.target import DossierTarget
 from bridges.hl7.client import MllpTarget
 from config.gateway.belief import Belief
+from config.gateway.mailboxes import Mailboxes, home_of
 from config.gateway.places import Places
 from config.gateway.stages import Parse
 from config.gateway.store import Store
@@ -20,13 +21,12 @@ from config.settings import Loaded
 from mta.absorbing import ReceiptDoorkeeper
 from mta.believed import Believed
 from mta.mailboxes.authentication import AuthenticationSocket
-from mta.mailboxes.dovecot import MailboxRealm
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
+from mta.mailboxes.rules import GuardedMailboxes
 from mta.message import Target, TargetKind
 from mta.notices import Notices
 from mta.spool import Spool
 from mta.worker import WorkerOptions
-from trust.accounts import Accounts
 from trust.certificates import Purpose
 from trust.identities import Identity
 from trust.refusals import Refused
@@ -52,15 +52,16 @@ def open_targets(
     incoming: Incoming,
     notices: Notices,
     parse: Parse,
+    mailboxes: Mailboxes,
     stack: AsyncExitStack,
 ) -> Targets:
     """Raises `SettingsError`."""
-    settings, mailboxes = loaded.settings, loaded.settings.mailboxes
+    settings, served = loaded.settings, loaded.settings.mailboxes
     lmtp = LmtpTarget(
         LmtpOptions(
             settings.operator.host,
-            loaded.path(mailboxes.lmtp_socket),
-            search_socket=loaded.path(mailboxes.search_socket) if mailboxes.search_socket else None,
+            loaded.path(served.lmtp_socket),
+            search_socket=loaded.path(served.search_socket) if served.search_socket else None,
         )
     )
     stack.push_async_callback(lmtp.close)
@@ -79,7 +80,9 @@ def open_targets(
     )
     stack.push_async_callback(acknowledge.close)
     by_kind: dict[TargetKind, Target] = {
-        TargetKind.MAILBOX: ReceiptDoorkeeper(lmtp, spool, Believed(spool, incoming.speaks_for), notices),
+        TargetKind.MAILBOX: ReceiptDoorkeeper(
+            GuardedMailboxes(lmtp, mailboxes.rules), spool, Believed(spool, incoming.speaks_for), notices
+        ),
         TargetKind.SMTP: outgoing.target,
         TargetKind.MLLP: acknowledge,
     }
@@ -92,20 +95,19 @@ def open_targets(
 
 def authentication_socket(
     loaded: Loaded,
-    accounts: Accounts,
+    mailboxes: Mailboxes,
     vault: KeyVault,
     tokens: Callable[[str, str], Identity | Refused] | None,
 ) -> AuthenticationSocket:
     """What Dovecot asks about our mailboxes; not yet listening. `tokens`: None when no access token is taken."""
-    mailboxes = loaded.settings.mailboxes
-    path = loaded.path(mailboxes.authentication_socket)
-    realm = MailboxRealm(
-        loaded.settings.operator.domains,
-        path,
-        loaded.path(mailboxes.home),
-        lambda address: vault.pseudonym("mailbox home", address)[:40],
+    realm = home_of(loaded, vault)
+    return AuthenticationSocket(
+        realm.authentication_socket,
+        mailboxes.accounts,
+        realm.home_of,
+        mailboxes.sign_in,
+        mailboxes.token_sign_in(tokens) if tokens else None,
     )
-    return AuthenticationSocket(path, accounts, realm.home_of, accounts.open_mailbox, tokens)
 
 
 def worker_options(per_destination: int, final_seconds: float = 600.0) -> WorkerOptions:

@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 import bridges.dossier.tables
+import mta.mailboxes.tables
 import mta.tables
 import trust.tables
 from config.settings import SettingsError
@@ -25,7 +26,7 @@ from trust.store.database import Database
 __all__ = ["metadata", "roll_back", "upgrade"]
 
 # Importing declares the tables on `metadata`; naming them here keeps the imports from looking unused.
-TABLES = (trust.tables, mta.tables, bridges.dossier.tables)
+TABLES = (trust.tables, mta.tables, mta.mailboxes.tables, bridges.dossier.tables)
 _MIGRATION_LOCK = 0x52656C616973
 """Key of the advisory lock, as good as any."""
 

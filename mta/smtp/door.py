@@ -8,14 +8,17 @@ import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import partial
 
 from mta import refusals
 from mta.authors import AuthorCheck
 from mta.evaluation import connection_flags
 from mta.header import author_of, originators_of
+from mta.mailboxes.rules import MailboxRules
 from mta.message import Origin, TargetKind
 from mta.notifications import DispositionNotification, parse_notification
 from mta.smtp.address import domain_of
+from mta.smtp.limits import Quota
 from mta.smtp.policy import Transaction
 from mta.smtp.receiving import Door, DoorOptions, Shared
 from mta.smtp.session import DoorSession
@@ -47,11 +50,14 @@ class OperatorDoor(Door):
         options: DoorOptions,
         judge: PeerJudge | None = None,
         authors: AuthorCheck | None = None,
+        mailboxes: MailboxRules | None = None,
     ) -> None:
         """`context` is `trust.tls.operator_server_context`: it lets nobody in without a certificate. `judge` is asked
         about every peer, each time, besides what the handshake checked: revocation comes between two messages.
-        `authors` says whose From is not believed; None: it is not looked at."""
+        `authors` says whose From is not believed; None: it is not looked at. `mailboxes`, asked instead of `exists`,
+        says which of ours take no mail, and why."""
         super().__init__(spool, context, options)
+        self._mailboxes = mailboxes
         self._authors = authors
         self._judges_at_once = authors is None
         self._judge_peer = judge
@@ -74,6 +80,8 @@ class OperatorDoor(Door):
         return Refused(refusals.OPERATOR_NOT_BELIEVED, doubt) if doubt else None
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
+        if self._mailboxes is not None:
+            return await self._in_thread(self._mailboxes.receives, recipient.lower()) or TargetKind.MAILBOX
         if await self._in_thread(self._exists, recipient.lower()):
             return TargetKind.MAILBOX
         return Refused(refusals.MAILBOX_UNKNOWN)
@@ -119,10 +127,14 @@ class SubmissionDoor(Door):
         options: DoorOptions,
         tokens: Callable[[str, str], Identity | Refused] | None = None,
         certificates: CertificateSignIn | None = None,
+        mailboxes: MailboxRules | None = None,
+        sent: Callable[[Identity, bytes], None] | None = None,
     ) -> None:
         """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`.
         `tokens`, which may block, says whose an access token is, given the login (may be empty); None: none is taken.
         `certificates`, which may block, says whose the certificate of a connection is; None: none is taken.
+        `mailboxes` says what our mailboxes allow, and is asked instead of `exists`; None: they allow everything. `sent`
+        is told of each mail that was kept; it returns at once.
         """
         super().__init__(spool, context, options)
         self._accounts = accounts
@@ -131,6 +143,8 @@ class SubmissionDoor(Door):
         self._is_trusted = is_trusted
         self._tokens = tokens
         self._certificates = certificates
+        self._mailboxes = mailboxes
+        self._sent = sent
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -142,43 +156,85 @@ class SubmissionDoor(Door):
         if self._certificates is None or connection is None:
             return Refused(CERTIFICATE_REFUSED)
         found = await self._in_login_thread(self._certificates, presented(connection), login)
-        if isinstance(found, Refused):
-            return found
-        session.identity = found
-        return None
+        return found if isinstance(found, Refused) else await self._enter_as(session, found, certified=True)
 
     async def authenticate_token(self, session: DoorSession, login: str, token: str) -> Refused | None:
         if self._tokens is None:
             return Refused(refusals.SENDER_NOT_ALLOWED)
         found = await self._in_login_thread(self._tokens, login, token)
-        if isinstance(found, Refused):
-            return found
-        session.identity = found
-        return None
+        return found if isinstance(found, Refused) else await self._enter_as(session, found)
 
     async def authenticate(self, session: DoorSession, login: str, password: str) -> Refused | None:
         found = await self._in_login_thread(
             self._accounts.authenticate, login, password, session.client, Service.SUBMISSION
         )
-        if isinstance(found, Refused):
-            return found
-        session.identity = found
+        return found if isinstance(found, Refused) else await self._enter_as(session, found)
+
+    async def _enter_as(self, session: DoorSession, identity: Identity, *, certified: bool = False) -> Refused | None:
+        """Who it is was proved; whether they may send anything at all is their mailboxes' affair."""
+        if self._mailboxes is not None:
+            enters = partial(self._mailboxes.enters, identity, certified=certified)
+            if (refused := await self._in_thread(enters)) is not None:
+                return refused
+            session.machine = certified and await self._in_thread(self._mailboxes.is_machine, identity)
+        session.identity, session.certified = identity, certified
         return None
+
+    def _quotas(self, session: DoorSession) -> list[tuple[str, Quota]]:
+        if session.machine:
+            return [(f"holder {self._peer(session)}", self._limits.machine)]
+        return super()._quotas(session)
 
     async def check_sender(self, session: DoorSession, sender: str) -> Refused | None:
         """An address the identity may use, or null for a receipt (RFC 8098 §3)."""
-        if not sender or await self._in_thread(self._may_use, session, sender):
+        if not sender:
             return None
-        return Refused(refusals.SENDER_NOT_ALLOWED)
+        return await self._in_thread(self._against_sender, session, sender, self._may_use)
+
+    def _against_sender(
+        self, session: DoorSession, address: str, may: Callable[[DoorSession, str], bool]
+    ) -> Refused | None:
+        """Why nothing is sent in the name of that address."""
+        if not may(session, address):
+            return Refused(refusals.SENDER_NOT_ALLOWED)
+        return None if self._mailboxes is None else self._mailboxes.sends(address, certified=self._certified(session))
+
+    def _certified(self, session: DoorSession) -> bool:
+        return session.certified
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
-        return await self._in_thread(self._route, recipient.lower())
+        found = await self._in_thread(self._route, recipient.lower())
+        if isinstance(found, Refused) or self._mailboxes is None:
+            return found
+        return await self._in_thread(self._patient_writes_to, session, recipient.lower()) or found
 
     def _route(self, recipient: str) -> TargetKind | Refused:
         domain = domain_of(recipient)
         if self._is_local(domain):
+            if self._mailboxes is not None:
+                return self._mailboxes.receives(recipient) or TargetKind.MAILBOX
             return TargetKind.MAILBOX if self._exists(recipient) else Refused(refusals.MAILBOX_UNKNOWN)
         return TargetKind.SMTP if self._is_trusted(domain) else Refused(refusals.RECIPIENT_NOT_TRUSTED, domain)
+
+    def _patient_writes_to(self, session: DoorSession, recipient: str) -> Refused | None:
+        """A patient answers and never begins: told here, where a mail program shows it, as far as the envelope says."""
+        rules, sender = self._mailboxes, session.transaction.sender or ""
+        if rules is None:
+            return None
+        if sender:
+            return rules.writes_to(sender, recipient) if rules.is_patient(sender) else None
+        own = [each for each in self._own_addresses(session) if rules.is_patient(each)]
+        refused = [rules.writes_to(each, recipient, receipt=True) for each in own]
+        return refused[0] if refused and all(refused) else None
+
+    def _own_addresses(self, session: DoorSession) -> tuple[str, ...]:
+        return _identity(session).addresses
+
+    async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
+        reply = await super().accept(session, transaction, content)
+        if self._sent is not None and isinstance(session.identity, Identity) and not isinstance(reply, Refused):
+            self._sent(session.identity, content)
+        return reply
 
     def _judge(self, session: DoorSession, transaction: Transaction, header: Entity, content: bytes) -> Refused | None:
         """Everybody the header says wrote or sent it is somebody this identity may be, and the author, whose key signs
@@ -191,12 +247,30 @@ class SubmissionDoor(Door):
         if originators is None:
             return Refused(refusals.HEADER_INVALID)
         author = author_of(header) or ""
-        if not self._may_sign(session, author):
-            return Refused(refusals.SENDER_NOT_ALLOWED)
-        if not all(self._may_use(session, address) for address in originators - {author}):
-            return Refused(refusals.SENDER_NOT_ALLOWED)
+        refused = self._against_sender(session, author, self._may_sign)
+        for address in sorted(originators - {author}):
+            refused = refused or self._against_sender(session, address, self._may_use)
+        if refused is not None:
+            return refused
         if not transaction.sender and not isinstance(parse_notification(content), DispositionNotification):
             return Refused(refusals.SENDER_NOT_ALLOWED)
+        return self._patient_answers(transaction, header, {author, *originators})
+
+    def _patient_answers(self, transaction: Transaction, header: Entity, authors: set[str]) -> Refused | None:
+        rules, sender = self._mailboxes, transaction.sender or ""
+        if rules is None:
+            return None
+        recipients = [each.address.lower() for each in transaction.recipients]
+        for patient in sorted({each.lower() for each in (*authors, sender) if each}):
+            if not rules.is_patient(patient):
+                continue
+            if sender:
+                refused = rules.answers(patient, header, recipients)
+            else:
+                found = (rules.writes_to(patient, each, receipt=True) for each in recipients)
+                refused = next((each for each in found if each is not None), None)
+            if refused is not None:
+                return refused
         return None
 
     def _may_use(self, session: DoorSession, address: str) -> bool:

@@ -38,6 +38,8 @@ class Limits:
     """Of one network address (IPv4), or /64 (IPv6)."""
     holder: Quota = Quota(connections=250)
     """Of whoever is known: the account that logged in, or the operator of the certificate."""
+    machine: Quota = Quota(connections=250)
+    """Of a machine's mailbox that logged in with its certificate, instead of both: a laboratory sends what it has."""
     idle_seconds: float = 300.0
     """Between two commands (RFC 5321 §4.5.3.2.7), between two blocks of DATA, and for a reply to be fetched."""
     handshake_seconds: float = 30.0

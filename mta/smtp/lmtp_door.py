@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mta import refusals
 from mta.loops import going_round
+from mta.mailboxes.rules import MailboxRules
 from mta.message import Origin
 from mta.private_socket import private_socket
 from mta.smtp.address import domain_of, parse_path
@@ -106,13 +107,14 @@ class LmtpDoor(SubmissionDoor):
         is_trusted: Callable[[str], bool],
         options: DoorOptions,
         size_limit_of: Callable[[str], int | None] = lambda domain: None,
+        mailboxes: MailboxRules | None = None,
     ) -> None:
         """`name` of the server, as the spool keeps it and the log names it. `may_send`: whether it may write as a
         lower-case address. `size_limit_of`: the octets that a lower-case domain takes, None for no limit known.
-        `exists`, `is_local` and `is_trusted` as in `SubmissionDoor`."""
+        `exists`, `is_local`, `is_trusted` and `mailboxes` as in `SubmissionDoor`."""
         options = replace(options, limits=_patient(options.limits))
         never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no command of LMTP starts TLS here
-        super().__init__(spool, accounts, exists, is_local, is_trusted, never, options)
+        super().__init__(spool, accounts, exists, is_local, is_trusted, never, options, mailboxes=mailboxes)
         self._name = name
         self._may_send = may_send
         self._size_limit_of = size_limit_of
@@ -190,6 +192,13 @@ class LmtpDoor(SubmissionDoor):
 
     def _may_sign(self, session: DoorSession, address: str) -> bool:
         return self._may_send(address.lower())
+
+    def _certified(self, session: DoorSession) -> bool:
+        """As good as: the configuration says whose mail it hands over."""
+        return True
+
+    def _own_addresses(self, session: DoorSession) -> tuple[str, ...]:
+        return ()
 
     def _peer(self, session: DoorSession) -> str:
         return f"lmtp:{self._name}"

@@ -121,6 +121,37 @@ def test_certificates_go_to_the_register_s_mailbox_and_leave_its_identity(server
         assert "AttributLocal" not in stored(server, address)[0][1]
 
 
+def test_a_withdrawn_mailbox_is_no_more(running: Server, admin: Directory, directory: Directory) -> None:
+    closed, other = (replace(MACHINE, address=f"{name}@demo-withdraw.mssante.fr") for name in ("closed", "other"))
+    admin.publish(closed)
+    admin.publish(other)
+    assert admin.withdraw(closed.address.upper())
+    assert directory.resolve(closed.address) is None
+    assert directory.resolve(other.address) == other
+    assert not admin.withdraw(closed.address), "once"
+    for wrong in ("*@demo-withdraw.mssante.fr", "", "closed", "other@demo-withdraw.mssante.fr)(mail=*"):
+        assert not admin.withdraw(wrong)
+    assert directory.resolve(other.address) == other
+    with pytest.raises(DirectoryRefusedError):
+        directory.withdraw(other.address)
+
+
+def test_the_register_s_entry_loses_our_certificates_only(server: Server, tmp_path: Path) -> None:
+    files = write_extraction(tmp_path, 30)
+    server.slapd.load(entries(files.mssante, files.practice, BASE))
+    server.start()
+    address = files.mssante.read_text("utf-8").splitlines()[1].split("|")[1]
+    with server.directory("admin") as admin:
+        national = admin.resolve(address)
+        assert national is not None
+        admin.publish(Recipient(address, MailboxKind.PER, "", (ENCRYPTING,)), red_list=True)
+        assert admin.withdraw(address)
+        assert admin.resolve(address) == national
+        ((_, values),) = stored(server, address)
+        assert values["AttributLocal"] == [b"listeRouge"]
+        assert admin.withdraw(address)
+
+
 def test_a_first_load_takes_the_overlay_along(server: Server, tmp_path: Path) -> None:
     files = write_extraction(tmp_path, 30)
     address = files.mssante.read_text("utf-8").splitlines()[1].split("|")[1]

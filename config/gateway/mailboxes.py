@@ -1,0 +1,209 @@
+"""Our mailboxes: what is known of each, what the doors ask about them, and the tasks that look after their records."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
+
+from config.gateway.places import Places
+from config.gateway.running import Running
+from config.gateway.spooling import Spooling
+from config.gateway.store import Store
+from config.node import Process
+from config.purging import Purging
+from config.settings import Loaded
+from directory.resolve import Directory, DirectoryRefusedError, DirectoryUnavailableError
+from mta.bell import Repeating
+from mta.mailboxes.administration import MailboxAdministration
+from mta.mailboxes.adopting import Adoption
+from mta.mailboxes.answered import AnsweredMarks
+from mta.mailboxes.dovecot import MailboxRealm
+from mta.mailboxes.exchanges import Exchanges
+from mta.mailboxes.listing import Listing
+from mta.mailboxes.purging import MailboxPeriods, MailboxPurge
+from mta.mailboxes.registry import Registry
+from mta.mailboxes.rules import MailboxRules
+from mta.mailboxes.sessions import end_sessions
+from mta.retention import DAY
+from trust.accounts import Accounts
+from trust.catalogue import AUTHENTICATION_FAILED
+from trust.identities import Identity, Service
+from trust.journal import Journal
+from trust.refusals import Refused
+from trust.vault import KeyVault
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 300.0
+"""Between two looks at accounts without a record, and at what the directory was not told."""
+_SOON_SECONDS = 20.0
+"""After a directory that did not answer."""
+_BREATH_SECONDS = 0.02
+
+SignIn = Callable[[str, str, str, Service], Identity | Refused]
+Tokens = Callable[[str, str], Identity | Refused]
+
+
+@dataclass(frozen=True, slots=True)
+class Mailboxes:
+    """Of one gateway."""
+
+    registry: Registry
+    rules: MailboxRules
+    exchanges: Exchanges
+    accounts: Accounts
+
+    def exists(self, address: str) -> bool:
+        """Whether a mailbox is ours, and takes mail. May block."""
+        return self.rules.receives(address) is None
+
+    def sign_in(self, address: str, password: str, client: str, service: Service) -> Identity | Refused:
+        """Who opens a mailbox with a password (IMAP, ManageSieve)."""
+        return self.opened(address, self.accounts.open_mailbox(address, password, client, service))
+
+    def token_sign_in(self, tokens: Tokens) -> Tokens:
+        """Who opens a mailbox with a token, `tokens` having said whose that is."""
+
+        def sign_in(address: str, token: str) -> Identity | Refused:
+            found = tokens(address, token)
+            if isinstance(found, Identity) and not self.accounts.may_open(found, address):
+                return Refused(AUTHENTICATION_FAILED)
+            return self.opened(address, found)
+
+        return sign_in
+
+    def opened(self, address: str, found: Identity | Refused, *, certified: bool = False) -> Identity | Refused:
+        """Whoever was let in by their account, unless the mailbox is shut, or wants a certificate."""
+        return found if isinstance(found, Refused) else self.rules.opens(address, certified=certified) or found
+
+
+def make_registry(accounts: Accounts, vault: KeyVault, loaded: Loaded) -> Registry:
+    """Of the operator of this configuration."""
+    return Registry(accounts, vault, loaded.settings.identity.patient_domains)
+
+
+def make_administration(
+    registry: Registry, accounts: Accounts, journal: Journal, loaded: Loaded
+) -> MailboxAdministration:
+    return MailboxAdministration(registry, accounts, journal, loaded.settings.operator.domains)
+
+
+def open_mailboxes(loaded: Loaded, store: Store, accounts: Accounts) -> Mailboxes:
+    """Nothing runs yet."""
+    registry = make_registry(accounts, store.vault, loaded)
+    patients = loaded.settings.identity.patient_domains
+    exchanges = Exchanges(store.database, store.vault, patients, store.clock)
+    rules = MailboxRules(registry, exchanges, machine_passwords=loaded.settings.mailboxes.machine_passwords)
+    return Mailboxes(registry, rules, exchanges, accounts)
+
+
+def home_of(loaded: Loaded, vault: KeyVault) -> MailboxRealm:
+    """Where the mail of this operator's mailboxes is on this machine."""
+    section = loaded.settings.mailboxes
+    return MailboxRealm(
+        loaded.settings.operator.domains,
+        loaded.path(section.authentication_socket),
+        loaded.path(section.home),
+        lambda address: vault.pseudonym("mailbox home", address)[:40],
+    )
+
+
+def answered_marks(loaded: Loaded, mailboxes: Mailboxes) -> AnsweredMarks | None:
+    """Who says in a team's mailbox which of its members has answered; None where Dovecot cannot be asked."""
+    doveadm = loaded.settings.mailboxes.search_socket
+    return AnsweredMarks(mailboxes.registry, loaded.path(doveadm)) if doveadm else None
+
+
+def look_after_mailboxes(
+    process: Process,
+    store: Store,
+    mailboxes: Mailboxes,
+    places: Places,
+    writer: Directory | None,
+    spooling: Spooling,
+    running: Running,
+) -> tuple[Adoption, Listing | None]:
+    """From now on: accounts get records, the directory is told, what is past its retention goes. Returns who asks the
+    directory and who tells it; None where nobody may write there."""
+    loaded, database, journal = process.loaded, store.database, store.journal
+    adoption = Adoption(mailboxes.registry, database, journal, places.directory, store.clock)
+    listing = None if writer is None else Listing(mailboxes.registry, database, store.vault, writer)
+    running.start(spooling.once_for_all(functools.partial(Records, adoption, listing)), "mailbox records")
+    if process.first:  # each machine purges the mail it has
+        retention = loaded.settings.retention
+        doveadm = loaded.settings.mailboxes.search_socket
+        purge = MailboxPurge(
+            mailboxes.registry,
+            mailboxes.exchanges,
+            database,
+            journal,
+            home_of(loaded, store.vault).home_of,
+            MailboxPeriods(retention.closed_mailbox_days * DAY, retention.key_days * DAY),
+            forget=[lambda address: end_sessions(loaded.path(doveadm), [address])] if doveadm else (),
+            clock=store.clock,
+            batch=retention.batch,
+        )
+        running.start(Purging(purge, retention.round_hours * 3600.0), "purge of mailboxes")
+    return adoption, listing
+
+
+class MailboxCollector(Collector):
+    """How many mailboxes there are, for Prometheus."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            counts = self._registry.counts()
+        except SQLAlchemyError:  # `relais_up` says it
+            return
+        gauge = GaugeMetricFamily("relais_mailboxes", "Mailboxes, by kind and state.", labels=["kind", "state"])
+        for (kind, state), number in sorted(counts.items()):
+            gauge.add_metric([kind, state], number)
+        yield gauge
+
+
+class Records(Repeating):
+    """The task that keeps records whole and the directory informed. A turn is a batch of each."""
+
+    def __init__(self, adoption: Adoption, listing: Listing | None) -> None:
+        super().__init__()
+        self._adoption = adoption
+        self._listing = listing
+        self._said = ""
+
+    async def _turn(self) -> float:
+        try:
+            done = await asyncio.to_thread(self._work)
+        except (DirectoryUnavailableError, DirectoryRefusedError) as error:
+            self._say(type(error).__name__)
+            return _SOON_SECONDS
+        except Exception as error:  # its text may name whose mailbox it was about
+            self._say(type(error).__name__)
+            return _LOOK_SECONDS
+        self._say("")
+        return _BREATH_SECONDS if done else _LOOK_SECONDS
+
+    def _work(self) -> int:
+        return self._adoption.turn() + (self._listing.turn() if self._listing is not None else 0)
+
+    def _say(self, problem: str) -> None:
+        """Once when it begins, once when it is over."""
+        if problem != self._said:
+            if problem:
+                log.warning("mailboxes.directory-not-told", error=problem)
+            else:
+                log.info("mailboxes.directory-told")
+            self._said = problem

@@ -1,0 +1,102 @@
+"""What keeps the records of mailboxes in a running gateway; and who opens which mailbox, by password or token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client.registry import CollectorRegistry
+from structlog.testing import capture_logs
+
+from config.gateway.mailboxes import MailboxCollector, Mailboxes, Records
+from directory.resolve import DirectoryRefusedError, DirectoryUnavailableError
+from mta.mailboxes import refusals
+from tests.mta.conftest import Clock, with_tables
+from tests.mta.mailbox_house import DOCTOR, MACHINE, PASSWORD, READ, SECRETARY, TEAM, WRITE, House
+from trust.catalogue import AUTHENTICATION_FAILED
+from trust.identities import Identity, Service
+from trust.refusals import Refused
+from trust.vault import KeyVault
+
+
+class Work:
+    """Adoption and listing at once: what each turn does, in order."""
+
+    def __init__(self, *turns: int | Exception) -> None:
+        self.turns = list(turns)
+
+    def turn(self) -> int:
+        done = self.turns.pop(0) if self.turns else 0
+        if isinstance(done, Exception):
+            raise done
+        return done
+
+
+async def test_a_directory_that_is_away_is_asked_again_soon_and_told_of_once() -> None:
+    away = DirectoryUnavailableError("timeout")
+    records = Records(Work(0, away, away, 3, 0), Work(0, 0, DirectoryRefusedError("no"), 0))  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        pauses = [await records._turn() for _ in range(6)]
+    assert pauses[0] == pauses[5] == 300.0
+    assert pauses[1] == pauses[2] == pauses[4] == 20.0
+    assert pauses[3] < 1, "there may be more"
+    assert [(each["event"], each.get("error")) for each in logs] == [
+        ("mailboxes.directory-not-told", "DirectoryUnavailableError"),
+        ("mailboxes.directory-told", None),
+        ("mailboxes.directory-not-told", "DirectoryRefusedError"),
+        ("mailboxes.directory-told", None),
+    ]
+
+
+async def test_nothing_that_breaks_ends_the_gateway_or_names_anybody() -> None:
+    records = Records(Work(ValueError(DOCTOR)), None)  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        assert await records._turn() == 300.0
+    assert DOCTOR not in str(logs)
+
+
+@pytest.fixture
+def house(tmp_path: Path):
+    with with_tables(f"sqlite:///{tmp_path / 'relais.db'}") as database:
+        made = House(database, KeyVault.create(tmp_path / "vault"), Clock())
+        made.furnish()
+        yield made
+
+
+def test_who_opens_what(house: House) -> None:
+    mailboxes = Mailboxes(house.registry, house.rules, house.exchanges, house.accounts)
+
+    def opens(address: str, password: str = PASSWORD) -> Identity | Refused:
+        return mailboxes.sign_in(address, password, "", Service.IMAP)
+
+    assert isinstance(opens(DOCTOR), Identity)
+    house.administration.suspend(DOCTOR, "", "root")
+    assert opens(DOCTOR) == Refused(refusals.MAILBOX_SHUT)
+    assert opens(DOCTOR, "faux") == Refused(AUTHENTICATION_FAILED)
+    assert mailboxes.exists(DOCTOR)
+    house.administration.close(DOCTOR, "fermée", "root")
+    assert not mailboxes.exists(DOCTOR)
+
+    secretary = house.accounts.by_address(SECRETARY)
+    assert secretary is not None
+    machine = house.accounts.by_address(MACHINE)
+    assert machine is not None
+    tokens: Callable[[str, str], Identity | Refused] = mailboxes.token_sign_in(
+        lambda address, token: {"hers": secretary, "its": machine}.get(token, Refused(AUTHENTICATION_FAILED))
+    )
+    assert tokens(SECRETARY, "hers") == secretary
+    assert tokens(SECRETARY, "none") == Refused(AUTHENTICATION_FAILED)
+    assert tokens(TEAM, "hers") == Refused(AUTHENTICATION_FAILED), "reading and sending is not all it takes"
+    house.administration.set_member(TEAM, SECRETARY, READ | WRITE, "root")
+    assert tokens(TEAM, "hers") == secretary
+    assert tokens(MACHINE, "its") == Refused(refusals.CERTIFICATE_ONLY)
+    assert mailboxes.opened(MACHINE, machine, certified=True) == machine
+
+
+def test_they_are_counted(house: House) -> None:
+    registry = CollectorRegistry()
+    registry.register(MailboxCollector(house.registry))
+    house.administration.suspend(TEAM, "", "root")
+    assert registry.get_sample_value("relais_mailboxes", {"kind": "PER", "state": "active"}) == 3
+    assert registry.get_sample_value("relais_mailboxes", {"kind": "ORG", "state": "suspended"}) == 1
