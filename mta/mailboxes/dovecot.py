@@ -91,8 +91,8 @@ class DovecotOptions:
     `Equipes/`, only opened as `team*member`."""
     memory: Path | None = None
     """Directory on a tmpfs, made when missing, for what Dovecot decrypts and remembers meanwhile; None: one of its own
-    in /dev/shm (`memory_directory`). It needs some 0.5 KB for each mail that was listed since the start, and the size of
-    the mails that come in at one moment."""
+    in /dev/shm (`memory_directory`). It needs some 0.5 KB for each mail that was listed since the start, and the size
+    of the mails that come in at one moment."""
     tokens: bool = False
     """Offer XOAUTH2 and OAUTHBEARER (RFC 7628): for gateways that know an identity provider."""
     failure_delay: int = 2

@@ -92,6 +92,19 @@ class Registry:
         self.records[address] = replace(known, **changes)  # type: ignore[arg-type]
 
 
+class GivenAway(Serving):
+    """What it writes belongs to the service user, whom the gateway would be."""
+
+    def fields(self, address: str, home: Path, member: str = "") -> dict[str, str] | None:
+        try:
+            return super().fields(address, home, member)
+        finally:
+            if (ids := service_ids()) is not None:
+                for each in home.iterdir():
+                    if each.is_file():
+                        os.chown(each, *ids, follow_symlinks=False)
+
+
 class SocketInThread:
     """An `AuthenticationSocket` on an event loop of its own; what it makes is given to the service user."""
 
@@ -107,7 +120,7 @@ class SocketInThread:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.tickets: set[tuple[str, str]] = set()
-        self.serving = Serving(vault, registry, accounts.by_address, options)
+        self.serving = GivenAway(vault, registry, accounts.by_address, options)
         self.server = AuthenticationSocket(
             realm.authentication_socket,
             accounts,
@@ -144,6 +157,17 @@ class SocketInThread:
         self.loop.close()
 
 
+class Client(imaplib.IMAP4_SSL):
+    """Leaves no socket open, also when the server said BYE."""
+
+    def __exit__(self, *raised: object) -> None:
+        try:
+            super().__exit__(*raised)
+        finally:
+            self.file.close()
+            self.sock.close()
+
+
 @dataclass
 class Running:
     options: DovecotOptions
@@ -155,11 +179,11 @@ class Running:
     vault: KeyVault
     registry: Registry
 
-    def imap(self) -> imaplib.IMAP4_SSL:
+    def imap(self) -> Client:
         context = ssl.create_default_context(cafile=str(self.options.certificate_chain))
-        return imaplib.IMAP4_SSL("127.0.0.1", self.options.imaps_port, ssl_context=context, timeout=20)
+        return Client("127.0.0.1", self.options.imaps_port, ssl_context=context, timeout=20)
 
-    def log_in(self, user: str, password: str) -> imaplib.IMAP4_SSL:
+    def log_in(self, user: str, password: str) -> Client:
         client = self.imap()
         try:
             client.authenticate("PLAIN", lambda _: f"\0{user}\0{password}".encode())
