@@ -219,9 +219,8 @@ class AuthenticationSocket:
         secret = unseal_password(self._key, sealed)
         if not secret or self._serving is None or self._home_of(team) is None or self._home_of(member) is None:
             return None
-        if not self._serving.is_ticket(member, secret) and isinstance(
-            self._sign_in(member, secret, client, Service.IMAP), Refused
-        ):
+        known = self._serving.is_ticket(member, secret) or self._tickets(member, secret)
+        if not known and isinstance(self._sign_in(member, secret, client, Service.IMAP), Refused):
             return None
         return {"nopassword": "y"} if self._serving.may_read(member, team) else None
 
