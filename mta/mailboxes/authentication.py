@@ -6,7 +6,7 @@ XOAUTH2 and OAUTHBEARER the password is an access token), `home/<address>` when 
 address lives. The password is sealed by Dovecot (AES-256-CBC, key of this socket) only because Dovecot writes the whole
 key of a lookup that failed or was slow to its log; the socket itself is open to one user. A third,
 `member/<member>/<sealed password>/<team>/<client address>`, opens a team's mailbox to a member, whose name then follows
-the address in `home/<address>/<member>`.
+the address in `home/<address>/<member>/<service>`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ MAX_CONCURRENT = 4
 """Lookups under way at once, of one connection and of all: argon2id is meant to be costly, in memory too. Dovecot asks
 all it has to ask over one connection, and hears the answers in the order of its questions."""
 
+_MOVER = "doveadm"
+"""The service of Dovecot that moves a mailbox."""
 _TOKEN_MECHANISMS = frozenset({"XOAUTH2", "OAUTHBEARER"})
 _DICT_MAJOR_VERSIONS = frozenset({2, 3})
 _UNESCAPED = {"0": "\0", "1": "\x01", "t": "\t", "r": "\r", "n": "\n"}
@@ -177,8 +179,8 @@ class AuthenticationSocket:
 
     def look_up(self, key: str) -> dict[str, str] | None:
         """Dovecot's fields for `shared/login/<address>/<sealed>[/<service>/<client address>[/<mechanism>]]` or
-        `shared/home/<address>[/<member>]` or `shared/member/<member>/<sealed>/<team>/<client address>`, None when
-        refused."""
+        `shared/home/<address>[/<member>/<service>]` or `shared/member/<member>/<sealed>/<team>/<client address>`,
+        None when refused."""
         match key.split("/"):
             case ["shared", "login", address, sealed]:
                 return self._log_in(address.lower(), sealed, "", "")
@@ -188,8 +190,8 @@ class AuthenticationSocket:
                 return self._log_in(address.lower(), sealed, client, mechanism)
             case ["shared", "home", address]:
                 return self._home(address.lower())
-            case ["shared", "home", address, member]:
-                return self._home(address.lower(), member.lower())
+            case ["shared", "home", address, member, service]:
+                return self._home(address.lower(), member.lower(), service)
             case ["shared", "member", member, sealed, team, client]:
                 return self._open_team(member.lower(), sealed, team.lower(), client)
             case _:
@@ -224,13 +226,13 @@ class AuthenticationSocket:
             return None
         return {"nopassword": "y"} if self._serving.may_read(member, team) else None
 
-    def _home(self, address: str, member: str = "") -> dict[str, str] | None:
+    def _home(self, address: str, member: str = "", service: str = "") -> dict[str, str] | None:
         home = self._home_of(address)
         if home is None or self._accounts.by_address(address) is None:
             return None
         # Dovecot would make it, but only after Sieve has looked there for the deliveries it has already seen.
         make_private_directory(home)
-        if (home / HELD).exists():
+        if service != _MOVER and (home / HELD).exists():
             raise MailboxHeldError
         if self._serving is not None:
             return self._serving.fields(address, home, member)

@@ -328,7 +328,7 @@ def realm_files(realm: MailboxRealm) -> dict[str, str]:
     keys = {
         "login": f"login/%u/{sealed}/%s/%r/%m",
         "member": f"member/%u/{sealed}/%{{login_user}}/%r",
-        "home": "home/%u/%{master_user}",
+        "home": "home/%u/%{master_user}/%s",
     }
     return {purpose: _dict_configuration(realm, purpose, keys[purpose]) for purpose in PURPOSES}
 
