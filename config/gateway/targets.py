@@ -12,6 +12,7 @@ from bridges.dossier.target import DossierTarget
 from bridges.hl7.client import MllpTarget
 from config.gateway.belief import Belief
 from config.gateway.places import Places
+from config.gateway.serving import MailboxServing, realm_of
 from config.gateway.stages import Parse
 from config.gateway.store import Store
 from config.incoming import Incoming
@@ -20,7 +21,6 @@ from config.settings import Loaded
 from mta.absorbing import ReceiptDoorkeeper
 from mta.believed import Believed
 from mta.mailboxes.authentication import AuthenticationSocket
-from mta.mailboxes.dovecot import MailboxRealm
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.message import Target, TargetKind
 from mta.notices import Notices
@@ -61,6 +61,7 @@ def open_targets(
             settings.operator.host,
             loaded.path(mailboxes.lmtp_socket),
             search_socket=loaded.path(mailboxes.search_socket) if mailboxes.search_socket else None,
+            full_seconds=mailboxes.full_seconds,
         )
     )
     stack.push_async_callback(lmtp.close)
@@ -95,17 +96,19 @@ def authentication_socket(
     accounts: Accounts,
     vault: KeyVault,
     tokens: Callable[[str, str], Identity | Refused] | None,
+    served: MailboxServing,
 ) -> AuthenticationSocket:
     """What Dovecot asks about our mailboxes; not yet listening. `tokens`: None when no access token is taken."""
-    mailboxes = loaded.settings.mailboxes
-    path = loaded.path(mailboxes.authentication_socket)
-    realm = MailboxRealm(
-        loaded.settings.operator.domains,
-        path,
-        loaded.path(mailboxes.home),
-        lambda address: vault.pseudonym("mailbox home", address)[:40],
+    realm = realm_of(loaded, vault)
+    return AuthenticationSocket(
+        realm.authentication_socket,
+        accounts,
+        realm.home_of,
+        accounts.open_mailbox,
+        tokens,
+        served.serving,
+        served.passes.take,
     )
-    return AuthenticationSocket(path, accounts, realm.home_of, accounts.open_mailbox, tokens)
 
 
 def worker_options(per_destination: int, final_seconds: float = 600.0) -> WorkerOptions:
