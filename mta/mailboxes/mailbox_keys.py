@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,6 +33,8 @@ from trust.store.durable import make_private_directory, write_durably
 RING = "mailbox.key"
 """Its file in the mailbox's home and in a backup."""
 _LARGEST_RING = 64 * 1024
+_REMEMBERED = 10_000
+"""Rings kept opened, each as long as its file is the one it was."""
 
 
 class Sealing(Protocol):
@@ -47,17 +52,19 @@ class KeyRing:
     """The generations of one mailbox's key, the newest first: PKCS#8 in PEM, NIST P-256."""
 
     generations: tuple[str, ...]
+    public: str
+    """Of the newest, SubjectPublicKeyInfo in PEM."""
 
     def fields(self) -> dict[str, str]:
         """Dovecot's userdb fields (mail_crypt, "global" keys given for one user): PEM in base64, without line ends."""
         names = ["mail_crypt_global_private_key"]
         names += [f"mail_crypt_global_private_key{number}" for number in range(2, len(self.generations) + 1)]
         given = {name: _base64(pem) for name, pem in zip(names, self.generations, strict=True)}
-        return {"mail_crypt_global_public_key": _base64(_public(self.generations[0])), **given}
+        return {"mail_crypt_global_public_key": _base64(self.public), **given}
 
     def with_older(self, other: KeyRing) -> KeyRing:
         """Also opens what `other` opens; goes on writing with its own newest."""
-        return KeyRing(tuple(dict.fromkeys((*self.generations, *other.generations))))
+        return KeyRing(tuple(dict.fromkeys((*self.generations, *other.generations))), self.public)
 
 
 class MailboxKeys:
@@ -69,6 +76,8 @@ class MailboxKeys:
 
     def __init__(self, vault: Sealing) -> None:
         self._vault = vault
+        self._opened: OrderedDict[tuple[str, Path], tuple[tuple[int, int, int], KeyRing]] = OrderedDict()
+        self._lock = Lock()
 
     def ring(self, address: str, home: Path) -> KeyRing:
         """The mailbox's ring, made durably the first time it is asked for."""
@@ -77,12 +86,12 @@ class MailboxKeys:
             return self.read(address, path)
         make_private_directory(home)
         with suppress(FileExistsError):  # another process was first: its ring counts
-            self._write(address, path, KeyRing((_new(),)), replace=False)
+            self._write(address, path, _new_ring(), replace=False)
         return self.read(address, path)
 
     def renew(self, address: str, home: Path) -> KeyRing:
         """Write with a new generation from the next session on; what is there stays readable, and stays as it is."""
-        ring = KeyRing((_new(),)).with_older(self.ring(address, home))
+        ring = _new_ring().with_older(self.ring(address, home))
         self._write(address, home / RING, ring, replace=True)
         return ring
 
@@ -106,13 +115,23 @@ class MailboxKeys:
     def read(self, address: str, path: Path) -> KeyRing:
         """Raises FileNotFoundError, `VaultError`."""
         with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            as_it_is = (found.st_ino, found.st_mtime_ns, found.st_size)
+            with self._lock:
+                known = self._opened.get((address, path))
+            if known is not None and known[0] == as_it_is:
+                return known[1]
             sealed = file.read(_LARGEST_RING)
         try:
             generations = tuple(json.loads(self._vault.unseal(sealed, _context(address))))
-            _public(generations[0])
+            ring = KeyRing(generations, _public(generations[0]))
         except (ValueError, TypeError, IndexError):
             raise VaultError("a mailbox's key ring holds no key") from None
-        return KeyRing(generations)
+        with self._lock:
+            self._opened[address, path] = (as_it_is, ring)
+            if len(self._opened) > _REMEMBERED:
+                self._opened.popitem(last=False)
+        return ring
 
     def _write(self, address: str, path: Path, ring: KeyRing, *, replace: bool) -> None:
         sealed = self._vault.seal(json.dumps(ring.generations).encode(), _context(address))
@@ -123,9 +142,10 @@ def _context(address: str) -> bytes:
     return b"mailbox key:" + address.lower().encode("utf-8", "surrogatepass")
 
 
-def _new() -> str:
+def _new_ring() -> KeyRing:
     key = ec.generate_private_key(ec.SECP256R1())
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
+    return KeyRing((pem,), _public(pem))
 
 
 def _public(pem: str) -> str:

@@ -7,19 +7,21 @@ import imaplib
 import re
 import smtplib
 import stat
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from directory.records import MailboxKind
-from mta.mailboxes.dovecot import DovecotConfigurationError, check_configuration
+from mta.mailboxes.dovecot import DELIVERY_HEADER, DovecotConfigurationError, check_configuration
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.mailboxes.mailbox_keys import RING, MailboxKeys
 from mta.mailboxes.records import MailboxState, MemberRight, ReadingPreferences
-from mta.message import Deferred, Failed, Message, Origin, Outcome
+from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
 from tests.support.dovecot import PASSWORD, PATIENT, Running, a_dovecot
 from tests.support.private import give, until
 from trust.sealing import VaultError
@@ -130,7 +132,7 @@ def a_message(recipient: str, size: int, accepted_at: float) -> Message:
         origin=Origin.OPERATOR,
         sender="",
         recipient=recipient,
-        content=b"Subject: x\r\n\r\n" + b"x" * 70 * (size // 70) + b"\r\n",
+        content=f"{DELIVERY_HEADER}: d{size}\r\nSubject: x\r\n\r\n".encode() + b"x" * 70 * (size // 70) + b"\r\n",
         content_type="message/rfc822",
         accepted_at=accepted_at,
     )
@@ -340,3 +342,73 @@ def test_no_error_was_logged_and_nobody_named(running: Running) -> None:
     errors = re.findall(r"^.*(?:Error|Fatal|Panic): .*$", log, re.M)
     expected = r"Failed to lookup|dict|userdb|auth|Killed with signal 15|imapc\(127.0.0.1"
     assert not [line for line in errors if not re.search(expected, line)], errors
+
+
+# --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_mail_waits_while_dovecot_is_down_and_comes_once() -> None:
+    async def deliver(running: Running, repeated: bool) -> Outcome:
+        options = LmtpOptions("relay", running.dovecot.lmtp_socket, search_socket=running.dovecot.search_socket)
+        target = LmtpTarget(options)
+        try:
+            return await target.deliver(replace(a_message(DOCTOR, 700, time.time()), repeated=repeated))
+        finally:
+            await target.close()
+
+    with a_dovecot() as running:
+        running.process.terminate()
+        running.process.wait(10)
+        for repeated in (False, True):
+            assert isinstance(asyncio.run(deliver(running, repeated)), Deferred)
+        running.restart()
+        for repeated in (True, True):
+            assert isinstance(asyncio.run(deliver(running, repeated)), Delivered)
+        assert len(running.texts(DOCTOR)) == 1
+
+
+@pytest.mark.proof
+def test_an_inbox_of_fifty_thousand_mails_stays_quick() -> None:
+    """Encrypted and without a full-text index: what a mail program does when it opens such a mailbox."""
+    with a_dovecot() as running:
+        assert running.deliver(DOCTOR, "first", "first")[0] == 250
+        with running.log_in(DOCTOR, PASSWORD) as client:
+            client.select("INBOX")
+            while int(client.select("INBOX")[1][0]) < 50_000:
+                assert client.copy("1:*", "INBOX")[0] == "OK"
+        took: dict[str, float] = {}
+
+        def timed(what: str, work: Callable[[], object]) -> None:
+            began = time.monotonic()
+            work()
+            took[what] = time.monotonic() - began
+
+        with running.log_in(DOCTOR, PASSWORD) as client:
+            timed("select", lambda: client.select("INBOX"))
+            count = int(client.select("INBOX")[1][0])
+            timed("first screen", lambda: client.fetch(f"{count - 49}:{count}", "(FLAGS ENVELOPE RFC822.SIZE)"))
+            timed("one mail", lambda: client.fetch(f"{count // 2}", "(BODY[])"))
+            timed("flags of all", lambda: client.fetch("1:*", "(FLAGS)"))
+            timed("search since", lambda: client.search(None, "SINCE", "1-Jan-2020"))
+            timed("first listing of all", lambda: client.fetch("1:*", "(ENVELOPE)"))
+            timed("second listing of all", lambda: client.fetch("1:*", "(ENVELOPE)"))
+            timed("search in subjects", lambda: client.search(None, "SUBJECT", "Compte"))
+            timed("search in texts of 5,000", lambda: client.search(None, f"{count - 4999}:{count}", "BODY", "first"))
+            client.send(b"i1 IDLE\r\n")
+            client.readline()
+            timed("notice", lambda: _hear_of(running, client))
+        print(f"{count} mails:", {what: round(seconds, 3) for what, seconds in took.items()})
+        assert took["select"] < 1.0
+        assert took["first screen"] < 1.0
+        assert took["one mail"] < 0.5
+        assert took["notice"] < 5.0
+        assert took["second listing of all"] < took["first listing of all"]
+
+
+def _hear_of(running: Running, client: imaplib.IMAP4) -> None:
+    assert running.deliver(DOCTOR, "news", "news")[0] == 250
+    while b"EXISTS" not in client.readline():
+        pass
+    client.send(b"DONE\r\n")
+    while not client.readline().startswith(b"i1 OK"):
+        pass
