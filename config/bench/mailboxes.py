@@ -3,7 +3,7 @@
 Three Dovecots run side by side: ours as the product sets it up, reached through `LmtpTarget`; one alone, which does the
 same to each mail (encryption, Sieve against second copies, size limits, rights) for static users with a static key; and
 a bare one without any of it. The latter two are reached by the least LMTP client there can be. Turns alternate.
-Deliveries: over four connections, mails of 20 KB. Idle: as many TLS sessions as the scale says on ours and on the one
+Deliveries: over eight connections, mails of 20 KB. Idle: as many TLS sessions as the scale says on ours and on the one
 alone, in IDLE; mails come in at an even pace, and the time from handing a mail over until its session hears of it is
 taken. With
 `fs.inotify.max_user_instances` at its usual 128, fewer sessions are measured. Started as root, everything runs as user
@@ -49,7 +49,8 @@ from trust.refusals import Refused
 from trust.vault import KeyVault
 
 _DOMAIN = "bench.mssante.test"
-_CONNECTIONS = 4
+_CONNECTIONS = 8
+"""As many as `LmtpOptions` allows by default."""
 _SIZE = 20_000
 _PASSWORD = "bench"  # noqa: S105 - of nobody
 _LOGINS = 8
@@ -269,7 +270,9 @@ async def _ours(place: Path, chain: Path, key: Path, port: int) -> AsyncIterator
     dovecot = PrivateDovecot(DovecotOptions(place / "dovecot", port, chain, key, (realm,)))
     await asyncio.to_thread(dovecot.prepare)
     await authentication.start()
-    target = LmtpTarget(LmtpOptions("bench", dovecot.lmtp_socket, connections=_CONNECTIONS, idle_connections=4))
+    target = LmtpTarget(
+        LmtpOptions("bench", dovecot.lmtp_socket, connections=_CONNECTIONS, idle_connections=_CONNECTIONS)
+    )
 
     async def deliver(address: str, number: int) -> None:
         outcome = await target.deliver(_message(address, number))

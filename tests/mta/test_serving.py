@@ -368,6 +368,7 @@ def test_mail_waits_while_dovecot_is_down_and_comes_once() -> None:
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(900)
 def test_an_inbox_of_fifty_thousand_mails_stays_quick() -> None:
     """Encrypted and without a full-text index: what a mail program does when it opens such a mailbox."""
     with a_dovecot() as running:
