@@ -131,7 +131,7 @@ class CertificateDoor:
             async with asyncio.timeout(self._options.stranger_seconds):
                 await writer.start_tls(in_force(self._tls))
             await self._session(reader, writer)
-        except (OSError, EOFError, ValueError, ssl.SSLError):  # gone, too slow, or a line past the limit
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):  # gone, too slow, a line past the limit
             pass
         except asyncio.CancelledError:
             pass  # by `stop` only; asyncio would log it
@@ -203,7 +203,7 @@ class CertificateDoor:
         try:
             async with asyncio.timeout(self._options.stranger_seconds):
                 greeted, dovecot = await self._open(found, wanted.strip().lower(), tag, writer)
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
             greeted = dovecot = None
         if greeted is None or dovecot is None:
             writer.write(f"{tag} NO [UNAVAILABLE] The mailbox cannot be opened now: try again later.\r\n".encode())
