@@ -80,6 +80,16 @@ def bench_trust(full: bool, as_json: bool) -> None:
     _measure(lambda: trust("full" if full else "quick"), as_json)
 
 
+@bench.command("mailboxes")
+@click.option("--full/--quick", default=False, help="The sizes of the published figures, or under a minute.")
+@JSON
+def bench_mailboxes(full: bool, as_json: bool) -> None:
+    """Deliveries, and notices to idle sessions, beside a bare Dovecot. Needs Dovecot."""
+    from config.bench.mailboxes import mailboxes
+
+    _measure(lambda: mailboxes("full" if full else "quick"), as_json)
+
+
 @bench.command("directory")
 @click.option("--full/--quick", default=False, help="The nation, or 20,000 practice situations.")
 @click.option("--situations", type=click.IntRange(100), help="So many instead.")

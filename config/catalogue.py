@@ -7,6 +7,7 @@ from directory import refusals as directory_refusals
 from mta import quarantine_refusals, queue_refusals
 from mta import refusals as mta_refusals
 from mta.mailboxes import refusals as mailbox_refusals
+from mta.mailboxes import serving_refusals
 from smime import refusals as smime_refusals
 from trust import catalogue as trust_catalogue
 from trust import pki_catalogue
@@ -22,6 +23,7 @@ CATALOGUE = join_catalogues(
         mailbox_refusals.CATALOGUE,
         quarantine_refusals.CATALOGUE,
         queue_refusals.CATALOGUE,
+        serving_refusals.CATALOGUE,
         bridges_refusals.CATALOGUE,
         routing.CATALOGUE,
         xdm_refusals.CATALOGUE,

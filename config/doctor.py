@@ -54,6 +54,10 @@ class Finding:
         return {"level": self.level, "subject": self.subject, "text": self.text}
 
 
+_WATCHES = 8192
+"""IMAP sessions that wait for mail, of one user: Dovecot's 2048, and room."""
+
+
 def missing_programs() -> list[str]:
     """Programs and files Relais needs and this machine lacks, each with its Debian package."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -70,6 +74,7 @@ def examine(state: Path, configuration: Path | None) -> list[Finding]:
     """Everything that can be checked from here."""
     return [
         *_programs(),
+        *_watches(),
         *_clock(state),
         *_state(state),
         *_endpoints(state),
@@ -84,6 +89,21 @@ def _programs() -> Iterator[Finding]:
         yield Finding("problem", "packages", f"{name} is missing: run `make demo` as root or install it")
     if not missing:
         yield Finding("ok", "packages", "slapd, Dovecot and fonts are installed")
+
+
+def _watches() -> Iterator[Finding]:
+    """Each waiting IMAP session needs an inotify instance (inotify(7)), or it hears of mail half a minute late."""
+    try:
+        limit = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    except (OSError, ValueError):
+        return
+    if limit < _WATCHES:
+        yield Finding(
+            "notice",
+            "sessions",
+            f"more than {limit} mail programs at once hear of new mail late: put "
+            f"fs.inotify.max_user_instances = {_WATCHES} into a file of /etc/sysctl.d, then run sysctl --system",
+        )
 
 
 def _clock(state: Path) -> Iterator[Finding]:

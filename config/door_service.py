@@ -11,11 +11,12 @@ from prometheus_client.registry import Collector
 
 from config.sections import DoorSettings
 from config.settings import Settings, SettingsError
-from mta.smtp.door import CertificateSignIn, DoorOptions, OperatorDoor, Shared, SubmissionDoor
+from mta.smtp.door import DoorOptions, OperatorDoor, Shared, SubmissionDoor
 from mta.smtp.limits import Limits, MemoryBudget, Meter, Quota
-from trust.accounts import Accounts, Identity
+from trust.accounts import Accounts
 from trust.catalogue import CERTIFICATE_REFUSED
 from trust.certificates import CertificateValidator
+from trust.identities import CertificateSignIn, Identity
 from trust.refusals import Refused
 
 RELOADED = tuple(f"doors.{each}" for each in DoorSettings.__struct_fields__ if each not in ("memory_bytes", "proxies"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from config.key_places import Where, fail
+from config.mailbox_serving_command import SERVING_COMMANDS
 from config.one_gateway import Calls, Gateway, on_gateway, read_password
 from config.options import JSON
 from config.settings import Loaded
@@ -55,6 +56,10 @@ class Mailboxes(Gateway):
 @click.group("mailbox")
 def mailbox() -> None:
     """Say what each mailbox is, whether it is open, and who may do what in it."""
+
+
+for _command in SERVING_COMMANDS:
+    mailbox.add_command(_command)
 
 
 @mailbox.command("list")

@@ -280,6 +280,28 @@ class MailboxSettings(Strict, frozen=True, kw_only=True):
     home: str
     machine_passwords: bool = False
     """Whether machines (APP) may log in with a password or a token as well: while they move to client certificates."""
+    memory: str = ""
+    """Directory on a tmpfs where Dovecot keeps what it decrypts and remembers (its `mail_temp_dir`); needed for what
+    each member of a team has seen, and for `relais mailbox backup`."""
+    quota_bytes: Annotated[int, msgspec.Meta(ge=0)] = 5 * 1024**3
+    """Of a mailbox that has no limit of its own; 0: none."""
+    full_seconds: Annotated[float, msgspec.Meta(ge=0)] = 86400.0
+    """So long a mail waits for room in a full mailbox, then its sender is told."""
+
+
+class CertificateImapSettings(Listener, frozen=True, kw_only=True):
+    """IMAP for machines, which sign in with a certificate below trust.anchors (SASL EXTERNAL); Dovecot serves."""
+
+    chain: str
+    key: str
+    dovecot_host: str = "127.0.0.1"
+    dovecot_port: Port
+    dovecot_ca: str = ""
+    """PEM Dovecot's certificate must chain to; empty: the roots of the machine."""
+    dovecot_name: str = ""
+    """Name that certificate must have; empty: `dovecot_host`."""
+    recheck_seconds: Annotated[float, msgspec.Meta(ge=1)] = 60.0
+    """How often the certificate of an open session is judged again."""
 
 
 class DossierSettings(Strict, frozen=True, kw_only=True):

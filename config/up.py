@@ -39,6 +39,7 @@ LONGEST_STATE = 64
 """Characters of the state's path: below it servers make Unix sockets, whose paths end at 107 (unix(7))."""
 PORT_NAMES = (
     "imaps",
+    "imap-teams",
     "ldaps",
     "mllp",
     "submission",
@@ -257,6 +258,7 @@ def _dovecot(world: World, chosen: Mapping[str, int]) -> PrivateDovecot:
         DovecotOptions(
             state=world.state / "dovecot",
             imaps_port=chosen["imaps"],
+            loopback_port=chosen["imap-teams"],
             log_to_stderr=True,
             certificate_chain=world.server_chain,
             key=world.server_key,
@@ -316,6 +318,7 @@ def _configure(
         'home = "mail"',
         # The laboratory of the demonstration is somebody at a mail program.
         "machine_passwords = true",
+        f"memory = {text(str(dovecot.memory))}",
         "[dossier]",
         f"enabled = {text(operator.dossier)}",
         "[dkim]",

@@ -26,6 +26,7 @@ from config.gateway.heads import publish_heads
 from config.gateway.mailboxes import MailboxCollector, look_after_mailboxes, make_administration, open_mailboxes
 from config.gateway.places import open_places
 from config.gateway.running import Running, in_background
+from config.gateway.serving import make_serving, open_certificate_door
 from config.gateway.spooling import open_spool
 from config.gateway.stages import dkim_keys, make_stages, own_dkim, report_reader
 from config.gateway.store import lockout_options, open_store
@@ -122,7 +123,8 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
 
     # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     oidc = OidcService(loaded, accounts)
-    authentication = authentication_socket(loaded, mailboxes, store.vault, oidc.authenticate if oidc else None)
+    served = make_serving(loaded, store.vault, mailboxes)
+    authentication = authentication_socket(loaded, mailboxes, store.vault, oidc.authenticate if oidc else None, served)
     if process.first:
         await authentication.start()
         stack.push_async_callback(authentication.stop)
@@ -139,6 +141,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     doors = await open_doors(
         process, spool, belief, places.partners, incoming, accounts, mailboxes, oidc, reloading, stack
     )
+    await open_certificate_door(process, belief, mailboxes, served.passes, reloading, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(
         process, spooling, places.directory, trust_list, parse, exists, mail_collectors, intake_threads, running, stack

@@ -8,13 +8,14 @@ kept sealed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Row, exists, or_, select
 
+from trust.refusals import Refused
 from trust.shared_addresses import EVERYTHING, NOTHING, Access, access_of_others, owner_of
 from trust.tables import identities, identity_addresses, identity_locks
 from trust.vault import KeyVault
@@ -36,6 +37,11 @@ class Identity:
     """Lower case; may be an address."""
     addresses: tuple[str, ...] = field(repr=False)
     """Its mailboxes, main one first, lower case. Those of others that it may use are not among them."""
+
+
+CertificateSignIn = Callable[[Sequence[bytes], str], Identity | Refused]
+"""Whose the certificate is that a client has `trust.tls.presented`; the login, when not empty, must be one they may
+use. May block, and is asked in another thread than the connection's."""
 
 
 class Service(Enum):

@@ -14,10 +14,12 @@ from config.control import ControlSocket
 from config.directory_answers import DirectoryAnswers
 from config.directory_service import open_register, open_writer
 from config.gateway.belief import Belief
+from config.gateway.serving import copies_of
 from config.gateway.store import Store
 from config.housekeeping import Housekeeping
 from config.key_journal import KeyAnswers
 from config.mailbox_answers import MailboxAnswers
+from config.mailbox_copy_answers import MailboxCopyAnswers
 from config.node import Process
 from config.outgoing import Outgoing
 from config.quarantine_answers import QuarantineAnswers
@@ -57,6 +59,12 @@ async def open_control(
         functools.partial(open_register, loaded),
     )
     about_accounts = answers_about_accounts(Administration(accounts, store.journal), belief.validator, loaded)
+    about_copies = MailboxCopyAnswers(
+        copies_of(loaded, store.vault),
+        store.database,
+        store.journal,
+        lambda address: store.vault.pseudonym("mailbox home", address)[:40],
+    )
     redirections = Redirections(
         directory,
         exists,
@@ -74,6 +82,7 @@ async def open_control(
     own = {
         **about_accounts.calls(),
         **about_mailboxes.calls(),
+        **about_copies.calls(),
         **KeyAnswers(store.database, store.journal).calls(),
         **housekeeping.calls(),
         **QuarantineAnswers(quarantine).calls(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -34,7 +34,7 @@ from mta.mailboxes.sessions import end_sessions
 from mta.retention import DAY
 from trust.accounts import Accounts
 from trust.catalogue import AUTHENTICATION_FAILED
-from trust.identities import Identity, Service
+from trust.identities import CertificateSignIn, Identity, Service
 from trust.journal import Journal
 from trust.refusals import Refused
 from trust.vault import KeyVault
@@ -83,6 +83,19 @@ class Mailboxes:
         """Whoever was let in by their account, unless the mailbox is shut, or wants a certificate."""
         return found if isinstance(found, Refused) else self.rules.opens(address, certified=certified) or found
 
+    def certificate_sign_in(self, certificates: CertificateSignIn) -> CertificateSignIn:
+        """Who opens a mailbox with a certificate, `certificates` having said whose that is. Whether they may open the
+        one they name, where it is a team's, is asked when it is opened."""
+
+        def sign_in(shown: Sequence[bytes], wanted: str) -> Identity | Refused:
+            found = certificates(shown, wanted)
+            if isinstance(found, Refused) or not found.addresses:
+                return found
+            name = wanted.strip().lower()
+            return self.opened(name if name in found.addresses else found.addresses[0], found, certified=True)
+
+        return sign_in
+
 
 def make_registry(accounts: Accounts, vault: KeyVault, loaded: Loaded) -> Registry:
     """Of the operator of this configuration."""
@@ -104,8 +117,8 @@ def open_mailboxes(loaded: Loaded, store: Store, accounts: Accounts) -> Mailboxe
     return Mailboxes(registry, rules, exchanges, accounts)
 
 
-def home_of(loaded: Loaded, vault: KeyVault) -> MailboxRealm:
-    """Where the mail of this operator's mailboxes is on this machine."""
+def realm_of(loaded: Loaded, vault: KeyVault) -> MailboxRealm:
+    """Where the mail of this operator's mailboxes is on this machine, and where Dovecot asks about them."""
     section = loaded.settings.mailboxes
     return MailboxRealm(
         loaded.settings.operator.domains,
@@ -144,7 +157,7 @@ def look_after_mailboxes(
             mailboxes.exchanges,
             database,
             journal,
-            home_of(loaded, store.vault).home_of,
+            realm_of(loaded, store.vault).home_of,
             MailboxPeriods(retention.closed_mailbox_days * DAY, retention.key_days * DAY),
             forget=[lambda address: end_sessions(loaded.path(doveadm), [address])] if doveadm else (),
             clock=store.clock,

@@ -11,8 +11,9 @@ from bridges.dossier.rights import load_matrix
 from bridges.dossier.target import DossierTarget
 from bridges.hl7.client import MllpTarget
 from config.gateway.belief import Belief
-from config.gateway.mailboxes import Mailboxes, home_of
+from config.gateway.mailboxes import Mailboxes, realm_of
 from config.gateway.places import Places
+from config.gateway.serving import MailboxServing
 from config.gateway.stages import Parse
 from config.gateway.store import Store
 from config.incoming import Incoming
@@ -62,6 +63,7 @@ def open_targets(
             settings.operator.host,
             loaded.path(served.lmtp_socket),
             search_socket=loaded.path(served.search_socket) if served.search_socket else None,
+            full_seconds=served.full_seconds,
         )
     )
     stack.push_async_callback(lmtp.close)
@@ -98,15 +100,18 @@ def authentication_socket(
     mailboxes: Mailboxes,
     vault: KeyVault,
     tokens: Callable[[str, str], Identity | Refused] | None,
+    served: MailboxServing,
 ) -> AuthenticationSocket:
     """What Dovecot asks about our mailboxes; not yet listening. `tokens`: None when no access token is taken."""
-    realm = home_of(loaded, vault)
+    realm = realm_of(loaded, vault)
     return AuthenticationSocket(
         realm.authentication_socket,
         mailboxes.accounts,
         realm.home_of,
         mailboxes.sign_in,
         mailboxes.token_sign_in(tokens) if tokens else None,
+        served.serving,
+        served.passes.take,
     )
 
 

@@ -4,7 +4,9 @@ Dovecot keeps no copy of a password. Its `dict` passdb and userdb send two kinds
 `lib-dict/dict-client.h`): `login/<address>/<sealed password>/<service>/<client address>/<mechanism>` to sign in (with
 XOAUTH2 and OAUTHBEARER the password is an access token), `home/<address>` when LMTP or IMAP needs to know where an
 address lives. The password is sealed by Dovecot (AES-256-CBC, key of this socket) only because Dovecot writes the whole
-key of a lookup that failed or was slow to its log; the socket itself is open to one user.
+key of a lookup that failed or was slow to its log; the socket itself is open to one user. A third,
+`member/<member>/<sealed password>/<team>/<client address>`, opens a team's mailbox to a member, whose name then follows
+the address in `home/<address>/<member>/<service>`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import structlog
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
+from mta.mailboxes.serving import Serving
 from mta.private_socket import private_socket
 from trust.accounts import Identity, Service
 from trust.catalogue import AUTHENTICATION_FAILED
@@ -30,6 +33,8 @@ from trust.refusals import Refused
 from trust.store.durable import make_private_directory, write_durably
 
 KEY_BYTES = 32
+HELD = "held"
+"""File in a mailbox's home: it is being moved, so its mail waits and nobody opens it (`mta.mailboxes.moving`)."""
 MAX_LINE_BYTES = 40 * 1024
 """A lookup is an address (RFC 5321: 254 octets) and a password, or a token of at most `trust.oidc.MAX_TOKEN`, sealed in
 hexadecimal."""
@@ -38,12 +43,18 @@ MAX_CONCURRENT = 4
 """Lookups under way at once, of one connection and of all: argon2id is meant to be costly, in memory too. Dovecot asks
 all it has to ask over one connection, and hears the answers in the order of its questions."""
 
+_MOVER = "doveadm"
+"""The service of Dovecot that moves a mailbox."""
 _TOKEN_MECHANISMS = frozenset({"XOAUTH2", "OAUTHBEARER"})
 _DICT_MAJOR_VERSIONS = frozenset({2, 3})
 _UNESCAPED = {"0": "\0", "1": "\x01", "t": "\t", "r": "\r", "n": "\n"}
 _ESCAPED = str.maketrans({value: "\x01" + name for name, value in _UNESCAPED.items()})
 
 _log = structlog.get_logger(__name__)
+
+
+class MailboxHeldError(Exception):
+    """The mailbox is being moved: Dovecot must hear "later"."""
 
 
 class Accounts(Protocol):
@@ -74,14 +85,20 @@ class AuthenticationSocket:
         home_of: Callable[[str], Path | None],
         sign_in: SignIn | None = None,
         tokens: Callable[[str, str], Identity | Refused] | None = None,
+        serving: Serving | None = None,
+        tickets: Callable[[str, str], bool] = lambda _address, _secret: False,
     ) -> None:
         """`sign_in` (`trust.accounts.Accounts.open_mailbox`) also lets in those who were granted a mailbox, and weighs
         where they come from; without it only an address's own identity gets in. `tokens` says whose an access token is,
-        given the address, and refuses who may not use that; None: no token is taken."""
+        given the address, and refuses who may not use that; None: no token is taken. `serving` adds what Dovecot needs
+        to serve the mailbox; None: only where it lies is said, and no team is opened to a member. `tickets` says
+        whether this is a pass that a door of ours (`mta.mailboxes.certificate_door`) just gave for this address."""
         self.path = path
         self._accounts = accounts
         self._sign_in = sign_in or self._owner
         self._tokens = tokens
+        self._serving = serving
+        self._tickets = tickets
         self._home_of = home_of
         self._server: asyncio.Server | None = None
         self._executor: ThreadPoolExecutor | None = None
@@ -152,6 +169,8 @@ class AuthenticationSocket:
             await before
         try:
             fields = await asyncio.get_running_loop().run_in_executor(self._executor, self.look_up, key)
+        except MailboxHeldError:
+            return "F"
         except Exception as error:  # whatever it is, Dovecot must hear "later", never "unknown" (550)
             # The class only: a traceback that shows local variables would show a password.
             _log.error("mailbox-authentication-unavailable", error=type(error).__name__)
@@ -160,7 +179,8 @@ class AuthenticationSocket:
 
     def look_up(self, key: str) -> dict[str, str] | None:
         """Dovecot's fields for `shared/login/<address>/<sealed>[/<service>/<client address>[/<mechanism>]]` or
-        `shared/home/<address>`, None when refused."""
+        `shared/home/<address>[/<member>/<service>]` or `shared/member/<member>/<sealed>/<team>/<client address>`,
+        None when refused."""
         match key.split("/"):
             case ["shared", "login", address, sealed]:
                 return self._log_in(address.lower(), sealed, "", "")
@@ -170,6 +190,10 @@ class AuthenticationSocket:
                 return self._log_in(address.lower(), sealed, client, mechanism)
             case ["shared", "home", address]:
                 return self._home(address.lower())
+            case ["shared", "home", address, member, service]:
+                return self._home(address.lower(), member.lower(), service)
+            case ["shared", "member", member, sealed, team, client]:
+                return self._open_team(member.lower(), sealed, team.lower(), client)
             case _:
                 return None
 
@@ -177,6 +201,8 @@ class AuthenticationSocket:
         password = unseal_password(self._key, sealed)
         if not password or self._home_of(address) is None:
             return None
+        if self._tickets(address, password):
+            return {"nopassword": "y"}
         if mechanism.upper() in _TOKEN_MECHANISMS:
             refused = self._tokens is None or isinstance(self._tokens(address, password), Refused)
         else:
@@ -190,13 +216,27 @@ class AuthenticationSocket:
             return identity
         return Refused(AUTHENTICATION_FAILED)
 
-    def _home(self, address: str) -> dict[str, str] | None:
+    def _open_team(self, member: str, sealed: str, team: str, client: str) -> dict[str, str] | None:
+        """With the ticket of the member's own session, or the member's password; either way only what they may."""
+        secret = unseal_password(self._key, sealed)
+        if not secret or self._serving is None or self._home_of(team) is None or self._home_of(member) is None:
+            return None
+        known = self._serving.is_ticket(member, secret) or self._tickets(member, secret)
+        if not known and isinstance(self._sign_in(member, secret, client, Service.IMAP), Refused):
+            return None
+        return {"nopassword": "y"} if self._serving.may_read(member, team) else None
+
+    def _home(self, address: str, member: str = "", service: str = "") -> dict[str, str] | None:
         home = self._home_of(address)
         if home is None or self._accounts.by_address(address) is None:
             return None
         # Dovecot would make it, but only after Sieve has looked there for the deliveries it has already seen.
         make_private_directory(home)
-        return {"home": str(home)}
+        if service != _MOVER and (home / HELD).exists():
+            raise MailboxHeldError
+        if self._serving is not None:
+            return self._serving.fields(address, home, member)
+        return None if member else {"home": str(home)}
 
 
 async def _reply(answers: asyncio.Queue[asyncio.Task[str] | None], writer: asyncio.StreamWriter) -> None:

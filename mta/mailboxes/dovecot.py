@@ -1,9 +1,10 @@
 """A private Dovecot: its configuration, generated in full, and how to tell that it is up.
 
 Mailboxes are Dovecot's (2.3): IMAPS for people, LMTP on a Unix socket for our deliveries, Sieve for filing. It runs as
-an ordinary user from one private directory and owns nothing outside it but the mail. Who may sign in and where an
-address lives is asked of `mta.mailboxes.authentication` at every turn. This module writes files and argv; the
-composition root starts, watches and stops the process.
+an ordinary user from one private directory and owns nothing outside it but the mail, and a directory in memory for
+what it puts aside in clear. Who may sign in, where an address lives and with which key is asked of
+`mta.mailboxes.authentication` at every turn. This module writes files and argv; the composition root starts, watches
+and stops the process.
 """
 
 from __future__ import annotations
@@ -15,17 +16,29 @@ import re
 import shutil
 import socket
 import ssl
-from collections.abc import Callable
+import stat
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mta.mailboxes import dovecot_text as text
 from mta.mailboxes.authentication import credential_key
+from mta.mailboxes.dovecot_text import DELIVERY_HEADER, DUPLICATE_SECONDS
+from mta.mailboxes.serving import SHARED_NAMESPACE
 from trust.tls import TLS12_SUITES
 
-DELIVERY_HEADER = "X-Relais-Delivery"
-"""Header that carries our delivery's identity: LMTP files a message with an identity it has seen only once."""
-DUPLICATE_SECONDS = 14 * 24 * 3600
-"""How long identities are remembered: longer than any delivery is retried."""
+__all__ = [
+    "DELIVERY_HEADER",
+    "DUPLICATE_SECONDS",
+    "DovecotConfigurationError",
+    "DovecotOptions",
+    "MailboxRealm",
+    "PrivateDovecot",
+    "check_configuration",
+    "mail_location",
+    "memory_directory",
+]
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@:=-]*")
@@ -73,6 +86,13 @@ class DovecotOptions:
     managesieve_port: int | None = None
     """Port for ManageSieve with STARTTLS (RFC 5804), None for none. From loopback Dovecot also takes a password without
     TLS."""
+    loopback_port: int | None = None
+    """Port on 127.0.0.1 by which a member's session reaches the mailboxes of teams; None: these are not shown below
+    `Equipes/`, only opened as `team*member`."""
+    memory: Path | None = None
+    """Directory on a tmpfs, made when missing, for what Dovecot decrypts and remembers meanwhile; None: one of its own
+    in /dev/shm (`memory_directory`). It needs some 0.5 KB for each mail that was listed since the start, and the size
+    of the mails that come in at one moment."""
     tokens: bool = False
     """Offer XOAUTH2 and OAUTHBEARER (RFC 7628): for gateways that know an identity provider."""
     failure_delay: int = 2
@@ -86,6 +106,7 @@ class DovecotOptions:
     user: str = ""
     """Account Dovecot will run as; empty: whoever calls `prepare`. Never root."""
     executable: Path = Path("/usr/sbin/dovecot")
+    doveconf: Path = Path("/usr/bin/doveconf")
 
 
 class PrivateDovecot:
@@ -112,6 +133,10 @@ class PrivateDovecot:
         """doveadm's Unix socket, mode 0600: `mta.mailboxes.held` asks it what a mailbox holds."""
         return self._options.state / "run" / "doveadm-server"
 
+    @property
+    def memory(self) -> Path:
+        return self._options.memory or memory_directory(self._options.state)
+
     def command(self) -> list[str]:
         """argv of the server: stays in the foreground, SIGTERM stops it."""
         return [str(self._options.executable), "-F", "-c", str(self.configuration)]
@@ -120,7 +145,8 @@ class PrivateDovecot:
         """Write the configuration and make the directories; safe to repeat, with Dovecot running too.
 
         Sockets that a killed Dovecot left behind, which would keep it from starting, are removed.
-        Raises `DovecotConfigurationError`, or OSError when the directories cannot be written.
+        What was written is read by Dovecot's own `doveconf`. Raises `DovecotConfigurationError`, or OSError when the
+        directories cannot be written.
         """
         options = self._options
         user = pwd.getpwnam(options.user) if options.user else pwd.getpwuid(os.geteuid())
@@ -129,18 +155,20 @@ class PrivateDovecot:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.clear()
         (options.state / "run").mkdir(mode=0o755, exist_ok=True)
+        _make_memory(self.memory, user)
         for number, realm in enumerate(options.realms):
-            key = credential_key(realm.authentication_socket).hex()
-            login = f"login/%u/%{{encrypt;key={key}:password}}/%s/%r/%m"
-            for purpose, pattern in (("login", login), ("home", "home/%u")):
-                self._write(self._dict_file(number, purpose), _dict_configuration(realm, purpose, pattern))
+            for purpose, content in realm_files(realm).items():
+                self._write(self._dict_file(number, purpose), content)
         self._write(options.state / "nobody", "")
-        self._write(options.state / "once.sieve", _ONCE)
+        self._write(options.state / "once.sieve", text.ONCE)
+        self._write(options.state / "rights.acl", text.RIGHTS)
         self._write(self.configuration, self._text(user))
+        check_configuration(self.configuration, options.doveconf)
 
     def clear(self) -> None:
-        """Remove the sockets of a Dovecot that has ended: it leaves most of them behind."""
+        """Remove the sockets of a Dovecot that has ended, which leaves most of them behind, and what it remembered."""
         if self.running() is None:
+            shutil.rmtree(self.memory, ignore_errors=True)
             shutil.rmtree(self._options.state / "run", ignore_errors=True)
 
     def running(self) -> int | None:
@@ -175,7 +203,7 @@ class PrivateDovecot:
         options = self._options
         if user.pw_uid == 0:
             raise DovecotConfigurationError("Dovecot must not run as root: name an ordinary account")
-        paths = [options.state, options.certificate_chain, options.key]
+        paths = [options.state, options.certificate_chain, options.key, self.memory]
         for realm in options.realms:
             paths += [realm.authentication_socket, realm.home]
             for domain in realm.domains:
@@ -201,15 +229,20 @@ class PrivateDovecot:
 
     def _text(self, user: pwd.struct_passwd) -> str:
         options = self._options
-        realms = ""
-        for number, realm in enumerate(options.realms):
-            # The filter: one operator's gateway is never shown a password meant for another's.
-            patterns = " ".join(f"*@{domain}" for domain in realm.domains)
-            realms += _REALM.format(
-                patterns=patterns, login=self._dict_file(number, "login"), home=self._dict_file(number, "home")
-            )
+        files = [
+            {purpose: self._dict_file(number, purpose) for purpose in PURPOSES} for number in range(len(options.realms))
+        ]
+        serving = serving_text(
+            options.realms,
+            files,
+            memory=self.memory,
+            once=options.state / "once.sieve",
+            rights=options.state / "rights.acl",
+            loopback_port=options.loopback_port,
+            tokens=options.tokens,
+        )
         sieve = options.managesieve_port
-        return _CONFIGURATION.format(
+        return text.PRIVATE.format(
             state=options.state,
             instance=f"relais-{options.imaps_port}",
             protocols="imap lmtp" + (" sieve" if sieve else ""),
@@ -222,19 +255,112 @@ class PrivateDovecot:
             key=options.key,
             suites=TLS12_SUITES,
             imaps_port=options.imaps_port,
-            mechanisms="plain login" + (" xoauth2 oauthbearer" if options.tokens else ""),
+            loopback_port=options.loopback_port or 0,
             failure_delay=options.failure_delay,
             connections_per_user=options.connections_per_user,
             connections=options.connections,
-            realms=realms,
+            serving=serving,
             nobody=options.state / "nobody",
-            managesieve=_MANAGESIEVE.format(port=sieve) if sieve else "",
-            duplicate_period=f"{DUPLICATE_SECONDS}s",
+            managesieve=text.MANAGESIEVE.format(port=sieve) if sieve else "",
         )
 
 
+PURPOSES = ("login", "member", "home")
+"""What Dovecot asks: may this one sign in, may this member open that team's mailbox, where does an address live."""
+
+
+def mail_location(memory: Path) -> str:
+    """Dovecot's setting: mails on disk, encrypted; header fields it remembers of them in `memory`, in clear."""
+    return f"sdbox:~/mail:INDEXCACHE={memory}/headers/%h"
+
+
+def memory_directory(state: Path) -> Path:
+    """Where the Dovecot of this state directory keeps what must not be on a disk, when nothing else is said."""
+    return Path("/dev/shm") / f"relais-{hashlib.sha256(str(state).encode()).hexdigest()[:16]}"  # noqa: S108 - made private
+
+
+def check_configuration(path: Path, doveconf: Path = Path("/usr/bin/doveconf")) -> None:
+    """Have Dovecot read it. Raises `DovecotConfigurationError` with what it says, which is about this file only."""
+    try:
+        checked = subprocess.run(
+            [str(doveconf), "-c", str(path), "-n"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DovecotConfigurationError(f"doveconf cannot be asked: {type(error).__name__}") from error
+    if checked.returncode != 0:
+        said = " ".join(checked.stderr.split())[:300]
+        raise DovecotConfigurationError(f"Dovecot does not take its configuration: {said}")
+
+
+def serving_text(
+    realms: tuple[MailboxRealm, ...],
+    files: Sequence[Mapping[str, Path]],
+    *,
+    memory: Path,
+    once: Path,
+    rights: Path,
+    loopback_port: int | None,
+    tokens: bool,
+) -> str:
+    """What a Dovecot needs to serve these realms; `files`: for each realm where `realm_files` are."""
+    # The filter: one operator's gateway is never shown a password meant for another's.
+    each = (
+        text.REALM.format(patterns=" ".join(f"*@{domain}" for domain in realm.domains), **paths)
+        for realm, paths in zip(realms, files, strict=True)
+    )
+    return text.SERVING.format(
+        mechanisms="plain login" + (" xoauth2 oauthbearer" if tokens else ""),
+        realms="".join(each),
+        mail_location=mail_location(memory),
+        memory=memory,
+        teams=text.TEAMS.format(shared=SHARED_NAMESPACE, loopback_port=loopback_port) if loopback_port else "",
+        rights=rights,
+        once=once,
+        duplicate_period=f"{DUPLICATE_SECONDS}s",
+    )
+
+
+def realm_files(realm: MailboxRealm) -> dict[str, str]:
+    """For each of `PURPOSES` the file that says how to ask this realm's gateway; they hold the key that seals
+    passwords."""
+    key = credential_key(realm.authentication_socket).hex()
+    sealed = f"%{{encrypt;key={key}:password}}"
+    keys = {
+        "login": f"login/%u/{sealed}/%s/%r/%m",
+        "member": f"member/%u/{sealed}/%{{login_user}}/%r",
+        "home": "home/%u/%{master_user}/%s",
+    }
+    return {purpose: _dict_configuration(realm, purpose, keys[purpose]) for purpose in PURPOSES}
+
+
+def _make_memory(path: Path, user: pwd.struct_passwd) -> None:
+    """Private, the user's own, and in memory. Raises `DovecotConfigurationError`."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if os.geteuid() == 0 and found.st_uid == 0:
+        os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user.pw_uid or found.st_mode & 0o077:
+        raise DovecotConfigurationError(f"{path} must be a private directory of the user Dovecot runs as")
+    if _file_system(path) not in _IN_MEMORY:
+        raise DovecotConfigurationError(f"{path} is on a disk: name a directory on a tmpfs, such as one below /run")
+
+
+_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+
+
+def _file_system(path: Path) -> str:
+    """Its type, as proc(5) names it in mountinfo; the last mount over the longest of its parents counts."""
+    mounts: dict[Path, str] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, kind = line.partition(" - ")
+        mounts[Path(fields.split()[4].replace("\\040", " "))] = kind.split()[0]
+    real = path.resolve()
+    return next((mounts[each] for each in (real, *real.parents) if each in mounts), "")
+
+
 def _dict_configuration(realm: MailboxRealm, purpose: str, key: str) -> str:
-    objects = "passdb_objects" if purpose == "login" else "userdb_objects"
+    objects = "userdb_objects" if purpose == "home" else "passdb_objects"
     return (
         f"uri = proxy:{realm.authentication_socket}:relais\n"
         "iterate_disable = yes\n"
@@ -242,150 +368,3 @@ def _dict_configuration(realm: MailboxRealm, purpose: str, key: str) -> str:
         f"key {purpose} {{\n  key = {key}\n  format = json\n}}\n"
         f"{objects} = {purpose}\n"
     )
-
-
-_ONCE = f"""\
-require ["duplicate"];
-# A delivery repeated after a crash is the same delivery: file it once.
-if duplicate :header "{DELIVERY_HEADER}" :seconds {DUPLICATE_SECONDS} {{
-  discard;
-  stop;
-}}
-"""
-
-_REALM = """\
-passdb {{
-  driver = dict
-  args = {login}
-  username_filter = {patterns}
-}}
-userdb {{
-  driver = dict
-  args = {home}
-}}
-"""
-
-_MANAGESIEVE = """\
-service managesieve-login {{
-  chroot =
-  inet_listener sieve {{
-    port = {port}
-  }}
-}}
-"""
-
-# The logs name no user (a patient's address holds a matricule), no Message-ID and no subject.
-_CONFIGURATION = """\
-base_dir = {state}/run
-state_dir = {state}/run
-instance_name = {instance}
-protocols = {protocols}
-listen = {listen}
-default_internal_user = {user}
-default_login_user = {user}
-default_internal_group = $default_internal_user
-mail_uid = {uid}
-mail_gid = {gid}
-first_valid_uid = {uid}
-
-log_path = {log_path}
-mail_log_prefix = "%s<%{{pid}}><%{{session}}>: "
-login_log_format_elements = "method=%m rip=%r mpid=%e %c session=<%{{session}}>"
-deliver_log_format = %$
-login_greeting = Relais ready.
-
-ssl = required
-ssl_cert = <{chain}
-ssl_key = <{key}
-ssl_min_protocol = TLSv1.2
-ssl_cipher_list = {suites}
-ssl_prefer_server_ciphers = yes
-disable_plaintext_auth = yes
-auth_mechanisms = {mechanisms}
-auth_username_format = %Lu
-# What an address may have (`trust.identities.checked_address`): without "/", which separates the parts of a lookup.
-auth_username_chars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_@!&'+=~"
-auth_failure_delay = {failure_delay} secs
-recipient_delimiter =
-{realms}
-# Matches nobody: without a database that was asked, Dovecot would call a foreign domain a temporary failure.
-passdb {{
-  driver = passwd-file
-  args = {nobody}
-}}
-mail_location = sdbox:~/mail
-mail_max_userip_connections = {connections_per_user}
-sendmail_path = /bin/false
-namespace inbox {{
-  inbox = yes
-  separator = /
-  mailbox Sent {{
-    special_use = \\Sent
-    auto = subscribe
-  }}
-  mailbox Drafts {{
-    special_use = \\Drafts
-    auto = subscribe
-  }}
-  mailbox Trash {{
-    special_use = \\Trash
-    auto = subscribe
-  }}
-  mailbox Junk {{
-    special_use = \\Junk
-    auto = subscribe
-  }}
-}}
-
-service anvil {{
-  chroot =
-  # Lock-out is the accounts' affair, per account and network: a delay per address would punish a whole practice.
-  unix_listener anvil-auth-penalty {{
-    mode = 0
-  }}
-}}
-service auth-worker {{
-  user = $default_internal_user
-}}
-service doveadm {{
-  unix_listener doveadm-server {{
-    mode = 0600
-  }}
-}}
-service imap-login {{
-  chroot =
-  service_count = 0
-  client_limit = {connections}
-  process_min_avail = 1
-  inet_listener imap {{
-    port = 0
-  }}
-  inet_listener imaps {{
-    port = {imaps_port}
-    ssl = yes
-  }}
-}}
-service imap {{
-  process_limit = {connections}
-}}
-service lmtp {{
-  unix_listener lmtp {{
-    mode = 0600
-  }}
-}}
-{managesieve}
-protocol lmtp {{
-  mail_plugins = $mail_plugins sieve
-  mail_fsync = always
-  postmaster_address = postmaster@localhost
-}}
-plugin {{
-  sieve = file:~/sieve;active=~/.dovecot.sieve
-  sieve_before = {state}/once.sieve
-  sieve_duplicate_max_period = {duplicate_period}
-  # Nothing leaves through a script: only the road protects what it sends.
-  sieve_max_redirects = 0
-  sieve_extensions = fileinto copy envelope body imap4flags variables relational regex subaddress date index mailbox
-  sieve_global_extensions = +duplicate
-}}
-"""

@@ -8,14 +8,16 @@ repeated the mailbox is searched for it, and the server's Sieve drops what the s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from mta import refusals
+from mta.mailboxes import serving_refusals
 from mta.mailboxes.held import HeldMail
 from mta.message import Deferred, Delivered, Failed, Message, Outcome, TargetKind
-from mta.smtp.client import ConnectionBrokenError, SmtpConnection, Timeouts, Transaction
+from mta.smtp.client import Answered, ConnectionBrokenError, SmtpConnection, Timeouts, Transaction
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import Job, NotOpenedError, Pool, PoolOptions, delivered
 from mta.smtp.target import admissible, check_message
@@ -23,6 +25,7 @@ from trust.refusals import Refused
 
 _CLOCK_SLACK_SECONDS = 86400.0
 """The mailbox server's clock may be another machine's, and was perhaps set since."""
+_FULL = frozenset({"4.2.2", "5.2.2"})
 _DESTINATION = TargetKind.MAILBOX.value
 
 
@@ -41,6 +44,8 @@ class LmtpOptions:
     """Connections kept between deliveries; Dovecot keeps a process for each."""
     search_socket: Path | None = None
     """doveadm's Unix socket, asked before a delivery is repeated; None: only the server's Sieve drops second copies."""
+    full_seconds: float = 24 * 3600.0
+    """So long a mail waits for room in a mailbox that is full; then the sender is told."""
 
 
 class LmtpTarget:
@@ -54,8 +59,8 @@ class LmtpTarget:
         )
         self._pool = Pool(PoolOptions(gate, idle_per_destination=options.idle_connections))
 
-    async def deliver(self, message: Message) -> Outcome:
-        """See `mta.message.Target`. One recipient, hence one reply."""
+    async def deliver(self, message: Message, now: Callable[[], float] = time.time) -> Outcome:
+        """See `mta.message.Target`. One recipient, hence one reply. `now`: UNIX seconds."""
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
@@ -67,8 +72,20 @@ class LmtpTarget:
             if held:
                 return Delivered("already filed")
         transaction = Transaction(message.sender, message.recipient, message.content)
-        job = Job(transaction, lambda connection: admissible(connection, transaction), lambda _, each: delivered(each))
+        job = Job(
+            transaction,
+            lambda connection: admissible(connection, transaction),
+            lambda _, each: self._concluded(each, now() - message.accepted_at),
+        )
         return await self._pool.to("mailboxes", self._open).deliver(job)
+
+    def _concluded(self, answered: Answered, age: float) -> Outcome:
+        outcome = delivered(answered)
+        if isinstance(outcome, Delivered) or answered.reply.enhanced not in _FULL:
+            return outcome
+        if age < self._options.full_seconds:
+            return Deferred(Refused(serving_refusals.MAILBOX_FULL_NOW, outcome.reason.detail))
+        return Failed(Refused(serving_refusals.MAILBOX_FULL, outcome.reason.detail))
 
     def resting(self) -> Collection[str]:
         """See `mta.message.PacedTarget`: the server is one destination."""

@@ -5,7 +5,7 @@ a password, a token or a certificate.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import partial
@@ -25,15 +25,13 @@ from mta.smtp.session import DoorSession
 from mta.smtp.target import Operators
 from mta.spool import Spool
 from smime.mime import Entity
-from trust.accounts import Accounts, Identity, Service
+from trust.accounts import Accounts, Service
 from trust.catalogue import CERTIFICATE_REFUSED
+from trust.identities import CertificateSignIn, Identity
 from trust.refusals import Refused
 from trust.tls import Context, PeerJudge, presented
 
-__all__ = ["CertificateSignIn", "DoorOptions", "OperatorDoor", "Shared", "SubmissionDoor"]
-
-CertificateSignIn = Callable[[Sequence[bytes], str], Identity | Refused]
-"""Whose the certificate is that was `presented`; the login, when not empty, must be theirs."""
+__all__ = ["DoorOptions", "OperatorDoor", "Shared", "SubmissionDoor"]
 
 
 class OperatorDoor(Door):

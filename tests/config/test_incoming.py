@@ -9,7 +9,7 @@ import pytest
 from config.incoming import collector_options
 from config.settings import SettingsError, load
 from mta.collecting_options import After, CollectorOptions, SignIn
-from tests.mta.test_dovecot import write_certificate
+from tests.support.dovecot import write_certificate
 
 REFERENCE = Path(__file__).parents[2] / "config/relais.toml"
 

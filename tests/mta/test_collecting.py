@@ -25,10 +25,10 @@ from mta.collecting_options import SecretUnavailableError
 from mta.delivery import Accepted, Duplicate, Lease, Submission
 from mta.message import Origin, TargetKind
 from mta.spool import Spool
+from tests.support.dovecot import TOKEN, Running, a_dovecot, write_certificate
 from trust.store.database import StoreUnavailableError
 
 from .conftest import MakeSpool
-from .test_dovecot import TOKEN, Running, a_dovecot, write_certificate
 
 PASSWORD = 'pass word/é$"\\'
 HERE = "recueil@hopital.example"

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import imaplib
-import os
-import pwd
 import re
 import signal
-import smtplib
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from mta.mailboxes.authentication import AuthenticationSocket
 from mta.mailboxes.dovecot import (
     DELIVERY_HEADER,
     DovecotConfigurationError,
@@ -37,192 +25,8 @@ from mta.mailboxes.dovecot import (
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.mailboxes.sessions import end_sessions
 from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
-from tests.support.private import free_port, give, service_directory, service_ids, start_unprivileged, until
-from trust.accounts import Identity
-from trust.refusals import HL7Code, Refusal, Refused
-
-WRONG = Refused(Refusal("test.wrong", 535, "5.7.8", HL7Code.AE, "207", "906", "Wrong.", "Faux."))
-PATIENT = "279035121518989"
-LOCK_AFTER = 3
-TOKEN = "e30." + "x" * 4000 + ".x"
-"""As long as those of Pro Santé Connect."""
-
-
-@dataclass
-class Accounts:
-    """Accounts in memory with lock-out after three failures."""
-
-    passwords: dict[str, str]
-    failures: dict[str, int] = field(default_factory=dict)
-    asked: list[tuple[str, str]] = field(default_factory=list)
-
-    def authenticate(self, login: str, password: str) -> Identity | Refused:
-        self.asked.append((login, password))
-        if self.failures.get(login, 0) >= LOCK_AFTER:
-            return WRONG
-        if self.passwords.get(login) != password:
-            self.failures[login] = self.failures.get(login, 0) + 1
-            return WRONG
-        return Identity("opaque", login, (login,))
-
-    def by_address(self, address: str) -> Identity | None:
-        return Identity("opaque", address, (address,)) if address in self.passwords else None
-
-    def by_token(self, login: str, token: str) -> Identity | Refused:
-        return Identity("opaque", login, (login,)) if token == TOKEN and login in self.passwords else WRONG
-
-
-class SocketInThread:
-    """An `AuthenticationSocket` on an event loop of its own; what it makes is given to the service user."""
-
-    def __init__(self, realm: MailboxRealm, accounts: Accounts) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.server = AuthenticationSocket(
-            realm.authentication_socket, accounts, self.home_of, tokens=accounts.by_token
-        )
-        self.realm = realm
-        self.start()
-
-    def home_of(self, address: str) -> Path | None:
-        home = self.realm.home_of(address)
-        if home is not None:
-            home.mkdir(mode=0o700, exist_ok=True)
-            if (ids := service_ids()) is not None:
-                os.chown(home, *ids)
-        return home
-
-    def run(self, job: Callable[[], object]) -> None:
-        asyncio.run_coroutine_threadsafe(job(), self.loop).result(10)  # type: ignore[arg-type]
-
-    def start(self) -> None:
-        self.run(self.server.start)
-        give(self.server.path.parent)
-        ids = service_ids()
-        if ids is not None:
-            os.chown(self.server.path, *ids)
-
-    def close(self) -> None:
-        self.run(self.server.stop)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
-        self.loop.close()
-
-
-@dataclass
-class Running:
-    options: DovecotOptions
-    dovecot: PrivateDovecot
-    process: subprocess.Popen[bytes]
-    laboratory: Accounts
-    hospital: Accounts
-    sockets: list[SocketInThread]
-
-    def imap(self) -> imaplib.IMAP4_SSL:
-        context = ssl.create_default_context(cafile=str(self.options.certificate_chain))
-        return imaplib.IMAP4_SSL("127.0.0.1", self.options.imaps_port, ssl_context=context, timeout=20)
-
-    def log_in(self, user: str, password: str) -> imaplib.IMAP4_SSL:
-        client = self.imap()
-        try:
-            client.authenticate("PLAIN", lambda _: f"\0{user}\0{password}".encode())
-        except imaplib.IMAP4.error:
-            client.shutdown()
-            raise
-        return client
-
-    def deliver(self, recipient: str, text: str, identity: str = "", subject: str = "Compte rendu") -> tuple[int, str]:
-        """The LMTP reply to RCPT when it refuses, else to DATA."""
-        header = f"{DELIVERY_HEADER}: {identity}\r\n" if identity else ""
-        message = f"{header}Subject: {subject}\r\nMessage-ID: <{PATIENT}@x.invalid>\r\n\r\n{text}\r\n"
-        with smtplib.LMTP(str(self.dovecot.lmtp_socket)) as lmtp:
-            lmtp.ehlo()
-            lmtp.mail("relay@ville.mssante.test")
-            code, reply = lmtp.rcpt(recipient)
-            if code == 250:
-                code, reply = lmtp.data(message.encode())
-        return code, reply.decode()
-
-    def texts(self, user: str, password: str = "pass word/é$") -> list[bytes]:
-        with self.log_in(user, password) as client:
-            client.select("INBOX")
-            numbers = client.search(None, "ALL")[1][0].split()
-            return [client.fetch(n, "(BODY.PEEK[TEXT])")[1][0][1].strip() for n in numbers]
-
-    def restart(self) -> None:
-        self.dovecot.prepare()
-        give(self.options.state)
-        self.process = start_unprivileged(self.dovecot.command())
-        until(self.dovecot.ready, what="Dovecot")
-
-
-def write_certificate(directory: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain, private = directory / "chain.pem", directory / "key.pem"
-    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return chain, private
-
-
-@contextmanager
-def a_dovecot() -> Iterator[Running]:
-    with service_directory() as root:
-        chain, key = write_certificate(root)
-        (root / "auth").mkdir()
-        ville = MailboxRealm(("ville.mssante.test", "patient.mssante.test"), root / "auth/ville", root / "mail/ville")
-        hopital = MailboxRealm(("hopital.mssante.test",), root / "auth/hopital", root / "mail/hopital")
-        ids = service_ids()
-        options = DovecotOptions(
-            state=root / "dovecot",
-            imaps_port=free_port(),
-            certificate_chain=chain,
-            key=key,
-            realms=(ville, hopital),
-            managesieve_port=free_port(),
-            tokens=True,
-            failure_delay=0,
-            user=pwd.getpwuid(ids[0]).pw_name if ids else "",
-        )
-        laboratory = Accounts(
-            {
-                "labo@ville.mssante.test": "pass word/é$",
-                "medecin@ville.mssante.test": "pass word/é$",
-                "garde@ville.mssante.test": "pass word/é$",
-                "o'neil+a=b@ville.mssante.test": "pass word/é$",
-                f"{PATIENT}@patient.mssante.test": "pass word/é$",
-            }
-        )
-        hospital = Accounts({"service@hopital.mssante.test": "pass word/é$"})
-        dovecot = PrivateDovecot(options)
-        dovecot.prepare()
-        sockets = [SocketInThread(ville, laboratory), SocketInThread(hopital, hospital)]
-        give(root)
-        running = Running(options, dovecot, start_unprivileged(dovecot.command()), laboratory, hospital, sockets)
-        try:
-            until(dovecot.ready, what="Dovecot")
-            yield running
-        finally:
-            running.process.terminate()
-            running.process.wait(10)
-            for server in sockets:
-                server.close()
+from tests.support.dovecot import LOCK_AFTER, PATIENT, TOKEN, Running, a_dovecot
+from tests.support.private import give, until
 
 
 @pytest.fixture(scope="module")

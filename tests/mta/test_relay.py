@@ -28,6 +28,7 @@ from mta.spool import Spool
 from mta.tables import deliveries
 from mta.worker import Worker
 from smime import public_record
+from tests.support.dovecot import Running, a_dovecot
 from trust.accounts import Accounts
 from trust.store import metadata
 from trust.store.blobs import BlobStore
@@ -36,7 +37,6 @@ from trust.vault import KeyVault
 
 from .mailboxes import Directory, Mailboxes, agreements
 from .smtp_client import with_smtplib
-from .test_dovecot import Running, a_dovecot
 from .trust_space import Listed, TrustSpace
 
 DOCTOR, COLLEAGUE, LABORATORY = "medecin@ville.mssante.test", "dr.gris@op1.example", "labo@op1.example"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -339,7 +340,7 @@ async def test_lmtp_over_both_kinds_of_socket(tmp_path: Path, unix: bool) -> Non
     target = LmtpTarget(options)
     assert await target.deliver(MESSAGE) == Delivered("250 2.0.0 queued")
     server.answers = {"final": "452 4.2.2 mailbox full"}
-    deferred = await target.deliver(MESSAGE)
+    deferred = await target.deliver(replace(MESSAGE, accepted_at=time.time()))
     assert isinstance(deferred, Deferred)
     assert deferred.reason.detail == "end of data: 452 4.2.2 mailbox full"
     server.answers = {"RCPT": "550 5.1.1 unknown"}
