@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mta.mailboxes import sieve
 from mta.mailboxes.authentication import credential_key
 from trust.tls import TLS12_SUITES
 
@@ -136,6 +137,8 @@ class PrivateDovecot:
                 self._write(self._dict_file(number, purpose), _dict_configuration(realm, purpose, pattern))
         self._write(options.state / "nobody", "")
         self._write(options.state / "once.sieve", _ONCE)
+        self._write(options.state / "flags.sieve", sieve.FLAGS)
+        self._write(options.state / "filing.sieve", sieve.FILING)
         self._write(self.configuration, self._text(user))
 
     def clear(self) -> None:
@@ -208,11 +211,11 @@ class PrivateDovecot:
             realms += _REALM.format(
                 patterns=patterns, login=self._dict_file(number, "login"), home=self._dict_file(number, "home")
             )
-        sieve = options.managesieve_port
+        managesieve = options.managesieve_port
         return _CONFIGURATION.format(
             state=options.state,
             instance=f"relais-{options.imaps_port}",
-            protocols="imap lmtp" + (" sieve" if sieve else ""),
+            protocols="imap lmtp" + (" sieve" if managesieve else ""),
             listen=options.listen,
             user=user.pw_name,
             uid=user.pw_uid,
@@ -228,7 +231,7 @@ class PrivateDovecot:
             connections=options.connections,
             realms=realms,
             nobody=options.state / "nobody",
-            managesieve=_MANAGESIEVE.format(port=sieve) if sieve else "",
+            managesieve=_MANAGESIEVE.format(port=managesieve) if managesieve else "",
             duplicate_period=f"{DUPLICATE_SECONDS}s",
         )
 
@@ -382,6 +385,8 @@ protocol lmtp {{
 plugin {{
   sieve = file:~/sieve;active=~/.dovecot.sieve
   sieve_before = {state}/once.sieve
+  sieve_before2 = {state}/flags.sieve
+  sieve_after = {state}/filing.sieve
   sieve_duplicate_max_period = {duplicate_period}
   # Nothing leaves through a script: only the road protects what it sends.
   sieve_max_redirects = 0
