@@ -24,6 +24,7 @@ from config.sections import (
     DoorSettings,
     DossierSettings,
     EvaluationSettings,
+    FollowSettings,
     IdentitySettings,
     JournalSettings,
     KeySettings,
@@ -85,6 +86,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     spool: SpoolSettings = SpoolSettings()
     retention: RetentionSettings = RetentionSettings()
     notifications: NotificationSettings = NotificationSettings()
+    follow: tuple[FollowSettings, ...] = ()
     screening: ScreeningSettings = ScreeningSettings()
     store: StoreSettings = StoreSettings()
     outbound: OutboundSettings = OutboundSettings()

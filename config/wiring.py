@@ -19,9 +19,11 @@ from config import allocator, logs
 from config.answers import Answers
 from config.directory_service import DirectoryCollector
 from config.door_service import DoorCollector
+from config.gateway.arriving import no_record, open_arriving
 from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
 from config.gateway.doors import open_doors
+from config.gateway.following import open_following
 from config.gateway.heads import publish_heads
 from config.gateway.places import open_places
 from config.gateway.running import Running, in_background
@@ -114,9 +116,11 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     resolver = open_resolver(settings)
     stack.push_async_callback(resolver.close)
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
-    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads)
+    arriving = open_arriving(loaded, store, places, no_record)
+    follow = open_following(process, store, belief, spool)
+    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, arriving, follow)
     notices = Notices(store.database, process.name, store.clock)
-    targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, stack)
+    targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, arriving, stack)
 
     # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     oidc = OidcService(loaded, accounts)
@@ -129,7 +133,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     worker = Worker(spool, stages.in_order, targets.by_kind, work, store.clock)
 
     # Who is told how it ended, and of what takes too long.
-    telling = start_telling(process, store, belief, spool, incoming, notices, parse, running)
+    telling = start_telling(process, store, belief, spool, incoming, notices, parse, follow, running)
     if oidc:
         running.start(oidc, "oidc")
 
@@ -181,6 +185,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         Answers(store.database, journal_answers, spool, places.directory, letters, targets.dossier),
         queue,
         telling.quarantine,
+        follow,
         housekeeping,
         worker,
         targets.outgoing,

@@ -121,14 +121,12 @@ class FollowUp(Repeating):
         *,
         node: str,
         seen: Callable[[str, Collection[str]], Looked | None] | None = None,
-        tell_system: Callable[[AnyDelivery, float], None] = lambda delivery, at: None,
         patient_domains: Collection[str] = (),
         options: FollowUpOptions | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`seen` (`mta.mailboxes.seen.SeenMail.look`) asks our own mailboxes, None where they cannot be asked.
-        `tell_system` tells the sending system, if the mail came from one, that it was unread at that UNIX time; it is
-        idempotent. Patients' mailboxes are followed up without deadlines."""
+        Patients' mailboxes are followed up without deadlines."""
         super().__init__()
         self._spool = spool
         self._database = database
@@ -138,11 +136,16 @@ class FollowUp(Repeating):
         self._followed = {each.sender.lower(): each for each in followed}
         self._node = node
         self._seen = seen
-        self._tell_system = tell_system
+        self._tell_system: Callable[[AnyDelivery, float], None] = lambda delivery, at: None
         self._patients = frozenset(domain.lower() for domain in patient_domains)
         self._options = options or FollowUpOptions()
         self._clock = clock
         self._deliveries = AnyReader(spool)
+
+    def tell_systems_by(self, tell: Callable[[AnyDelivery, float], None]) -> None:
+        """Before `run`. `tell` says to the sending system, if the mail came from one, that nobody had read it at that
+        UNIX time; it blocks and is idempotent."""
+        self._tell_system = tell
 
     # The beginning
 
@@ -192,6 +195,8 @@ class FollowUp(Repeating):
 
     def look(self) -> bool:
         """Do what is due now. True: there is more. From one thread."""
+        if not self._followed:
+            return False
         now = self._clock()
         query = select(follow_ups).where(follow_ups.c.due <= now).order_by(follow_ups.c.due).limit(_BATCH)
         rows = self._database.read(lambda connection: connection.execute(query).all())

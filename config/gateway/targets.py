@@ -10,6 +10,7 @@ from bridges.dossier.repository import Dossier
 from bridges.dossier.rights import load_matrix
 from bridges.dossier.target import DossierTarget
 from bridges.hl7.client import MllpTarget
+from config.gateway.arriving import Arriving
 from config.gateway.belief import Belief
 from config.gateway.places import Places
 from config.gateway.stages import Parse
@@ -52,6 +53,7 @@ def open_targets(
     incoming: Incoming,
     notices: Notices,
     parse: Parse,
+    arriving: Arriving,
     stack: AsyncExitStack,
 ) -> Targets:
     """Raises `SettingsError`."""
@@ -79,7 +81,9 @@ def open_targets(
     )
     stack.push_async_callback(acknowledge.close)
     by_kind: dict[TargetKind, Target] = {
-        TargetKind.MAILBOX: ReceiptDoorkeeper(lmtp, spool, Believed(spool, incoming.speaks_for), notices),
+        TargetKind.MAILBOX: ReceiptDoorkeeper(
+            lmtp, spool, Believed(spool, incoming.speaks_for), notices, arriving.wants_readings
+        ),
         TargetKind.SMTP: outgoing.target,
         TargetKind.MLLP: acknowledge,
     }

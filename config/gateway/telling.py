@@ -15,6 +15,7 @@ from config.node import Process
 from config.screening_service import overdue_options
 from mta.awaited import AwaitedReceipts
 from mta.dsn import DsnConsumer, DsnOptions
+from mta.follow_up import FollowUp
 from mta.notices import Notices
 from mta.overdue import Overdue
 from mta.quarantine import Quarantine
@@ -39,6 +40,7 @@ def start_telling(
     incoming: Incoming,
     notices: Notices,
     parse: Parse,
+    follow: FollowUp,
     running: Running,
 ) -> Telling:
     """From now on, as soon as something ended."""
@@ -67,7 +69,9 @@ def start_telling(
         CATALOGUE,
         incoming.speaks_for,
     )
-    reporter = Reporter(spool, (dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for)))
+    follow.tell_systems_by(receipts.unread)
+    reporter = Reporter(spool, (dsn, quarantine, receipts, follow, AwaitedReceipts(spool, incoming.speaks_for)))
     running.start(reporter, "reporter")
     running.start(overdue, "overdue")
+    running.start(follow, "follow-up")
     return Telling(quarantine, overdue)
