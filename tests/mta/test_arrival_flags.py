@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import imaplib
+import quopri
 import re
 import smtplib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from directory.records import MailboxKind
 from mta.mailboxes.dovecot import DELIVERY_HEADER
+from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
+from mta.mailboxes.records import MailboxRecord, ReadingPreferences
 from mta.mailboxes.seen import Looked, SeenMail
 from mta.mailboxes.sieve import FOLDER_FIELD, KEYWORDS, MARKS_FIELD, Folder, Mark
+from mta.message import Delivered, Message
+from tests.bridges.test_arriving import LABO, NOIR, Gateway, Registry, a_report, mail, xdm
 from tests.support.private import give
+from trust.issuing import DemonstrationAuthority
+from trust.vault import KeyVault
 
+from .mailboxes import Directory, Mailboxes
 from .test_dovecot import PATIENT, Running, a_dovecot
 
 DOCTOR, NURSE, LABORATORY = (f"{name}@ville.mssante.test" for name in ("medecin", "garde", "labo"))
@@ -109,3 +119,35 @@ def test_a_dovecot_that_does_not_answer_says_nothing(running: Running) -> None:
     assert SeenMail(running.dovecot.search_socket).look("personne@ville.mssante.test", ["x"]) == Looked(
         frozenset(), frozenset()
     )
+
+
+async def test_the_whole_way_into_a_mail_program(running: Running, tmp_path: Path) -> None:
+    """Signed and encrypted by a laboratory, made ready, filed over LMTP, and read by an IMAP client that knows no
+    S/MIME: the notice first, the mail as it came behind it."""
+    people = Mailboxes(DemonstrationAuthority.create("Chemin"))
+    vault = KeyVault.create(tmp_path / "vault")
+    people.install(vault, LABO, NOIR)
+    record = MailboxRecord(
+        address=NOIR, kind=MailboxKind.PER, label="", preferences=ReadingPreferences(filing=True, hprim=True)
+    )
+    gateway = Gateway(vault, people, Directory.of(people), Registry(record), {})
+    arrived = await gateway.arrive(await gateway.protect(mail(xdm(a_report()))))
+    assert isinstance(arrived, Message)
+    lmtp = LmtpTarget(LmtpOptions("relay", running.dovecot.lmtp_socket))
+    outcome = await lmtp.deliver(replace(arrived, recipient=DOCTOR))
+    await lmtp.close()
+    assert isinstance(outcome, Delivered), outcome
+    folder = Folder.LABORATORY.value
+    (marked,) = flags(running, DOCTOR, folder).values()
+    assert {"\\Flagged", KEYWORDS[Mark.CRITICAL], KEYWORDS[Mark.VERIFIED]} <= marked
+    with running.log_in(DOCTOR, PASSWORD) as client:
+        client.select(folder)
+        assert client.search(None, "KEYWORD", KEYWORDS[Mark.CRITICAL])[1] == [b"1"]
+        structure = client.fetch("1", "(BODYSTRUCTURE)")[1][0].decode()
+        first = client.fetch("1", "(BODY.PEEK[1])")[1][0][1]
+        whole = client.fetch("1", "(BODY[])")[1][0][1]
+    assert "Avis de la passerelle" in quopri.decodestring(first).decode()
+    assert '"signed"' in structure.lower()
+    assert ".hpr" in structure
+    assert whole.endswith(arrived.content[-2000:])
+    assert SeenMail(running.dovecot.search_socket).look(DOCTOR, ["d1"]) == Looked(frozenset({"d1"}), frozenset({"d1"}))
