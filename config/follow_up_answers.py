@@ -1,15 +1,22 @@
 """What is asked and said about reading on a running gateway: the calls of `relais reading`, synchronous, off the
-loop."""
+loop, and what monitoring asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
+
 from mta.follow_up import FollowUp, Unread
 from trust.refusals import Refused
+
+log = structlog.get_logger(__name__)
 
 Request = Mapping[str, Any]
 
@@ -31,6 +38,29 @@ class FollowUpAnswers:
         if isinstance(done, Refused):
             return done
         return {"reference": done, "by": self.follow.acknowledged_by(done)}
+
+
+class FollowUpCollector(Collector):
+    """Critical results that nobody has read; read anew at every scrape."""
+
+    def __init__(self, follow: FollowUp) -> None:
+        self._follow = follow
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand: registering must not read the database."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            overdue = self._follow.overdue()
+        except SQLAlchemyError as error:
+            log.error("metrics.follow-up", exc_info=error)
+            return
+        yield GaugeMetricFamily(
+            "relais_critical_unread",
+            "Critical results unread past their deadline, whose sender was told.",
+            value=overdue,
+        )
 
 
 def _shown(each: Unread) -> dict[str, Any]:

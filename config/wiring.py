@@ -19,6 +19,7 @@ from config import allocator, logs
 from config.answers import Answers
 from config.directory_service import DirectoryCollector
 from config.door_service import DoorCollector
+from config.follow_up_answers import FollowUpCollector
 from config.gateway.arriving import no_record, open_arriving
 from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
@@ -168,6 +169,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         DoorCollector(doors.open, doors.options),
         SurvivalCollector(loaded.state, store.database, journal_answers.publisher.published, alive),
         ScreeningCollector(stages.scans, telling.quarantine, telling.overdue),
+        FollowUpCollector(follow),
         QueueCollector(queue, retention),
         DirectoryCollector(places.directory, places.learning),
         SynchronisationCollector(synchronisation_folder(loaded)),

@@ -15,12 +15,12 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, or_, select, update
 
 from mta.any_delivery import AnyDelivery, AnyReader, add_step
 from mta.bell import Repeating
@@ -34,8 +34,9 @@ from mta.priority import Priority
 from mta.smtp.address import domain_of
 from mta.smtp.target import xtext
 from mta.spool import Spool
+from mta.spool_reading import with_message
 from mta.system_mail import Form, Sent, SystemMail
-from mta.tables import follow_ups, notices
+from mta.tables import deliveries, follow_ups, notices
 from trust.journal import Journal, JournalEntry
 from trust.refusals import Refused
 from trust.store.blobs import BlobMissingError
@@ -104,7 +105,8 @@ class FollowUpOptions:
     poll_seconds: float = 15.0
     """Deadlines are in minutes: no later than that after one something is done."""
     look_seconds: float = 900.0
-    """How often mailboxes of ours are asked about mails without a deadline."""
+    """How often it is looked up whether a mail was read, beside its deadline; an older one ever more rarely, after a
+    third of its age."""
 
 
 class FollowUp(Repeating):
@@ -170,7 +172,7 @@ class FollowUp(Repeating):
             "state": Reading.WAITING.value,
             "changed_at": self._clock(),
             "due": due,
-            "looked_at": 0.0,
+            "look_at": message.accepted_at + self._options.look_seconds,
             "instead_of": instead_of,
         }
 
@@ -199,7 +201,7 @@ class FollowUp(Repeating):
             return False
         now = self._clock()
         query = select(follow_ups).where(follow_ups.c.due <= now).order_by(follow_ups.c.due).limit(_BATCH)
-        rows = self._database.read(lambda connection: connection.execute(query).all())
+        rows = self._rows(query)
         settled = [self._attended(row, now) for row in rows]
         return self._refresh(now) or (len(rows) == _BATCH and any(settled))
 
@@ -217,6 +219,8 @@ class FollowUp(Repeating):
         delivery = self._deliveries.one(row.delivery_id)
         service = None if delivery is None else self._followed.get(delivery.sender.lower())
         if delivery is None or service is None:  # its envelope is damaged, or its sender is followed up no longer
+            if delivery is None:
+                _log.error("unread critical delivery %s cannot be told of: its envelope is damaged", row.delivery_id)
             self._advance(row, None, Reading(row.state), None, now)
             return
         if self._read_meanwhile([row], {row.delivery_id: delivery}, now):
@@ -294,22 +298,31 @@ class FollowUp(Repeating):
         """Ask about those without a deadline to come, from time to time. True: there is more."""
         query = (
             select(follow_ups)
-            .where(follow_ups.c.read_at.is_(None), follow_ups.c.looked_at <= now - self._options.look_seconds)
-            .order_by(follow_ups.c.accepted_at)
+            .where(follow_ups.c.read_at.is_(None), follow_ups.c.look_at <= now)
+            .order_by(follow_ups.c.look_at)
             .limit(_BATCH)
         )
-        rows = self._database.read(lambda connection: connection.execute(query).all())
+        rows = self._rows(query)
         self._look_at(rows, now)
         return len(rows) == _BATCH
 
     def _look_at(self, rows: Sequence[Row[Any]], now: float) -> None:
-        found = {row.delivery_id: self._deliveries.one(row.delivery_id) for row in rows}
-        known = {name: each for name, each in found.items() if each is not None}
+        known = self._known(row.delivery_id for row in rows)
         self._read_meanwhile([row for row in rows if row.delivery_id in known], known, now)
-        ids = [row.delivery_id for row in rows]
-        this = follow_ups.c.delivery_id.in_(ids)
-        if ids:
-            self._database.transact(lambda c: c.execute(update(follow_ups).where(this).values(looked_at=now)).rowcount)
+        pauses = [
+            {"this": row.delivery_id, "next": now + max(self._options.look_seconds, (now - row.accepted_at) / 3)}
+            for row in rows
+        ]
+        later = (
+            update(follow_ups).where(follow_ups.c.delivery_id == bindparam("this")).values(look_at=bindparam("next"))
+        )
+        if pauses:
+            self._database.transact(lambda connection: connection.execute(later, pauses) and None)
+
+    def _known(self, ids: Iterable[str]) -> dict[str, AnyDelivery]:
+        """Without those whose envelope is damaged."""
+        found = self._deliveries.those(with_message().where(deliveries.c.id.in_(list(ids))))
+        return {each.delivery_id: each for each in found}
 
     def _read_meanwhile(self, rows: Sequence[Row[Any]], known: Mapping[str, AnyDelivery], now: float) -> frozenset[str]:
         """Close those that were read; returns their delivery ids. Receipts go before what a mailbox says."""
@@ -360,7 +373,7 @@ class FollowUp(Repeating):
         first = self._database.read(lambda connection: connection.scalar(one)) or delivery_id
         linked = or_(follow_ups.c.delivery_id == first, follow_ups.c.instead_of == first)
         ids = self._database.read(lambda c: list(c.scalars(select(follow_ups.c.delivery_id).where(linked))))
-        known = {each: self._deliveries.one(each) for each in ids}
+        known = self._known(ids)
 
         def write(connection: Connection) -> bool:
             unread = select(follow_ups.c.delivery_id).where(linked, follow_ups.c.read_at.is_(None))
@@ -414,12 +427,22 @@ class FollowUp(Repeating):
                 .order_by(follow_ups.c.accepted_at)
                 .limit(limit)
             )
-            self._look_at(self._database.read(lambda c, query=query: c.execute(query).all()), now)  # type: ignore[misc]
-            for row in self._database.read(lambda c, query=query: c.execute(query).all()):  # type: ignore[misc]
-                delivery = self._deliveries.one(row.delivery_id)
-                if delivery is not None:
-                    found.append(Unread(delivery, row.critical, Reading(row.state), row.due))
+            self._look_at(self._rows(query), now)
+            rows = self._rows(query)
+            known = self._known(row.delivery_id for row in rows)
+            found += [
+                Unread(known[row.delivery_id], row.critical, Reading(row.state), row.due)
+                for row in rows
+                if row.delivery_id in known
+            ]
         return sorted(found, key=lambda each: each.delivery.accepted_at)[:limit]
+
+    def overdue(self) -> int:
+        """How many critical results stay unread although their sender was told."""
+        query = select(func.count()).where(
+            follow_ups.c.read_at.is_(None), follow_ups.c.critical, follow_ups.c.state != Reading.WAITING.value
+        )
+        return self._database.read(lambda connection: connection.scalar(query)) or 0
 
     def acknowledge(self, reference: str, by: str, reason: str) -> str | Refused:
         """A named person has taken note of a result; `reference`: a delivery id, or the Message-ID where it went to one
@@ -462,6 +485,9 @@ class FollowUp(Repeating):
             follow_ups.c.delivery_id.in_(ids), or_(follow_ups.c.delivery_id == given, follow_ups.c.instead_of.is_(None))
         )
         return self._database.read(lambda connection: list(connection.scalars(query)))
+
+    def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        return self._database.read(lambda connection: connection.execute(query).all())
 
     def _pseudonym(self, sender: str) -> str:
         return self._vault.pseudonym("followed sender", sender.lower())

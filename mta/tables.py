@@ -212,7 +212,7 @@ follow_ups = Table(
     Column("state", String(16), nullable=False, comment="`mta.follow_up.Reading`"),
     Column("changed_at", Float, nullable=False),
     Column("due", Float, comment="when something is to be done because nobody has read it; none: nothing more"),
-    Column("looked_at", Float, nullable=False, comment="when the mailbox was last asked"),
+    Column("look_at", Float, nullable=False, comment="when it is looked up next whether it was read"),
     Column("read_at", Float, comment="none: nobody has read it, as far as is known"),
     Column("instead_of", String(32), comment="the delivery whose reader did not read it"),
     Column("sealed", LargeBinary, comment="sealed JSON: by, reason"),
@@ -228,6 +228,12 @@ Index(
     "ix_mta_follow_ups_unread",
     follow_ups.c.accepted_at,
     follow_ups.c.service,
+    sqlite_where=text("read_at IS NULL"),
+    postgresql_where=text("read_at IS NULL"),
+)
+Index(
+    "ix_mta_follow_ups_look_at",
+    follow_ups.c.look_at,
     sqlite_where=text("read_at IS NULL"),
     postgresql_where=text("read_at IS NULL"),
 )

@@ -100,6 +100,8 @@ class ArrivalStage:
         if parse_notification(message.content) is not None:
             return message  # programs read receipts, where they stand
         held = message.facts.get(HELD_FACT) == "holder"
+        if held and not wants.flags and not wants.filing:
+            return message
         carried = look(message.content)
         header = parse_entity(message.content)
         added = _fields(wants, record.kind, message, carried, header)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import random
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -411,6 +412,27 @@ async def test_a_mail_badly_written_is_filed_all_the_same(gateway: Gateway, host
     arrived = await gateway.arrive(hostile)
     assert isinstance(arrived, Message)
     assert body in arrived.content
+
+
+async def test_no_flipped_octet_keeps_a_mail_from_its_reader(gateway: Gateway) -> None:
+    """Wherever a mail is damaged, it is filed; and nothing damaged is called verified."""
+    outer, entity = split_message(mail(xdm(a_report()), ("a.xml", reports.cda())))
+    signer = gateway.vault.signer(LABO)
+    assert signer is not None
+    sent = join_message(outer, sign(entity, signer))
+    top = parse_entity(sent)
+    signed = range(*split_multipart(top, top.content_type().parameters["boundary"])[0])
+    chance = random.Random(8)
+    for _ in range(40):
+        place = chance.randrange(top.body_start, len(sent))
+        spoilt = sent[:place] + bytes([sent[place] ^ (1 << chance.randrange(5))]) + sent[place + 1 :]
+        arrived = await gateway.arrive(spoilt)
+        if isinstance(arrived, Refused):
+            assert arrived.refusal.permanent, "its sender is told"
+            continue
+        read = parsed(arrived.content)
+        assert "Avis de la passerelle" in first_words(read)
+        assert place not in signed or "verified" not in str(read["X-Relais-Marks"])
 
 
 # --- HPRIM -----------------------------------------------------------------------------------------------------------

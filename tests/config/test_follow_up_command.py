@@ -15,7 +15,7 @@ from config.answers import off_loop
 from config.catalogue import CATALOGUE
 from config.cli import relais
 from config.control import ControlSocket
-from config.follow_up_answers import FollowUpAnswers
+from config.follow_up_answers import FollowUpAnswers, FollowUpCollector
 from config.trace import life, render
 from mta.delivery import NewDelivery
 from mta.follow_up import Followed
@@ -74,6 +74,8 @@ async def test_from_the_list_to_a_name(gateway: tuple[Path, Road]) -> None:
     shown = (await run(state, "unread", "--days", "0")).output
     assert "CRITICAL told" in shown
     assert shown.count(f"from {LABO} to {GRIS}") == 2
+    (gauge,) = FollowUpCollector(road.follow).collect()
+    assert [sample.value for sample in gauge.samples] == [1]
     trace = "\n".join(render({"op1": life(road.spool, "1@op1.example", CATALOGUE)}))
     assert "unread at its deadline" in trace
     nameless = await run(state, "acknowledge", late["reference"], "--by", " ", "--reason", "x")

@@ -159,13 +159,14 @@ async def a_road(
     followed: tuple[Followed, ...] = (),
     seen: Callable[[str, Collection[str]], Looked | None] | None = None,
     wants_readings: Callable[[str], bool] = lambda address: True,
+    url: str = "",
 ) -> AsyncIterator[Road]:
     clock = clock or Clock()
     mailboxes.keys.get(POSTMASTER) or mailboxes.issue(POSTMASTER)
     mailboxes.keys.get("postmaster@op2.example") or mailboxes.issue("postmaster@op2.example")
     vault = KeyVault.create(root / "vault")
     mailboxes.install(vault, *held)
-    database = Database(f"sqlite:///{root / 'relais.db'}")
+    database = Database(url or f"sqlite:///{root / 'relais.db'}")
     metadata.create_all(database.engine)
     blobs = BlobStore(root / "blobs", vault)
     schedule = RetrySchedule(pauses=(600.0,), jitter=0.0)

@@ -58,11 +58,13 @@ def people(mailboxes: Mailboxes) -> Mailboxes:
     return mailboxes
 
 
-def road_of(tmp_path: Path, people: Mailboxes, boxes: Boxes, clock: Clock | None = None, *services: Followed):
+def road_of(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes, clock: Clock | None = None, *services: Followed, url: str = ""
+):
     held = (POSTMASTER, LABO, GRIS, FALLBACK)
     return a_road(
         tmp_path, people, held=held, followed=services or (SERVICE,), seen=boxes.look, clock=clock,
-        wants_readings=lambda address: False,
+        wants_readings=lambda address: False, url=url,
     )  # fmt: skip
 
 
@@ -106,9 +108,11 @@ def text(message: Message) -> str:
     return str(next(part for part in mail.walk() if part.get_content_type() == "text/plain").get_content())
 
 
-async def test_a_critical_result_that_nobody_reads(tmp_path: Path, people: Mailboxes, boxes: Boxes) -> None:
+async def test_a_critical_result_that_nobody_reads(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes, database_url: str
+) -> None:
     """The laboratory is told at its deadline, then the fallback reader gets it; each once, and without a value."""
-    async with road_of(tmp_path, people, boxes) as road:
+    async with road_of(tmp_path, people, boxes, url=database_url) as road:
         delivery_id = await send(road)
         await later(road, 29 * MINUTE)
         assert road.mailboxes.to(LABO) == []
@@ -133,6 +137,7 @@ async def test_a_critical_result_that_nobody_reads(tmp_path: Path, people: Mailb
         await later(road, DAY)
         assert len(road.mailboxes.to(FALLBACK)) == 2, "a fallback reader is nobody's fallback"
         assert len(road.mailboxes.to(LABO)) == 2, "told of him as well"
+        assert road.follow.overdue() == 2
         assert [kind for kind in kinds(road, delivery_id) if kind in ("unread", "handed-on")] == ["unread", "handed-on"]
 
 

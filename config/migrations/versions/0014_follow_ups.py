@@ -28,7 +28,7 @@ def upgrade() -> None:
             nullable=True,
             comment="when something is to be done because nobody has read it; none: nothing more",
         ),
-        sa.Column("looked_at", sa.Float(), nullable=False, comment="when the mailbox was last asked"),
+        sa.Column("look_at", sa.Float(), nullable=False, comment="when it is looked up next whether it was read"),
         sa.Column("read_at", sa.Float(), nullable=True, comment="none: nobody has read it, as far as is known"),
         sa.Column(
             "instead_of", sa.String(length=32), nullable=True, comment="the delivery whose reader did not read it"
@@ -43,6 +43,7 @@ def upgrade() -> None:
     for name, columns, where in (
         ("due", ["due"], _DUE),
         ("unread", ["accepted_at", "service"], _UNREAD),
+        ("look_at", ["look_at"], _UNREAD),
         ("instead_of", ["instead_of"], _INSTEAD),
     ):
         op.create_index(
@@ -56,6 +57,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for name in ("instead_of", "unread", "due"):
+    for name in ("instead_of", "look_at", "unread", "due"):
         op.drop_index(f"ix_mta_follow_ups_{name}", table_name="mta_follow_ups")
     op.drop_table("mta_follow_ups")
