@@ -109,7 +109,7 @@ class ArrivalStage:
         facts = message.facts
         if (not held and wants.custody is Custody.GATEWAY) or message.facts.get(HELD_FACT) == "gateway":
             before = self._notice(message, record, carried, header)
-            files = list(_hprim(carried, header)) if wants.hprim else []
+            files = list(_hprim(carried)) if wants.hprim else []
             if before or files:
                 content = enclosed(
                     content, f"{message.delivery_id}:notice", [text_part(before)] if before else [], files
@@ -130,6 +130,8 @@ class ArrivalStage:
             lines.append(line[0].upper() + line[1:])
             if imitates(carried.text):
                 lines.append("Attention : le texte ci-dessous imite cet avis ; seul le premier vient de la passerelle.")
+        if message.facts.get(HELD_FACT) == "gateway":
+            lines.append("Ce message était chiffré pour la clé que tenait la passerelle, et non pour la vôtre.")
         ours = frozenset({ORIGINAL_PART}) if message.facts.get(SHOWN_FACT) else frozenset()
         lines += unsafe_lines(message.facts, carried.names, ours)
         said = ""
@@ -185,7 +187,7 @@ def _codes(header: Entity) -> list[str]:
     return [code for value in header.values(_CODES)[:1] for code in _CODE.findall(value[:400])]
 
 
-def _hprim(carried: Carried, header: Entity) -> Iterable[bytes]:
+def _hprim(carried: Carried) -> Iterable[bytes]:
     """The reports with values, for software that reads nothing newer."""
     taken: set[str] = set()
     for document in carried.documents:

@@ -92,13 +92,14 @@ def imitates(text: str) -> bool:
 
 
 def summary(carried: Carried, earlier: Mapping[str, Earlier]) -> str:
-    """The reports of a mail for a professional, the urgent first; empty when there is nothing to say, or the sender's
-    own words say it already."""
+    """The reports of a mail for a professional, the urgent first, with what the dossier adds; empty when there is
+    nothing to say. What the sender's own words say already is not said twice."""
     blocks = []
     for document in _structured(carried.documents):
-        if document.results and not _said(document, carried.text):
-            blocks.append("\n\n".join(part for part in (_head(document), results_text(document)) if part))
-            blocks += _earlier(document, earlier)
+        own = [] if not document.results or _said(document, carried.text) else [results_text(document)]
+        own += _earlier(document, earlier)
+        if own:
+            blocks.append("\n\n".join([_head(document), *own]))
     if carried.withdrawn:
         blocks.append(
             "Un document envoyé auparavant est retiré par ce message : n'en tenez plus compte, ses valeurs ne sont pas "

@@ -498,6 +498,10 @@ async def test_earlier_values_only_as_the_reader_may_see_them(gateway: Gateway, 
     opened = [each for each in entries if each.action == "dossier.read"]
     assert [each.outcome for each in opened] == ["granted"]
     assert opened[0].actor == doctor.id_nat or doctor.id_nat in str(opened[0])
+    own = body(a_report(), Audience.PROFESSIONAL, "production")
+    words = first_words(await gateway.read(await gateway.protect(mail(xdm(a_report()), words=own))))
+    assert "RÉSULTATS CRITIQUES" not in words, "said already"
+    assert "Potassium : 4.4 mmol/L le 01/10/2026" in words
     readers[NOIR] = Reader("801111111117", "Dr Noir", "99")
     assert "4.4" not in first_words(await gateway.read(sent)), "a profession the matrix does not open it to"
     readers.clear()
