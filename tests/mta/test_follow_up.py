@@ -5,7 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -316,3 +316,17 @@ async def test_a_fallback_reader_nobody_can_write_to(tmp_path: Path, people: Mai
         assert "handed-on" not in kinds(road, delivery_id)
         (still,) = road.follow.unread(days=0)
         assert (still.reading, still.due) == (Reading.TOLD, None)
+
+
+async def test_what_cannot_be_encrypted_to_the_laboratory_is_said_in_fewer_words(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes
+) -> None:
+    """Its certificate is gone: it is told all the same, in clear, and no patient's address travels so."""
+    async with road_of(tmp_path, people, boxes) as road:
+        await send(road)
+        road.directory.recipients[LABO] = replace(road.directory.recipients[LABO], encryption_certificates=())
+        await later(road, 31 * MINUTE)
+        (told,) = road.mailboxes.to(LABO)
+        assert "decrypted=no" in told.facts["verdict"]
+        assert "n'a pas été lu dans le délai" in text(told)
+        assert "6.4" not in text(told)

@@ -57,6 +57,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    running = op.get_bind().scalar(sa.text("SELECT count(*) FROM mta_follow_ups WHERE due IS NOT NULL"))
+    if running:  # nobody would be told any more that a critical result is unread
+        raise RuntimeError(f"{running} critical results wait to be read: relais reading unread, before rolling back")
     for name in ("instead_of", "look_at", "unread", "due"):
         op.drop_index(f"ix_mta_follow_ups_{name}", table_name="mta_follow_ups")
     op.drop_table("mta_follow_ups")
