@@ -121,7 +121,9 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     follow = open_following(process, store, belief, spool)
     stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, arriving, follow)
     notices = Notices(store.database, process.name, store.clock)
-    targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, arriving, stack)
+    targets = open_targets(
+        loaded, store, belief, places, spool, incoming, notices, parse, stack, arriving.wants_readings
+    )
 
     # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     oidc = OidcService(loaded, accounts)
@@ -134,7 +136,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     worker = Worker(spool, stages.in_order, targets.by_kind, work, store.clock)
 
     # Who is told how it ended, and of what takes too long.
-    telling = start_telling(process, store, belief, spool, incoming, notices, parse, follow, running)
+    telling = start_telling(process, store, belief, spool, incoming, notices, parse, running, follow)
     if oidc:
         running.start(oidc, "oidc")
 

@@ -30,6 +30,7 @@ from mta.agreements import Agreements
 from mta.correspondents import Correspondents
 from mta.dispositions import DispositionStage
 from mta.follow_up import FollowUp
+from mta.mailboxes.records import Custody
 from mta.message import Stage
 from mta.opening import OpenStage
 from mta.protecting import ProtectStage
@@ -60,10 +61,10 @@ def make_stages(
     dkim_key_of: DkimKeyOf,
     parse: Parse,
     threads: Executor,
-    arriving: Arriving,
-    follow: FollowUp,
+    arriving: Arriving | None = None,
+    follow: FollowUp | None = None,
 ) -> Stages:
-    """On the event loop they will run on."""
+    """On the event loop they will run on. `arriving`: None files mail as it came; `follow`: None follows none up."""
     settings = loaded.settings
     compose = ComposeStage(
         parse,
@@ -102,13 +103,14 @@ def make_stages(
         failures=DecryptionFailures(settings.smime.failures_per_hour),
         evaluator=incoming.evaluator,
         authors=incoming.authors,
-        custody=arriving.custody,
-        held_elsewhere=arriving.held_elsewhere,
+        custody=(lambda _: Custody.GATEWAY) if arriving is None else arriving.custody,
+        held_elsewhere=(lambda _: ()) if arriving is None else arriving.held_elsewhere,
     )
     scans = scan_stages(loaded)
-    followed = FollowedStage(follow.senders, follow.begin)
+    followed = () if follow is None else (FollowedStage(follow.senders, follow.begin),)
+    ready = () if arriving is None else (arriving.stage,)
     return Stages(
-        (compose, DispositionStage(), followed, protect, opening, ScreenStage(), *scans, arriving.stage),
+        (compose, DispositionStage(), *followed, protect, opening, ScreenStage(), *scans, *ready),
         scans[0].counts if scans else None,
     )
 

@@ -10,7 +10,6 @@ from bridges.dossier.repository import Dossier
 from bridges.dossier.rights import load_matrix
 from bridges.dossier.target import DossierTarget
 from bridges.hl7.client import MllpTarget
-from config.gateway.arriving import Arriving
 from config.gateway.belief import Belief
 from config.gateway.places import Places
 from config.gateway.stages import Parse
@@ -53,10 +52,10 @@ def open_targets(
     incoming: Incoming,
     notices: Notices,
     parse: Parse,
-    arriving: Arriving,
     stack: AsyncExitStack,
+    wants_readings: Callable[[str], bool] = lambda address: True,
 ) -> Targets:
-    """Raises `SettingsError`."""
+    """`wants_readings`: as in `mta.absorbing.ReceiptDoorkeeper`. Raises `SettingsError`."""
     settings, mailboxes = loaded.settings, loaded.settings.mailboxes
     lmtp = LmtpTarget(
         LmtpOptions(
@@ -82,7 +81,7 @@ def open_targets(
     stack.push_async_callback(acknowledge.close)
     by_kind: dict[TargetKind, Target] = {
         TargetKind.MAILBOX: ReceiptDoorkeeper(
-            lmtp, spool, Believed(spool, incoming.speaks_for), notices, arriving.wants_readings
+            lmtp, spool, Believed(spool, incoming.speaks_for), notices, wants_readings
         ),
         TargetKind.SMTP: outgoing.target,
         TargetKind.MLLP: acknowledge,

@@ -19,7 +19,7 @@ from mta.follow_up import FollowUp
 from mta.notices import Notices
 from mta.overdue import Overdue
 from mta.quarantine import Quarantine
-from mta.reporting import Reporter
+from mta.reporting import EndConsumer, Reporter
 from mta.spool import Spool
 from mta.system_mail import SystemMail
 
@@ -40,8 +40,8 @@ def start_telling(
     incoming: Incoming,
     notices: Notices,
     parse: Parse,
-    follow: FollowUp,
     running: Running,
+    follow: FollowUp | None = None,
 ) -> Telling:
     """From now on, as soon as something ended."""
     loaded, settings = process.loaded, process.loaded.settings
@@ -69,9 +69,12 @@ def start_telling(
         CATALOGUE,
         incoming.speaks_for,
     )
-    follow.tell_systems_by(receipts.unread)
-    reporter = Reporter(spool, (dsn, quarantine, receipts, follow, AwaitedReceipts(spool, incoming.speaks_for)))
+    consumers: list[EndConsumer] = [dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for)]
+    if follow is not None:
+        follow.tell_systems_by(receipts.unread)
+        consumers.append(follow)
+        running.start(follow, "follow-up")
+    reporter = Reporter(spool, consumers)
     running.start(reporter, "reporter")
     running.start(overdue, "overdue")
-    running.start(follow, "follow-up")
     return Telling(quarantine, overdue)
