@@ -19,7 +19,13 @@ from bridges.hl7 import zam
 from bridges.hl7.acknowledgement import header_of
 from bridges.hl7.zam import ZamEvent, ZamFailure
 from bridges.intake import HL7_CONTENT
-from bridges.receipts_codes import dossier_failure, integration_failure, refusal_failure, status_failure
+from bridges.receipts_codes import (
+    dossier_failure,
+    integration_failure,
+    refusal_failure,
+    status_failure,
+    unread_failure,
+)
 from bridges.report import Audience, Report
 from bridges.routing import IDENTIFIER, named
 from mta.any_delivery import AnyReader
@@ -99,6 +105,12 @@ class ReceiptConsumer:
     async def ended(self, delivery: EndedDelivery) -> None:
         """See `mta.reporting.EndConsumer`. Raises `NotSettledError`, and what the store raises: tried again later."""
         await asyncio.to_thread(self._ended, delivery)
+
+    def unread(self, delivery: KeptDelivery, at: float) -> None:
+        """A critical result that nobody has read by that UNIX time (`mta.follow_up`): Z03 N, once, also to a system
+        that asked for no reading receipts. Read after all, Z03 Y follows where it was asked for. Blocks; idempotent."""
+        if delivery.origin is Origin.MLLP:
+            self._tell(delivery, _Told(ZamEvent.READING, at, unread_failure()), late=True)
 
     def _ended(self, delivery: EndedDelivery) -> None:
         if delivery.origin is Origin.MLLP:
@@ -214,8 +226,9 @@ class ReceiptConsumer:
 
     # Telling
 
-    def _tell(self, original: KeptDelivery, told: _Told) -> None:
-        """Keep the acknowledgement, when the report asked for it and its system has a receiver."""
+    def _tell(self, original: KeptDelivery, told: _Told, *, late: bool = False) -> None:
+        """Keep the acknowledgement, when the report asked for it and its system has a receiver. `late`: it is about a
+        deadline, which the operator has agreed on with the sender."""
         if original.peer not in self._receivers:
             return
         try:
@@ -228,12 +241,12 @@ class ReceiptConsumer:
             log.warning("receipts.original-unreadable", spool_id=original.spool_id, code=report.refusal.code)
             return
         reading = told.event is ZamEvent.READING
-        if not (report.flags.ack_reading if reading else report.flags.ack_reception):
+        if not late and not (report.flags.ack_reading if reading else report.flags.ack_reception):
             return
         key = f"zam:{original.delivery_id}:{told.event.value}"
         if reading and told.failure is not None:
             # read by a person and not taken up by software are two things: neither hides the other
-            key += ":N"
+            key += ":late" if late else ":N"
         if told.event is ZamEvent.RECEPTION:
             key = self._corrected(key, told)
         control_id = zam.control_id(key)

@@ -130,6 +130,17 @@ def integration_failure(code: str) -> ZamFailure:
     return ZamFailure(ErrorTable.APPLICATION, known, APPLICATION_LABELS[known])
 
 
+def unread_failure() -> ZamFailure:
+    """A critical result that nobody has read in time, as Z03 tells it: the table has no code for that."""
+    return ZamFailure(
+        ErrorTable.APPLICATION,
+        "906",
+        APPLICATION_LABELS["906"],
+        diagnostic="mta.unread",
+        advice="Résultat critique non lu dans le délai convenu : joignez le destinataire par téléphone.",
+    )
+
+
 def _smtp_reply(words: str) -> str:
     """The first negative reply code in a server's words; empty when there is none that the table knows."""
     found = next((code for code in _REPLY.findall(words) if code[0] in "45"), "")

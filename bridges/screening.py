@@ -133,6 +133,26 @@ def screen(content: bytes, limits: ScreenLimits) -> dict[str, str] | Refused:
     return {f"warning.screen-{name}": ", ".join(where)[:200] for name, where in look.warnings.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One part that holds no other parts."""
+
+    position: str
+    """As in the facts of this stage: `2.1`."""
+    kind: str
+    """Media type, lower case; empty when it is unreadable."""
+    name: str
+    """The file name a client would show, lower case and without folders; empty when there is none."""
+    entity: Entity
+
+
+def leaves(content: bytes, limits: ScreenLimits | None = None) -> Iterator[Leaf]:
+    """What the stage would look at, in order, those of forwarded messages included. Never raises on bad input."""
+    limits = limits or ScreenLimits()
+    for position, kind, entity in _Look(limits, 0).parts(content, 0, len(content), "", 0):
+        yield Leaf(position, kind, _file_name(entity), entity)
+
+
 @dataclass(slots=True)
 class _Look:
     """One mail being looked at."""

@@ -261,6 +261,18 @@ def _document_block(action: Action, forms: Sequence[Document], audience: Audienc
     return "\n".join(lines)
 
 
+def urgent_lines(document: Document) -> list[str]:
+    """The lines of `results_text` that nobody may overlook, without their headings."""
+    ranks = ranked(document.results)
+    listed = (_listed("", rank, MAX_RESULTS) for rank in (ranks.critical, ranks.abnormal))
+    return [line for block in listed for line in block.split("\n")[1:] if line.startswith("  ")]
+
+
+def results_text(document: Document) -> str:
+    """A document's results for a professional, critical ones first, then abnormal ones, then the others (LF)."""
+    return _results_block(document)
+
+
 def _results_block(document: Document) -> str:
     ranks = ranked(document.results)
     if not document.results or not is_laboratory(document):

@@ -4,7 +4,7 @@ from bridges import dropfolder, letters, receipts_refusals, routing, screening_r
 from bridges import refusals as bridges_refusals
 from bridges.dossier import refusals as dossier_refusals
 from directory import refusals as directory_refusals
-from mta import quarantine_refusals, queue_refusals
+from mta import follow_up_refusals, quarantine_refusals, queue_refusals
 from mta import refusals as mta_refusals
 from mta.mailboxes import refusals as mailbox_refusals
 from mta.mailboxes import serving_refusals
@@ -23,6 +23,7 @@ CATALOGUE = join_catalogues(
         mailbox_refusals.CATALOGUE,
         quarantine_refusals.CATALOGUE,
         queue_refusals.CATALOGUE,
+        follow_up_refusals.CATALOGUE,
         serving_refusals.CATALOGUE,
         bridges_refusals.CATALOGUE,
         routing.CATALOGUE,

@@ -439,6 +439,7 @@ for _name, _module, _text in (
     ("mailbox", "config.mailbox_command", "Say what each mailbox is, whether it is open, and who may do what in it."),
     ("quarantine", "config.quarantine_command", "See and decide about mail in which malicious software was found."),
     ("queue", "config.queue_command", "See what is on the road, and decide about it."),
+    ("reading", "config.follow_up_command", "See what nobody has read, and write down who took note of a result."),
     ("smime", "config.smime_command", "Explain, verify, open and make S/MIME messages."),
     ("trust", "config.trust_command", "See whom this gateway believes, and decide about the trust list."),
 ):

@@ -463,6 +463,22 @@ class NotificationSettings(Strict, frozen=True, kw_only=True):
     """Of a larger mail only the header comes back with the news that it failed."""
 
 
+class FollowSettings(Strict, frozen=True, kw_only=True):
+    """A laboratory or service that wants to know whether what it sends is read."""
+
+    sender: Address
+    """Its mailbox."""
+    unread_days: Annotated[float, msgspec.Meta(ge=0)] = 3.0
+    """After so many days an unread mail stands in `relais reading unread`."""
+    critical_minutes: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Within which a critical result must be read, counted from when it was accepted here; after that the sender is
+    told by mail, and its system by ZAM. 0: no deadline."""
+    fallback: str = ""
+    """Mailbox of the professional who gets a critical result that stays unread; empty: nobody."""
+    fallback_minutes: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """... after so many minutes, counted from the same moment; 0: twice `critical_minutes`."""
+
+
 class ScreeningSettings(Strict, frozen=True, kw_only=True):
     """The malware scanner, ClamAV's clamd; neither socket nor host: none."""
 

@@ -25,6 +25,7 @@ from config.sections import (
     DoorSettings,
     DossierSettings,
     EvaluationSettings,
+    FollowSettings,
     IdentitySettings,
     JournalSettings,
     KeySettings,
@@ -87,6 +88,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     spool: SpoolSettings = SpoolSettings()
     retention: RetentionSettings = RetentionSettings()
     notifications: NotificationSettings = NotificationSettings()
+    follow: tuple[FollowSettings, ...] = ()
     screening: ScreeningSettings = ScreeningSettings()
     store: StoreSettings = StoreSettings()
     outbound: OutboundSettings = OutboundSettings()

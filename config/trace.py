@@ -101,6 +101,8 @@ def render(lives: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
             for delivery in message["deliveries"]:
                 yield f"  to {one_line(delivery['recipient'])} ({delivery['target']}): {delivery['state']}"
                 yield f"    Message-ID {one_line(delivery['message_id'])}"
+                if read := _reading(delivery):
+                    yield f"    {read}"
                 if missing := _missing(message, delivery):
                     yield f"    waits for {one_line(missing)}"
                 if verdict := delivery["facts"].get("verdict"):
@@ -111,6 +113,29 @@ def render(lives: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
 
 def _moment(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
+_READ = {
+    "acknowledged": "a named person has taken note of it (relais reading)",
+    "displayed": "its reader's receipt says so",
+    "seen": "the mailbox says that it was opened (IMAP); no receipt was sent",
+    "removed": "it was taken out of the mailbox; no receipt was sent",
+}
+
+
+def _reading(delivery: Mapping[str, Any]) -> str:
+    """Whether it was read, as far as is known and how that is known; empty when nobody knows or asked."""
+    steps = delivery["steps"]
+    for step in steps:
+        heard = step["step"] == "heard" and step["detail"].split(" ")[0] in ("displayed", "processed")
+        kind = "displayed" if heard else step["step"]
+        if kind in _READ:
+            return f"read {_moment(step['at'])}: {_READ[kind]}"
+    late = next((step for step in steps if step["step"] == "unread"), None)
+    if late is None:
+        return ""
+    on = " and it was handed on to the fallback reader" if any(step["step"] == "handed-on" for step in steps) else ""
+    return f"unread at its deadline {_moment(late['at'])}: its sender was told{on}"
 
 
 def _missing(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> str:

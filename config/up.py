@@ -361,6 +361,9 @@ def _configure(
             f"sender = {text(demonstration.LABORATORY.address)}",
             f"sender_name = {text(demonstration.LABORATORY.display_name)}",
             f"receiver_port = {chosen['receiver']}",
+            "[[follow]]",
+            f"sender = {text(demonstration.LABORATORY.address)}",
+            "critical_minutes = 60",
         ]
     if demonstration.HOSPITAL in operator.mailboxes:
         sections += [

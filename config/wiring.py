@@ -19,9 +19,12 @@ from config import allocator, logs
 from config.answers import Answers
 from config.directory_service import DirectoryCollector, open_writer
 from config.door_service import DoorCollector
+from config.follow_up_answers import FollowUpCollector
+from config.gateway.arriving import open_arriving
 from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
 from config.gateway.doors import open_doors
+from config.gateway.following import open_following
 from config.gateway.heads import publish_heads
 from config.gateway.mailboxes import MailboxCollector, look_after_mailboxes, make_administration, open_mailboxes
 from config.gateway.places import open_places
@@ -117,9 +120,13 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     resolver = open_resolver(settings)
     stack.push_async_callback(resolver.close)
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
-    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads)
+    arriving = open_arriving(loaded, store, places, mailboxes.registry.find)
+    follow = open_following(process, store, belief, spool)
+    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, arriving, follow)
     notices = Notices(store.database, process.name, store.clock)
-    targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, mailboxes, stack)
+    targets = open_targets(
+        loaded, store, belief, places, spool, incoming, notices, parse, mailboxes, arriving.wants_readings, stack
+    )
 
     # Before the worker starts and until it has stopped: Dovecot takes no delivery without it.
     oidc = OidcService(loaded, accounts)
@@ -133,7 +140,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     worker = Worker(spool, stages.in_order, targets.by_kind, work, store.clock)
 
     # Who is told how it ended, and of what takes too long.
-    telling = start_telling(process, store, belief, spool, incoming, notices, parse, running)
+    telling = start_telling(process, store, belief, spool, incoming, notices, parse, running, follow)
     if oidc:
         running.start(oidc, "oidc")
 
@@ -173,6 +180,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         DoorCollector(doors.open, doors.options),
         SurvivalCollector(loaded.state, store.database, journal_answers.publisher.published, alive),
         ScreeningCollector(stages.scans, telling.quarantine, telling.overdue),
+        FollowUpCollector(follow),
         QueueCollector(queue, retention),
         MailboxCollector(mailboxes.registry),
         DirectoryCollector(places.directory, places.learning),
@@ -194,6 +202,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         Answers(store.database, journal_answers, spool, places.directory, letters, targets.dossier),
         queue,
         telling.quarantine,
+        follow,
         housekeeping,
         worker,
         targets.outgoing,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from mta.any_delivery import AnyReader
 from mta.believed import Believed
 from mta.dispositions import could_be_disposition, without_asking
 from mta.message import Delivered, Message, Origin, Outcome, Target
-from mta.notices import Notices, Weight
+from mta.notices import Notices, Said, Weight
 from mta.notifications import DispositionNotification, parse_notification
 from mta.spool_reading import SpoolReader
 from smime.mime import MimeError
@@ -22,6 +23,7 @@ from smime.mime import MimeError
 _log = logging.getLogger("relais.mta.absorbing")
 
 NOTICE_FIELD = "X-Relais-Notice"
+_READ = (Said.DISPLAYED, Said.PROCESSED)
 _MESSAGES = 20
 """With the same Message-ID that are looked at."""
 
@@ -29,12 +31,22 @@ _MESSAGES = 20
 class ReceiptDoorkeeper:
     """A `mta.message.Target` before another. What the store raises makes the worker try again."""
 
-    def __init__(self, target: Target, spool: SpoolReader, believed: Believed, notices: Notices) -> None:
+    def __init__(
+        self,
+        target: Target,
+        spool: SpoolReader,
+        believed: Believed,
+        notices: Notices,
+        wants_readings: Callable[[str], bool] = lambda address: True,
+    ) -> None:
+        """`wants_readings`: whether a mailbox wants reading receipts as mail; they are in the trace always. One that
+        says that the mail could not be taken up is filed always: somebody has to act on it."""
         self._target = target
         self._spool = spool
         self._deliveries = AnyReader(spool)
         self._believed = believed
         self._notices = notices
+        self._wants_readings = wants_readings
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`."""
@@ -66,6 +78,9 @@ class ReceiptDoorkeeper:
         heard = [self._notices.hear(each.about, message.delivery_id, each.said, each.words) for each in found.receipts]
         if found.whole and all(each.weight is Weight.REPEATED for each in heard):
             return Delivered("not filed: it repeats an earlier receipt")
+        readings = found.whole and all(each.said in _READ for each in found.receipts)
+        if readings and not self._wants_readings(message.recipient.lower()):
+            return Delivered("not filed: a reading receipt, which stands in the trace")
         contradicted = next((each for each in heard if each.weight is Weight.CONTRADICTS), None)
         if contradicted is None or contradicted.before is None:
             return message

@@ -123,7 +123,8 @@ class Step:
     """accept, attempt, prepare, release, interrupted, delivered, deferred, failed, parked or answered; of an operator
     (`mta.queue`): held, freed, hurried, reopened, redirected; of the purge job (`mta.retention`): purged; of what is
     told to senders (`mta.dsn`, `mta.overdue`): told, untold, warned, missing; of what other operators and readers say
-    (`mta.notices`): heard, repeated, contradicted; of the quarantine: quarantined, released, dropped."""
+    (`mta.notices`): heard, repeated, contradicted; of the quarantine: quarantined, released, dropped; of the follow-up
+    (`mta.follow_up`): unread, handed-on, untold, displayed, seen, removed, acknowledged."""
     code: str
     detail: str
 

@@ -13,19 +13,23 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
+from directory.resolve import DirectoryUnavailableError
 from mta import refusals
 from mta.authentication_results import Result, field
 from mta.authors import AuthorCheck, Proof
+from mta.custody import only_ours, shown
 from mta.evaluation import Asked, DkimKeys, Evaluation, Evaluator
 from mta.header import author_of, is_ours, received
 from mta.mailboxes.dovecot import DELIVERY_HEADER
+from mta.mailboxes.records import Custody
 from mta.message import Message, Phase
 from mta.smtp.address import domain_of, is_address
 from mta.smtp.content import crlf_only
 from mta.smtp.target import Partners
-from smime import DecryptionResult, MessageVerdict, SignatureResult, open_message
+from smime import DecryptionResult, MessageVerdict, Opened, SignatureResult, open_message
 from smime.failures import DecryptionFailures
-from smime.mime import MimeError, parse_entity
+from smime.mime import Entity, MimeError, parse_entity
+from smime.opening import CANNOT_OPEN as CANNOT_OPEN_FINDING
 from smime.opening import KEY_UNAVAILABLE as KEY_UNAVAILABLE_FINDING
 from smime.policy import DEFAULT_POLICY, ReadPolicy
 from smime.refusals import CANNOT_OPEN, DECRYPTION_PAUSED, KEY_UNAVAILABLE
@@ -34,6 +38,11 @@ from trust.refusals import Refused
 from trust.vault import KeyVault, VaultError
 
 VERDICT_FIELD = "X-Relais-Verdict"
+HELD_FACT = "custody"
+"""`holder` where protected mail was handed on as it came; `gateway` where a holder's was opened all the same, for it is
+encrypted to a key of the gateway's."""
+SHOWN_FACT = "opaque"
+"""`shown` where what was inside an opaque signature stands beside the original."""
 
 _SMIME = {SignatureResult.VALID: "pass", SignatureResult.NOT_SIGNED: "none"}
 
@@ -48,6 +57,8 @@ class _Findings:
     """What proves the author; None: nobody was asked to judge that."""
     author: str
     """The address in From as it will be read; empty when there is not exactly one."""
+    sealed: bool = False
+    """Handed on encrypted, to who has the key: nobody here knows what is signed inside."""
 
     @property
     def decrypted(self) -> str:
@@ -55,6 +66,8 @@ class _Findings:
 
     @property
     def signature(self) -> str:
+        if self.sealed:
+            return "unread"
         return "none" if self.smime.signature is SignatureResult.NOT_SIGNED else self.smime.signature.value
 
     @property
@@ -77,7 +90,8 @@ class _Findings:
             said = "fail" if self.proof is Proof.NONE else "pass"
             by = "" if self.proof is Proof.NONE else self.proof.value
             found.append(Result("x-author", said, (("header.from", domain), ("policy.by", by))))
-        found.append(Result("x-smime", _SMIME.get(self.smime.signature, "fail")))
+        if not self.sealed:
+            found.append(Result("x-smime", _SMIME.get(self.smime.signature, "fail")))
         return tuple(found)
 
 
@@ -100,12 +114,15 @@ class OpenStage:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         evaluator: Evaluator | None = None,
         authors: AuthorCheck | None = None,
+        custody: Callable[[str], Custody] = lambda address: Custody.GATEWAY,
+        held_elsewhere: Callable[[str], Sequence[x509.Certificate]] = lambda address: (),
     ) -> None:
         """`authserv_id` is our host name (RFC 8601 §2.5). `own_dkim` gives the `p=` value of our own domains, for mail
         between our mailboxes; `published_addresses`, those the directory binds to a certificate that names none.
         `remember` is told what the authors of validly signed mail can read (`mta.correspondents`), `learn` their
         certificates, and returns at once. `evaluator` asks the DNS as well; without it only `partners` and `own_dkim`
-        say what DKIM is worth. `authors` judges whether From is proved."""
+        say what DKIM is worth. `authors` judges whether From is proved. `custody` says who opens a mailbox's protected
+        mail, `held_elsewhere` (may raise `DirectoryUnavailableError`) gives the certificates published for it."""
         self._vault = vault
         self._validator = validator
         self._authserv_id = authserv_id
@@ -117,6 +134,8 @@ class OpenStage:
         self._learn_certificate = learn
         self._policy = policy
         self._failures = failures or DecryptionFailures()
+        self._custody = custody
+        self._held_elsewhere = held_elsewhere
 
     async def apply(self, message: Message, phase: Phase) -> Message | Refused:
         """See `mta.message.Stage`. A message that cannot be decrypted is refused with one uniform text.
@@ -134,18 +153,29 @@ class OpenStage:
         now = self._clock()
         evaluation = asked.judge(message.content, now)
         try:
-            decryptors = () if paused else self._vault.decryptors(message.recipient)
+            held = self._custody(message.recipient) is Custody.HOLDER
+            keys = () if paused and not held else self._vault.decryptors(message.recipient)
         except VaultError:  # a damaged key file says nothing of the message, which waits until it is repaired
             return Refused(KEY_UNAVAILABLE)
+        facts = dict(message.facts)
+        if held:
+            try:
+                held = not only_ours(message.content, keys, lambda: self._held_elsewhere(message.recipient))
+            except DirectoryUnavailableError:
+                return Refused(refusals.DIRECTORY_UNAVAILABLE)
+            facts[HELD_FACT] = "holder" if held else "gateway"
         opened = open_message(
             message.content,
-            decryptors,
+            () if held or paused else keys,
             self._validator,
             now,
             published_addresses=self._published_addresses,
             policy=self._policy,
         )
-        if opened.verdict.decryption is DecryptionResult.FAILED:
+        sealed = held and opened.verdict.decryption is DecryptionResult.FAILED
+        if held:
+            opened = replace(opened, entity=message.content)
+        elif opened.verdict.decryption is DecryptionResult.FAILED:
             if paused:
                 return Refused(DECRYPTION_PAUSED)
             if KEY_UNAVAILABLE_FINDING in opened.verdict.findings:
@@ -167,15 +197,21 @@ class OpenStage:
             if isinstance(judged, Refused):
                 return judged
             proof = judged
-        found = _Findings(evaluation, opened.verdict, proof, author_of(entity) or "")
-        header = [self._header(message, found)]
+        found = _Findings(evaluation, opened.verdict, proof, author_of(entity) or "", sealed)
+        if not held:
+            entity, facts = _in_the_open(opened, message.delivery_id, entity, facts)
+        header = [self._header(message, found, facts.get(HELD_FACT, ""))]
         header += [field.raw for field in entity.fields if not is_ours(field)]
         facts = {
-            **message.facts,
+            **facts,
             "verdict": f"decrypted={found.decrypted}; signature={found.signature}; path={found.path}; "
             f"dkim={evaluation.dkim[0].result if evaluation.dkim else 'none'}"
             + ("" if proof is None else f"; author={proof.value}"),
-            **{f"warning.{finding.code}": finding.detail for finding in opened.verdict.findings},
+            **{
+                f"warning.{finding.code}": finding.detail
+                for finding in opened.verdict.findings
+                if not (sealed and finding == CANNOT_OPEN_FINDING)
+            },
         }
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
 
@@ -190,12 +226,26 @@ class OpenStage:
             if signer.capabilities and signer.signing_time is not None:
                 self._remember(verdict.from_addresses[0], signer.capabilities, min(signer.signing_time, now))
 
-    def _header(self, message: Message, found: _Findings) -> bytes:
+    def _header(self, message: Message, found: _Findings, custody: str) -> bytes:
         author = "" if found.proof is None else f"; author={found.proof.value}"
+        custody = custody and f"; custody={custody}"
         lines = (
             f"{DELIVERY_HEADER}: {message.delivery_id}",
             f"{VERDICT_FIELD}: decrypted={found.decrypted}; signature={found.signature};",
-            f" signer={found.signer}; path={found.path}{author}",
+            f" signer={found.signer}; path={found.path}{author}{custody}",
         )
         written = "".join(line + "\r\n" for line in lines) + field(self._authserv_id, found.results)
         return written.encode("ascii", "replace") + received(self._authserv_id, message)
+
+
+def _in_the_open(
+    opened: Opened, delivery_id: str, entity: Entity, facts: dict[str, str]
+) -> tuple[Entity, dict[str, str]]:
+    """What any client shows, and the fact that says so."""
+    try:
+        readable = shown(opened, delivery_id)
+        if readable is not None and crlf_only(readable):
+            return parse_entity(readable), {**facts, SHOWN_FACT: "shown"}
+    except MimeError:
+        pass
+    return entity, facts

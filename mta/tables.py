@@ -201,3 +201,45 @@ Index(
     sqlite_where=text("state = 'held'"),
     postgresql_where=text("state = 'held'"),
 )
+
+follow_ups = Table(
+    "mta_follow_ups",
+    metadata,
+    Column("delivery_id", String(32), ForeignKey("mta_deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("service", String(64), nullable=False, comment="pseudonym of the sender"),
+    Column("accepted_at", Float, nullable=False),
+    Column("critical", Boolean, nullable=False),
+    Column("state", String(16), nullable=False, comment="`mta.follow_up.Reading`"),
+    Column("changed_at", Float, nullable=False),
+    Column("due", Float, comment="when something is to be done because nobody has read it; none: nothing more"),
+    Column("look_at", Float, nullable=False, comment="when it is looked up next whether it was read"),
+    Column("read_at", Float, comment="none: nobody has read it, as far as is known"),
+    Column("instead_of", String(32), comment="the delivery whose reader did not read it"),
+    Column("sealed", LargeBinary, comment="sealed JSON: by, reason"),
+    comment="what senders want to know to be read (`mta.follow_up`)",
+)
+Index(
+    "ix_mta_follow_ups_due",
+    follow_ups.c.due,
+    sqlite_where=text("due IS NOT NULL"),
+    postgresql_where=text("due IS NOT NULL"),
+)
+Index(
+    "ix_mta_follow_ups_unread",
+    follow_ups.c.accepted_at,
+    follow_ups.c.service,
+    sqlite_where=text("read_at IS NULL"),
+    postgresql_where=text("read_at IS NULL"),
+)
+Index(
+    "ix_mta_follow_ups_look_at",
+    follow_ups.c.look_at,
+    sqlite_where=text("read_at IS NULL"),
+    postgresql_where=text("read_at IS NULL"),
+)
+Index(
+    "ix_mta_follow_ups_instead_of",
+    follow_ups.c.instead_of,
+    sqlite_where=text("instead_of IS NOT NULL"),
+    postgresql_where=text("instead_of IS NOT NULL"),
+)

@@ -13,6 +13,7 @@ from config.answers import Answers, off_loop
 from config.control import ControlSocket
 from config.directory_answers import DirectoryAnswers
 from config.directory_service import open_register, open_writer
+from config.follow_up_answers import FollowUpAnswers
 from config.gateway.belief import Belief
 from config.gateway.serving import copies_of
 from config.gateway.store import Store
@@ -25,6 +26,7 @@ from config.outgoing import Outgoing
 from config.quarantine_answers import QuarantineAnswers
 from config.queue_answers import QueueAnswers, Redirections
 from directory.resolve import Directory
+from mta.follow_up import FollowUp
 from mta.quarantine import Quarantine
 from mta.queue import Queue
 from mta.worker import Worker
@@ -42,6 +44,7 @@ async def open_control(
     answers: Answers,
     queue: Queue,
     quarantine: Quarantine,
+    follow: FollowUp,
     housekeeping: Housekeeping,
     worker: Worker,
     outgoing: Outgoing,
@@ -86,6 +89,7 @@ async def open_control(
         **KeyAnswers(store.database, store.journal).calls(),
         **housekeeping.calls(),
         **QuarantineAnswers(quarantine).calls(),
+        **FollowUpAnswers(follow).calls(),
         **about_directory.calls(),
         **QueueAnswers(queue, redirections, hurry).calls(),
     }

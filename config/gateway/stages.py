@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from bridges.arriving.following import FollowedStage
 from bridges.compose import ComposeOptions
 from bridges.composing import ComposeStage
 from bridges.hl7 import reader as hl7_reader
@@ -17,6 +18,7 @@ from bridges.report import Report
 from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
 from config.directory_service import learn_with
+from config.gateway.arriving import Arriving
 from config.gateway.belief import Belief
 from config.gateway.places import Places
 from config.gateway.store import Store
@@ -27,6 +29,8 @@ from config.settings import Loaded, Settings, SettingsError
 from mta.agreements import Agreements
 from mta.correspondents import Correspondents
 from mta.dispositions import DispositionStage
+from mta.follow_up import FollowUp
+from mta.mailboxes.records import Custody
 from mta.message import Stage
 from mta.opening import OpenStage
 from mta.protecting import ProtectStage
@@ -57,8 +61,10 @@ def make_stages(
     dkim_key_of: DkimKeyOf,
     parse: Parse,
     threads: Executor,
+    arriving: Arriving | None = None,
+    follow: FollowUp | None = None,
 ) -> Stages:
-    """On the event loop they will run on."""
+    """On the event loop they will run on. `arriving`: None files mail as it came; `follow`: None follows none up."""
     settings = loaded.settings
     compose = ComposeStage(
         parse,
@@ -97,10 +103,15 @@ def make_stages(
         failures=DecryptionFailures(settings.smime.failures_per_hour),
         evaluator=incoming.evaluator,
         authors=incoming.authors,
+        custody=(lambda _: Custody.GATEWAY) if arriving is None else arriving.custody,
+        held_elsewhere=(lambda _: ()) if arriving is None else arriving.held_elsewhere,
     )
     scans = scan_stages(loaded)
+    followed = () if follow is None else (FollowedStage(follow.senders, follow.begin),)
+    ready = () if arriving is None else (arriving.stage,)
     return Stages(
-        (compose, DispositionStage(), protect, opening, ScreenStage(), *scans), scans[0].counts if scans else None
+        (compose, DispositionStage(), *followed, protect, opening, ScreenStage(), *scans, *ready),
+        scans[0].counts if scans else None,
     )
 
 

@@ -54,9 +54,10 @@ def open_targets(
     notices: Notices,
     parse: Parse,
     mailboxes: Mailboxes,
+    wants_readings: Callable[[str], bool],
     stack: AsyncExitStack,
 ) -> Targets:
-    """Raises `SettingsError`."""
+    """`wants_readings`: as in `mta.absorbing.ReceiptDoorkeeper`. Raises `SettingsError`."""
     settings, served = loaded.settings, loaded.settings.mailboxes
     lmtp = LmtpTarget(
         LmtpOptions(
@@ -83,7 +84,11 @@ def open_targets(
     stack.push_async_callback(acknowledge.close)
     by_kind: dict[TargetKind, Target] = {
         TargetKind.MAILBOX: ReceiptDoorkeeper(
-            GuardedMailboxes(lmtp, mailboxes.rules), spool, Believed(spool, incoming.speaks_for), notices
+            GuardedMailboxes(lmtp, mailboxes.rules),
+            spool,
+            Believed(spool, incoming.speaks_for),
+            notices,
+            wants_readings,
         ),
         TargetKind.SMTP: outgoing.target,
         TargetKind.MLLP: acknowledge,

@@ -15,10 +15,11 @@ from config.node import Process
 from config.screening_service import overdue_options
 from mta.awaited import AwaitedReceipts
 from mta.dsn import DsnConsumer, DsnOptions
+from mta.follow_up import FollowUp
 from mta.notices import Notices
 from mta.overdue import Overdue
 from mta.quarantine import Quarantine
-from mta.reporting import Reporter
+from mta.reporting import EndConsumer, Reporter
 from mta.spool import Spool
 from mta.system_mail import SystemMail
 
@@ -40,6 +41,7 @@ def start_telling(
     notices: Notices,
     parse: Parse,
     running: Running,
+    follow: FollowUp | None = None,
 ) -> Telling:
     """From now on, as soon as something ended."""
     loaded, settings = process.loaded, process.loaded.settings
@@ -67,7 +69,12 @@ def start_telling(
         CATALOGUE,
         incoming.speaks_for,
     )
-    reporter = Reporter(spool, (dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for)))
+    consumers: list[EndConsumer] = [dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for)]
+    if follow is not None:
+        follow.tell_systems_by(receipts.unread)
+        consumers.append(follow)
+        running.start(follow, "follow-up")
+    reporter = Reporter(spool, consumers)
     running.start(reporter, "reporter")
     running.start(overdue, "overdue")
     return Telling(quarantine, overdue)

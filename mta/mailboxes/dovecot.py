@@ -160,8 +160,8 @@ class PrivateDovecot:
             for purpose, content in realm_files(realm).items():
                 self._write(self._dict_file(number, purpose), content)
         self._write(options.state / "nobody", "")
-        self._write(options.state / "once.sieve", text.ONCE)
-        self._write(options.state / "rights.acl", text.RIGHTS)
+        for name, content in text.FILES.items():
+            self._write(options.state / name, content)
         self._write(self.configuration, self._text(user))
         check_configuration(self.configuration, options.doveconf)
 
@@ -236,8 +236,7 @@ class PrivateDovecot:
             options.realms,
             files,
             memory=self.memory,
-            once=options.state / "once.sieve",
-            rights=options.state / "rights.acl",
+            folder=options.state,
             loopback_port=options.loopback_port,
             tokens=options.tokens,
         )
@@ -297,12 +296,12 @@ def serving_text(
     files: Sequence[Mapping[str, Path]],
     *,
     memory: Path,
-    once: Path,
-    rights: Path,
+    folder: Path,
     loopback_port: int | None,
     tokens: bool,
 ) -> str:
-    """What a Dovecot needs to serve these realms; `files`: for each realm where `realm_files` are."""
+    """What a Dovecot needs to serve these realms; `files`: for each realm where `realm_files` are, `folder` where
+    `dovecot_text.FILES` are."""
     # The filter: one operator's gateway is never shown a password meant for another's.
     each = (
         text.REALM.format(patterns=" ".join(f"*@{domain}" for domain in realm.domains), **paths)
@@ -314,8 +313,7 @@ def serving_text(
         mail_location=mail_location(memory),
         memory=memory,
         teams=text.TEAMS.format(shared=SHARED_NAMESPACE, loopback_port=loopback_port) if loopback_port else "",
-        rights=rights,
-        once=once,
+        folder=folder,
         duplicate_period=f"{DUPLICATE_SECONDS}s",
     )
 

@@ -84,7 +84,7 @@ def write_files(
     if account.pw_uid == 0:
         raise DovecotConfigurationError("Dovecot must not serve mail as root: name an ordinary account")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    contents = {"once.sieve": text.ONCE, "rights.acl": text.RIGHTS}
+    contents = dict(text.FILES)
     files: list[dict[str, Path]] = []
     for number, realm in enumerate(realms):
         files.append({purpose: directory / f"realm-{number}-{purpose}.conf" for purpose in PURPOSES})
@@ -93,8 +93,7 @@ def write_files(
         realms,
         files,
         memory=memory,
-        once=directory / "once.sieve",
-        rights=directory / "rights.acl",
+        folder=directory,
         loopback_port=loopback_port,
         tokens=tokens,
     )

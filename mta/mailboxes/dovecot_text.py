@@ -6,6 +6,7 @@ The two are apart because an operator's own Dovecot includes only the first (`mt
 
 from __future__ import annotations
 
+from mta.mailboxes import sieve
 from mta.mailboxes.serving import READERS, SHARED_NAMESPACE, WRITERS
 
 DELIVERY_HEADER = "X-Relais-Delivery"
@@ -30,6 +31,9 @@ RIGHTS = f"""\
 * group={READERS} lrs
 {SHARED_NAMESPACE}* authenticated lrwstipekx
 """
+
+FILES = {"once.sieve": ONCE, "flags.sieve": sieve.FLAGS, "filing.sieve": sieve.FILING, "rights.acl": RIGHTS}
+"""What `SERVING` reads in `folder`."""
 
 REALM = """\
 passdb {{
@@ -115,12 +119,14 @@ protocol lmtp {{
 plugin {{
   # Of each mailbox the key comes with the answer about its home; without one nothing could be written.
   mail_crypt_save_version = 2
-  acl = vfile:{rights}
+  acl = vfile:{folder}/rights.acl
   acl_globals_only = yes
   quota = count:Boite:ns=
   quota_vsizes = yes
   sieve = file:~/sieve;active=~/.dovecot.sieve
-  sieve_before = {once}
+  sieve_before = {folder}/once.sieve
+  sieve_before2 = {folder}/flags.sieve
+  sieve_after = {folder}/filing.sieve
   sieve_duplicate_max_period = {duplicate_period}
   # Nothing leaves through a script: only the road protects what it sends.
   sieve_max_redirects = 0

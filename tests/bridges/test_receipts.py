@@ -552,3 +552,19 @@ async def test_the_contrary_is_told_once(gateway: Gateway, first: str, then: str
     assert await comes(then) == [said[then]]
     for action in (then, first, then):
         assert await comes(action) == []
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_critical_result_nobody_has_read_is_told_and_its_reading_after_all(
+    gateway: Gateway, asked: bool
+) -> None:
+    """At its deadline, also to a system that asked for no reading receipts, once; then Z03 Y when it was read."""
+    gateway.report(ack_reception=False, ack_reading=asked)
+    sent = gateway.settle(Delivered("250 queued", reports=True))
+    for _ in range(2):
+        gateway.consumer.unread(sent, 1_800_000_000.0)
+    (late,) = await gateway.zam()
+    assert shown(late) == ("Z03", "N", "906")
+    assert "non lu dans le délai" in late.segments("ERR")[0].field(8).component(1).text
+    read = gateway.mail(mdn(sent.message_id, "displayed"), signature="valid", signer=DOCTOR.address)
+    assert [shown(each)[:2] for each in await gateway.zam(read)] == ([("Z03", "Y")] if asked else [])

@@ -36,7 +36,7 @@ def test_every_command_explains_itself() -> None:
 def test_the_list_of_commands_says_what_each_group_says_of_itself() -> None:
     lazy = [command for command in relais.commands.values() if isinstance(command, LazyGroup)]
     assert {str(command.name) for command in lazy} == {
-        *("account", "bench", "journal", "keys", "mailbox", "quarantine", "queue", "smime", "trust")
+        *("account", "bench", "journal", "keys", "mailbox", "quarantine", "queue", "reading", "smime", "trust")
     }
     for command in lazy:
         own = command.own_group()

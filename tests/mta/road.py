@@ -4,15 +4,16 @@ shelf. Neither doors nor network."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import func, or_, select
 
+from bridges.arriving.following import FollowedStage
 from directory.partners import PartnerBook
-from mta import quarantine_refusals
+from mta import follow_up_refusals, quarantine_refusals
 from mta import refusals as mta_refusals
 from mta.absorbing import ReceiptDoorkeeper
 from mta.any_delivery import AnyReader
@@ -21,6 +22,8 @@ from mta.believed import Believed
 from mta.clamd import Clean, Infected, ScannerTroubleError, Verdict
 from mta.delivery import Accepted, NewDelivery, Submission
 from mta.dsn import DsnConsumer, DsnOptions
+from mta.follow_up import Followed, FollowUp
+from mta.mailboxes.seen import Looked
 from mta.message import Delivered, DeliveryState, Message, Origin, Outcome, TargetKind
 from mta.notices import Notices
 from mta.opening import OpenStage
@@ -46,7 +49,9 @@ from trust.vault import KeyVault
 from .conftest import Clock
 from .mailboxes import Directory, Mailboxes, agreements
 
-CATALOGUE = join_catalogues([mta_refusals.CATALOGUE, smime_refusals.CATALOGUE, quarantine_refusals.CATALOGUE])
+CATALOGUE = join_catalogues(
+    [mta_refusals.CATALOGUE, smime_refusals.CATALOGUE, quarantine_refusals.CATALOGUE, follow_up_refusals.CATALOGUE]
+)
 LABO, GRIS, NOIR = "labo@op1.example", "dr.gris@op1.example", "dr.noir@op2.example"
 POSTMASTER = "postmaster@op1.example"
 OPERATOR_TWO = "CN=two"
@@ -99,6 +104,7 @@ class Road:
     notices: Notices
     deliveries: AnyReader
     clock: Clock
+    follow: FollowUp
 
     def accept(
         self, content: bytes, *deliveries: NewDelivery, origin: Origin = Origin.SUBMISSION, **more: object
@@ -150,13 +156,17 @@ async def a_road(
     overdue: OverdueOptions | None = None,
     clock: Clock | None = None,
     held: tuple[str, ...] = (POSTMASTER, LABO, GRIS),
+    followed: tuple[Followed, ...] = (),
+    seen: Callable[[str, Collection[str]], Looked | None] | None = None,
+    wants_readings: Callable[[str], bool] = lambda address: True,
+    url: str = "",
 ) -> AsyncIterator[Road]:
     clock = clock or Clock()
     mailboxes.keys.get(POSTMASTER) or mailboxes.issue(POSTMASTER)
     mailboxes.keys.get("postmaster@op2.example") or mailboxes.issue("postmaster@op2.example")
     vault = KeyVault.create(root / "vault")
     mailboxes.install(vault, *held)
-    database = Database(f"sqlite:///{root / 'relais.db'}")
+    database = Database(url or f"sqlite:///{root / 'relais.db'}")
     metadata.create_all(database.engine)
     blobs = BlobStore(root / "blobs", vault)
     schedule = RetrySchedule(pauses=(600.0,), jitter=0.0)
@@ -172,17 +182,22 @@ async def a_road(
     quarantine = Quarantine(spool, database, blobs, vault, journal, mail, node="n1", clock=clock)
     late = Overdue(spool, database, teller, quarantine, overdue or OverdueOptions(), node="n1", clock=clock)
     scanner, shelf, partners = ToldScanner(), Shelf(), Shelf()
+    follow = FollowUp(
+        spool, database, vault, journal, mail, followed, node="n1", seen=seen,
+        patient_domains=("patient.op2.example",), clock=clock,
+    )  # fmt: skip
     stages = (
+        FollowedStage(follow.senders, follow.begin),
         ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example", agreements()),
         OpenStage(vault, mailboxes.validator, PartnerBook([]), "gate.op1.example"),
         ScanStage(scanner, scan),
     )
-    filing = ReceiptDoorkeeper(shelf, spool, Believed(spool, may_report), notices)
+    filing = ReceiptDoorkeeper(shelf, spool, Believed(spool, may_report), notices, wants_readings)
     worker = Worker(spool, stages, {TargetKind.MAILBOX: filing, TargetKind.SMTP: partners}, clock=clock)
-    reporter = Reporter(spool, [teller, quarantine, AwaitedReceipts(spool, may_report)])
+    reporter = Reporter(spool, [teller, quarantine, follow, AwaitedReceipts(spool, may_report)])
     road = Road(
         spool, database, vault, journal, directory, scanner, shelf, partners, quarantine, late, notices,
-        AnyReader(spool), clock,
+        AnyReader(spool), clock, follow,
     )  # fmt: skip
     tasks = [asyncio.create_task(worker.run()), asyncio.create_task(reporter.run())]
     try:
