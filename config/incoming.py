@@ -20,6 +20,7 @@ from mta.dns import DnsOptions, Resolver
 from mta.evaluation import DkimKeys, EvaluationOptions, Evaluator
 from mta.smtp.door import DoorOptions
 from mta.smtp.lmtp_door import LmtpDoor
+from mta.smtp.policy import SubmissionRules
 from mta.smtp.target import Operators
 from mta.spool import Spool
 from mta.upstream_secrets import Grant, GrantedToken, kept_in
@@ -139,6 +140,7 @@ def lmtp_door(
     is_local: Callable[[str], bool],
     is_trusted: Callable[[str], bool],
     options: DoorOptions,
+    rules: SubmissionRules,
 ) -> LmtpDoor:
     """Not yet listening. A server may write as the mailboxes its section names, as far as there are such."""
     addresses = {each for each in listener.senders if not each.startswith("@")}
@@ -152,7 +154,9 @@ def lmtp_door(
         partner = partners.of(domain)
         return None if partner is None else partner.max_message_bytes
 
-    return LmtpDoor(listener.name, spool, accounts, may_send, exists, is_local, is_trusted, options, size_limit_of)
+    return LmtpDoor(
+        listener.name, spool, accounts, may_send, exists, is_local, is_trusted, options, size_limit_of, rules
+    )
 
 
 async def open_lmtp(door: LmtpDoor, loaded: Loaded, listener: LmtpListener, *, first: bool, reuse_port: bool) -> None:

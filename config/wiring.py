@@ -134,9 +134,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         running.start(oidc, "oidc")
 
     # The doors, last: whatever they accept can be worked on.
-    doors = await open_doors(
-        process, spool, belief, places.partners, incoming, accounts, exists, oidc, reloading, stack
-    )
+    doors = await open_doors(process, spool, belief, places, incoming, accounts, exists, oidc, reloading, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(
         process, spooling, places.directory, trust_list, parse, exists, mail_collectors, intake_threads, running, stack

@@ -11,9 +11,12 @@ patient identity or keys: they are logged, journaled and sent to partners.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+
+_TYPOGRAPHY = str.maketrans({"œ": "oe", "Œ": "OE", "æ": "ae", "’": "'", "«": '"', "»": '"', "–": "-"})
 
 
 class HL7Code(Enum):
@@ -60,11 +63,24 @@ class Refused:
     """What a person needs to find the cause: a position, a field name, a domain. Never a patient, a value or a key."""
     location: str = ""
     """HL7 ERR-2 (segment^sequence^field^repetition^component), empty outside HL7 v2."""
+    advice: str = ""
+    """What would do instead, in French: said to whoever is refused and to nobody else, neither logged nor kept. It may
+    name an address."""
 
     @property
     def reply(self) -> str:
         """The SMTP reply line without its CRLF: printable ASCII only, so a detail cannot break the protocol."""
-        words = f"{self.refusal.smtp} {self.refusal.enhanced} {self.refusal.text}"
+        return self._reply(self.refusal.text)
+
+    @property
+    def reply_fr(self) -> str:
+        """As `reply`, for a person whose mail program shows it: the French sentence and the advice, in ASCII because
+        only replies to SMTPUTF8 may be anything else (RFC 6531 §3.7.4.1)."""
+        folded = unicodedata.normalize("NFKD", f"{self.refusal.text_fr} {self.advice}".strip().translate(_TYPOGRAPHY))
+        return self._reply("".join(c for c in folded if not unicodedata.combining(c)))
+
+    def _reply(self, sentence: str) -> str:
+        words = f"{self.refusal.smtp} {self.refusal.enhanced} {sentence}"
         if self.detail:
             words += f" ({self.detail})"
         return "".join(c if " " <= c <= "~" else "?" for c in words)[:500]

@@ -10,12 +10,13 @@ from typing import Any
 
 from config.door_service import RELOADED, certificate_sign_in, door_options, limits_of
 from config.gateway.belief import Belief
+from config.gateway.places import Places
+from config.gateway.submission import submission_rules
 from config.incoming import Incoming, lmtp_door, open_lmtp
 from config.node import Process
 from config.oidc_service import OidcService
 from config.reloading import Reloading
 from config.settings import SettingsError
-from directory.partners import PartnerBook
 from mta.smtp.door import DoorOptions, OperatorDoor, SubmissionDoor
 from mta.spool import Spool
 from trust.accounts import Accounts
@@ -34,7 +35,7 @@ async def open_doors(
     process: Process,
     spool: Spool,
     belief: Belief,
-    partners: PartnerBook,
+    places: Places,
     incoming: Incoming,
     accounts: Accounts,
     exists: Callable[[str], bool],
@@ -46,6 +47,7 @@ async def open_doors(
     settings, trust, trust_list = process.loaded.settings, belief.service, belief.trust_list
     is_local = frozenset(settings.operator.domains).__contains__
     options = door_options(settings)
+    rules = submission_rules(settings, places, lambda: trust_list.current.domains)
     doors: list[OperatorDoor | SubmissionDoor] = []
     operators = OperatorDoor(
         spool,
@@ -70,6 +72,7 @@ async def open_doors(
             options,
             oidc.authenticate if oidc else None,
             certificate_sign_in(accounts, belief.validator) if settings.submission.client_certificates else None,
+            rules,
         )
         await listen(
             submission.start, settings.submission.host, settings.submission.port, reuse_port=process.shares_ports
@@ -87,7 +90,9 @@ async def open_doors(
         ["spool.max_message_bytes", *RELOADED], lambda changed: [door.reload(limits_of(changed)) for door in doors]
     )
     for each in settings.lmtp:
-        door = lmtp_door(each, spool, accounts, partners, exists, is_local, trust_list.is_trusted, options)
+        door = lmtp_door(
+            each, spool, accounts, places.partners, exists, is_local, trust_list.is_trusted, options, rules
+        )
         await open_lmtp(door, process.loaded, each, first=process.first, reuse_port=process.shares_ports)
         doors.append(door)
     return Doors(doors, options)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from bridges.compose import ComposeOptions
 from bridges.composing import ComposeStage
 from bridges.hl7 import reader as hl7_reader
 from bridges.report import Report
@@ -20,6 +19,7 @@ from config.directory_service import learn_with
 from config.gateway.belief import Belief
 from config.gateway.places import Places
 from config.gateway.store import Store
+from config.gateway.submission import compose_options, plain_mail_stage
 from config.incoming import Incoming
 from config.reading import ReadOnce
 from config.screening_service import scan_stages
@@ -64,11 +64,7 @@ def make_stages(
         parse,
         {listener.sender: listener.sender_name for listener in settings.mllp}
         | {service.sender: service.sender_name for service in settings.letters},
-        ComposeOptions(
-            software_reference=settings.operator.software_reference,
-            environment=settings.identity.environment,
-            host_name=settings.operator.host,
-        ),
+        compose_options(settings),
         routing_options(settings),
         threads,
     )
@@ -100,7 +96,16 @@ def make_stages(
     )
     scans = scan_stages(loaded)
     return Stages(
-        (compose, DispositionStage(), protect, opening, ScreenStage(), *scans), scans[0].counts if scans else None
+        (
+            compose,
+            DispositionStage(),
+            protect,
+            opening,
+            ScreenStage(),
+            *scans,
+            plain_mail_stage(settings, places, threads),
+        ),
+        scans[0].counts if scans else None,
     )
 
 

@@ -17,7 +17,7 @@ from mta.header import author_of, originators_of
 from mta.message import Origin, TargetKind
 from mta.notifications import DispositionNotification, parse_notification
 from mta.smtp.address import domain_of
-from mta.smtp.policy import Transaction
+from mta.smtp.policy import SubmissionRules, Transaction
 from mta.smtp.receiving import Door, DoorOptions, Shared
 from mta.smtp.session import DoorSession
 from mta.smtp.target import Operators
@@ -120,10 +120,12 @@ class SubmissionDoor(Door):
         options: DoorOptions,
         tokens: Callable[[str, str], Identity | Refused] | None = None,
         certificates: CertificateSignIn | None = None,
+        rules: SubmissionRules | None = None,
     ) -> None:
         """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`.
         `tokens`, which may block, says whose an access token is, given the login (may be empty); None: none is taken.
-        `certificates`, which may block, says whose the certificate of a connection is; None: none is taken.
+        `certificates`, which may block, says whose the certificate of a connection is; None: none is taken. `rules`:
+        what else is said against a mail.
         """
         super().__init__(spool, context, options)
         self._accounts = accounts
@@ -132,6 +134,7 @@ class SubmissionDoor(Door):
         self._is_trusted = is_trusted
         self._tokens = tokens
         self._certificates = certificates
+        self._rules = rules or SubmissionRules()
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -172,14 +175,23 @@ class SubmissionDoor(Door):
             return None
         return Refused(refusals.SENDER_NOT_ALLOWED)
 
+    def words(self, refused: Refused) -> str:
+        """French: a mail program shows its user what it was told."""
+        return refused.reply_fr
+
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
-        return await self._in_thread(self._route, recipient.lower())
+        route = await self._in_thread(self._route, recipient.lower())
+        return (
+            route if isinstance(route, Refused) else self._rules.too_large(recipient, session.transaction.size) or route
+        )
 
     def _route(self, recipient: str) -> TargetKind | Refused:
         domain = domain_of(recipient)
         if self._is_local(domain):
             return TargetKind.MAILBOX if self._exists(recipient) else Refused(refusals.MAILBOX_UNKNOWN)
-        return TargetKind.SMTP if self._is_trusted(domain) else Refused(refusals.RECIPIENT_NOT_TRUSTED, domain)
+        if self._is_trusted(domain):
+            return TargetKind.SMTP
+        return Refused(refusals.RECIPIENT_NOT_TRUSTED, domain, advice=self._rules.nearest(recipient))
 
     def _judge(self, session: DoorSession, transaction: Transaction, header: Entity, content: bytes) -> Refused | None:
         """Everybody the header says wrote or sent it is somebody this identity may be, and the author, whose key signs
@@ -198,7 +210,11 @@ class SubmissionDoor(Door):
             return Refused(refusals.SENDER_NOT_ALLOWED)
         if not transaction.sender and not isinstance(parse_notification(content), DispositionNotification):
             return Refused(refusals.SENDER_NOT_ALLOWED)
-        return None
+        return self._judge_content(transaction, content)
+
+    def _judge_content(self, transaction: Transaction, content: bytes) -> Refused | None:
+        judge = self._rules.judge
+        return judge([each.address for each in transaction.recipients], content) if judge is not None else None
 
     def _may_use(self, session: DoorSession, address: str) -> bool:
         return self._accounts.may_use(_identity(session), address)
