@@ -6,12 +6,13 @@ Looked at once when the mail is handed over, to say no while its author is there
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import PurePosixPath
 
 from bridges import refusals
 from bridges.cda import read_cda
 from bridges.hprim_patients import has_markers, hprim_patients, looks_like_hprim
-from bridges.mail_parts import Leaf, data_of, is_text, leaves, media_type
+from bridges.mail_parts import MAX_PARTS, Leaf, data_of, is_text, leaves, media_type
 from bridges.patients_named import Named, of_cx, of_hprim, of_identity, of_metadata, several
 from bridges.report import Document
 from bridges.xdm import XdmLimits, read_xdm
@@ -43,7 +44,7 @@ class Carried:
 
     body: Entity
     protected: bool = False
-    """Signed or encrypted by its author: not one octet of it is changed."""
+    """Signed or encrypted by its author, or of more parts than anybody looks into: not one octet of it is changed."""
     documents: list[tuple[Leaf, Document]] = field(default_factory=list)
     """CDA documents attached as such."""
     archives: list[Archive] = field(default_factory=list)
@@ -64,7 +65,11 @@ def carried_by(content: bytes) -> Carried | Refused:
         return Refused(CONTENT_INVALID)
     if found.protected:
         return found
-    for leaf in leaves(entity):
+    every = list(islice(leaves(entity), MAX_PARTS + 1))
+    if len(every) > MAX_PARTS:
+        found.protected, found.warnings["warning.parts"] = True, "too many parts to look into"
+        return found
+    for leaf in every:
         refused = _look(found, leaf)
         if refused is not None:
             return refused

@@ -74,6 +74,8 @@ class Envelope:
     message_id: str
     at: datetime
     """Of acceptance, aware: the submission time of the archive."""
+    with_patient: bool = False
+    """A patient's own mailbox wrote it or is among its readers: whom it is about need not be said."""
 
 
 def made_ready(
@@ -129,7 +131,7 @@ def _readable(
         replaced.add("subject")
         added.append(_line(header_field("Subject", document_subject(report))))
         prefix = f"Objet : {subject}" if subject and not subject.startswith(_SUBJECT_FORM) else ""
-    elif not carried.named and envelope.audience is Audience.PROFESSIONAL and not is_receipt(header):
+    elif not carried.named and not envelope.with_patient and not is_receipt(header):
         added.append(_line(header_field("Comments", NOT_ATTACHED)))
         suffix = NOT_ATTACHED_FILES if carried.files else ""
     label = from_label(author) if author is not None else ""

@@ -22,7 +22,8 @@ from mta.mailboxes.records import MailboxRecord
 from mta.message import Message, Origin, Phase
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
-from smime.mime import MimeError, parse_entity
+from smime.addresses import AddressError, from_addresses
+from smime.mime import Entity, MimeError, parse_entity
 from trust.refusals import Refused
 
 MAIL_CONTENT = "message/rfc822"
@@ -83,10 +84,23 @@ class PlainMailStage:
         if isinstance(carried, Refused):
             return carried
         try:
-            author = author_of(parse_entity(content))
+            header = parse_entity(content)
+            author = author_of(header)
             record = self._mailbox(author) if author else None
             at = datetime.fromtimestamp(message.accepted_at, UTC)
-            envelope = Envelope(message.sender, audience, message.message_id, at)
+            with_patient = audience is Audience.PATIENT or self._names_patient(header)
+            envelope = Envelope(message.sender, audience, message.message_id, at, with_patient)
             return made_ready(content, carried, record, envelope, self._options), carried.warnings
         except MimeError:
             return Refused(refusals.CONTENT_INVALID)
+
+    def _names_patient(self, header: Entity) -> bool:
+        """Whether a patient's mailbox is said to have written it, or to be written to."""
+        for name in ("from", "to", "cc"):
+            try:
+                addresses = from_addresses(header, name)
+            except AddressError:
+                continue
+            if any(domain_of(each) in self._patient_domains for each in addresses):
+                return True
+        return False

@@ -114,7 +114,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     resolver = open_resolver(settings)
     stack.push_async_callback(resolver.close)
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
-    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads)
+    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, spool)
     notices = Notices(store.database, process.name, store.clock)
     targets = open_targets(loaded, store, belief, places, spool, incoming, notices, parse, stack)
 

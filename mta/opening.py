@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from mta import refusals
+from mta.answering import hidden_header
 from mta.authentication_results import Result, field
 from mta.authors import AuthorCheck, Proof
 from mta.evaluation import Asked, DkimKeys, Evaluation, Evaluator
@@ -176,6 +177,7 @@ class OpenStage:
             f"dkim={evaluation.dkim[0].result if evaluation.dkim else 'none'}"
             + ("" if proof is None else f"; author={proof.value}"),
             **{f"warning.{finding.code}": finding.detail for finding in opened.verdict.findings},
+            **hidden_header(opened.verdict),
         }
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
 

@@ -26,7 +26,7 @@ from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
 from smime import DkimKey, Suite, can_encrypt_to, encrypt, join_message, sign, sign_dkim
 from smime.header_protection import HeaderPolicy, protect_header
-from smime.mime import MimeError, parse_entity, split_message
+from smime.mime import Entity, MimeError, parse_entity, split_message
 from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, REVOCATION_UNKNOWN, SIGNER_UNAVAILABLE
 from smime.signing import SignerFailedError
 from trust.certificates import CertificateValidator, Purpose
@@ -75,8 +75,12 @@ class ProtectStage:
         hostname: str,
         agreements: Agreed,
         clock: Callable[[], datetime] = _now,
+        hide_header: Callable[[Entity, str, str], bool] = lambda header, author, recipient: False,
     ) -> None:
-        """`dkim_key_of` gives the key for a lower-case mail domain of ours; `hostname` goes into Received."""
+        """`dkim_key_of` gives the key for a lower-case mail domain of ours; `hostname` goes into Received.
+        `hide_header`: whether a mail answers one whose header was hidden (`mta.answering`), given author and recipient.
+        """
+        self._hide_header = hide_header
         self._agreements = agreements
         self._vault = vault
         self._directory = directory
@@ -123,7 +127,7 @@ class ProtectStage:
         )
         suite = self._agreements.suite_of(message.recipient)
         try:
-            if self._agreements.protects_header(message.recipient) and not clear and own is OwnProtection.NONE:
+            if not clear and own is OwnProtection.NONE and self._protects_header(message, header, author):
                 entity, transport = protect_header(transport, entity, HeaderPolicy.BASELINE)
             # what is large is not kept in every form it passes through
             forms = [entity if signer is None else sign(entity, signer, now, suite)]
@@ -144,6 +148,10 @@ class ProtectStage:
         else:
             content = sign_dkim(content, dkim, now) + content
         return replace(message, content=content, facts=facts)
+
+    def _protects_header(self, message: Message, header: Entity, author: str) -> bool:
+        agreed = self._agreements.protects_header(message.recipient)
+        return agreed or (message.origin in _SUBMITTED and self._hide_header(header, author, message.recipient))
 
     def _signer(self, author: str, now: datetime) -> Signer | Refused | None:
         try:

@@ -25,11 +25,13 @@ from config.reading import ReadOnce
 from config.screening_service import scan_stages
 from config.settings import Loaded, Settings, SettingsError
 from mta.agreements import Agreements
+from mta.answering import Answers
 from mta.correspondents import Correspondents
 from mta.dispositions import DispositionStage
 from mta.message import Stage
 from mta.opening import OpenStage
 from mta.protecting import ProtectStage
+from mta.spool_reading import SpoolReader
 from smime.dkim import DkimKey, public_record
 from smime.failures import DecryptionFailures
 from smime.policy import GcmVariant, ReadPolicy
@@ -57,6 +59,7 @@ def make_stages(
     dkim_key_of: DkimKeyOf,
     parse: Parse,
     threads: Executor,
+    spool: SpoolReader,
 ) -> Stages:
     """On the event loop they will run on."""
     settings = loaded.settings
@@ -76,6 +79,7 @@ def make_stages(
         dkim_key_of,
         settings.operator.host,
         Agreements(places.partners, correspondents, settings.smime.floor),
+        hide_header=Answers(spool).hide_header,
     )
     opening = OpenStage(
         store.vault,

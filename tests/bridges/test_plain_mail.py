@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import email.policy
 import io
@@ -14,6 +15,8 @@ from datetime import UTC, datetime
 from email.message import EmailMessage
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridges.carried import Carried, carried_by
 from bridges.compose import ComposeOptions
@@ -25,6 +28,8 @@ from bridges.xdm import XdmContent, read_xdm
 from directory.records import MailboxKind
 from mta.mailboxes.records import MailboxRecord
 from mta.message import Message, Origin, Phase
+from mta.smtp.content import with_crlf
+from smime.mime import MimeError
 from tests.support import reports
 from trust.refusals import Refused
 
@@ -306,7 +311,7 @@ def test_files_that_name_nobody_are_said_to() -> None:
     made, _ = ready(alternative.as_bytes())
     page = made.get_body(("html",))
     assert page is not None and "rattaché à aucun patient" in page.get_content()
-    to_patient, _ = ready(alternative.as_bytes(), envelope=replace(ENVELOPE, audience=Audience.PATIENT))
+    to_patient, _ = ready(alternative.as_bytes(), envelope=replace(ENVELOPE, with_patient=True))
     assert "rattaché" not in text(to_patient)
 
 
@@ -379,6 +384,47 @@ async def test_fifteen_readers_share_the_work_and_a_patient_has_his_own() -> Non
         operator = submitted(content, origin=Origin.OPERATOR)
         assert await stage.apply(operator, Phase.ENRICH) is operator
         assert await stage.apply(submitted(content), Phase.PROTECT) == submitted(content)
+
+
+async def test_who_writes_to_or_as_a_patient_need_not_say_whom_it_is_about() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        stage = PlainMailStage(lambda address: None, OPTIONS, ["patient.mssante.fr"], threads)
+        copied = PLAIN.replace(b"\r\n\r\n", b"\r\nCc: Camille <1@patient.mssante.fr>\r\n\r\n", 1)
+        written = PLAIN.replace(DOCTOR.encode(), b"1@patient.mssante.fr")
+        for content, said in ((PLAIN, True), (copied, False), (written, False)):
+            made = await stage.apply(submitted(content), Phase.ENRICH)
+            assert isinstance(made, Message)
+            assert (b"\r\nComments: " in made.content) is said
+
+
+@given(data=st.data())
+@settings(max_examples=120, deadline=None)
+def test_no_mail_breaks_it(data: st.DataObject) -> None:
+    content = bytearray(mail(cda(with_pdf=False), ("a.pdf", "application/pdf", b"%PDF-1.4")))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 40))] = data.draw(
+            st.sampled_from(
+                [b"", b"\r\n", b"--", b'"', b"\xff", b"Content-Type: multipart/mixed; boundary=x\r\n", b"=?"]
+            )
+        )
+    whole = with_crlf(bytes(content))
+    carried = carried_by(whole)
+    if isinstance(carried, Carried):
+        with contextlib.suppress(MimeError):
+            made_ready(whole, carried, RECORD, ENVELOPE, OPTIONS, twin_of=lambda *_: b"%PDF-1.4 twin")
+
+
+def test_more_parts_than_anybody_looks_into_are_left_alone() -> None:
+    parts = b"".join(
+        b'--a\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n' + b"--b\r\n\r\nx\r\n" * 300 + b"--b--\r\n"
+        for _ in range(20)
+    )
+    head = PLAIN.partition(b"\r\n\r\n")[0]
+    content = head + b'\r\nContent-Type: multipart/mixed; boundary="a"\r\n\r\n' + parts + b"--a--\r\n"
+    carried = carried_by(content)
+    assert isinstance(carried, Carried) and "warning.parts" in carried.warnings
+    assert ready(content)[1].endswith(content.partition(b"\r\n\r\n")[2])
 
 
 def test_the_archive_opens_with_ordinary_programs() -> None:
