@@ -49,6 +49,8 @@ class Carried:
     """CDA documents attached as such."""
     archives: list[Archive] = field(default_factory=list)
     named: list[Named] = field(default_factory=list)
+    forwards: bool = False
+    """A mail is attached to it: whom that is about stands in there."""
     files: int = 0
     """Attachments that name nobody a program could read."""
     warnings: dict[str, str] = field(default_factory=dict)
@@ -94,6 +96,7 @@ def _look(found: Carried, leaf: Leaf) -> Refused | None:
         if data is not None and leaf.kind == "text/plain" and has_markers(data):  # the file stands in the text itself
             found.named += map(of_hprim, hprim_patients(data))
         return None
+    found.forwards = found.forwards or leaf.kind.startswith("message/")
     if leaf.kind.startswith(("multipart/", "message/", "image/", "audio/", "video/")):
         found.files += leaf.attached
         return None

@@ -117,7 +117,7 @@ def _readable(
 ) -> bytes:
     """As `made_ready`, of a mail whose content is its author's only as far as we leave it."""
     packed = _packed(carried)
-    declared = packed or [document for archive in carried.archives if archive.whole for document in archive.documents]
+    declared = packed or [document for archive in carried.archives for document in archive.documents]
     subject = one_line(decoded_words(next(iter(header.values("subject")), "")))
     last = envelope.audience is Audience.PATIENT and _LAST.match(subject) is not None
     replaced = {"x-mss-ins", "x-mss-codecda"}
@@ -127,11 +127,11 @@ def _readable(
         added += [_line(each) for each in mss_headers(report, envelope.audience, options) if _is_new(each, header)]
     elif last and "x-mss-mes" not in {field.name for field in fields}:
         added.append(b"X-MSS-MES: FIN\r\n")
-    if packed and report is not None:
+    if report is not None and (packed or not subject.startswith(_SUBJECT_FORM)):
         replaced.add("subject")
         added.append(_line(header_field("Subject", document_subject(report))))
-        prefix = f"Objet : {subject}" if subject and not subject.startswith(_SUBJECT_FORM) else ""
-    elif not carried.named and not envelope.with_patient and not is_receipt(header):
+        prefix = f"Objet : {subject}" if subject and _SUBJECT_FORM not in subject else ""
+    elif not (report or carried.named or carried.forwards or envelope.with_patient or is_receipt(header)):
         added.append(_line(header_field("Comments", NOT_ATTACHED)))
         suffix = NOT_ATTACHED_FILES if carried.files else ""
     label = from_label(author) if author is not None else ""
@@ -206,11 +206,13 @@ def _body(
     options: ComposeOptions,
     twin_of: Callable[[Report, Document, Audience], bytes],
 ) -> bytes:
-    """The MIME entity: Content-* fields, empty line, body."""
+    """The MIME entity: Content-* fields, empty line, body. An archive alone gets the pages of what is in it: its reader
+    may have an ordinary mail program too."""
     entity = carried.body
     dropped = {leaf.entity.start for leaf, _ in carried.documents} | {one.leaf.entity.start for one in carried.archives}
     change = _Change(dropped if packed else set(), prefix, suffix, _only_html(entity), envelope.message_id)
-    if not packed or report is None:
+    attached = {data_of(leaf) for leaf in leaves(entity) if leaf.attached and leaf.entity.start not in dropped}
+    if report is None or not (packed or not any(each and each.startswith(b"%PDF-") for each in attached)):
         return rebuilt(entity, change) or b"\r\n"
     parts = _children(entity, change)
     if not change.wrote and not change.said:
@@ -218,20 +220,20 @@ def _body(
         parts.insert(0, text_part(f"{prefix}\n\n{words}" if prefix else words))
     elif not change.wrote and prefix:
         parts.insert(0, text_part(prefix + "\n"))
-    attached = {data_of(leaf) for leaf in leaves(entity) if leaf.attached and leaf.entity.start not in dropped}
     for name, document in zip(pdf_names(report), report.documents, strict=True):
         twin = twin_of(report, document, envelope.audience)
         if twin not in attached:
             attached.add(twin)
             parts.append(attachment("application/pdf", name, twin))
-    archive = write_xdm(
-        report,
-        at=envelope.at,
-        source_id=own_oid("source", options.host_name),
-        submission_id=own_oid("submission", envelope.message_id),
-        action=report.action,
-    )
-    parts.append(attachment("application/zip", "IHE_XDM.zip", archive))
+    if packed:
+        archive = write_xdm(
+            report,
+            at=envelope.at,
+            source_id=own_oid("source", options.host_name),
+            submission_id=own_oid("submission", envelope.message_id),
+            action=report.action,
+        )
+        parts.append(attachment("application/zip", "IHE_XDM.zip", archive))
     boundary = _boundary(envelope.message_id, "document")
     head = f'Content-Type: multipart/mixed;\r\n boundary="{boundary}"\r\n\r\n'
     return head.encode("ascii") + multipart_body(boundary.encode("ascii"), parts)

@@ -80,7 +80,9 @@ class SubmissionJudge:
     def _size(self, recipients: Sequence[str], content: bytes, carried: Carried) -> Refused | None:
         """Of the mail as it will be: a document is in it as archive and as PDF."""
         sizes = {audience: len(content) for audience in Audience}
-        if carried.documents and any(self._too_large(each, len(content) * _GROWTH) for each in recipients):
+        if (carried.documents or carried.archives) and any(
+            self._too_large(each, len(content) * _GROWTH) for each in recipients
+        ):
             for audience in {self._audience(each) for each in recipients}:
                 envelope = Envelope("", audience, "<size@invalid>", datetime.now(UTC))
                 try:

@@ -270,20 +270,37 @@ def test_a_pdf_beside_its_document_is_not_doubled() -> None:
 
 
 def test_a_document_beside_an_archive_joins_it() -> None:
-    first, _ = ready(mail(cda()))
-    (archive,) = [each for each in first.iter_attachments() if each.get_filename() == "IHE_XDM.zip"]
-    zipped = ("IHE_XDM.zip", "application/zip", archive.get_payload(decode=True))
     loose = ("b.xml", "text/xml", cda(unique_id="1.2.250.1.999.1.7", set_id="")[2])
-    made, _ = ready(mail(zipped, loose))  # type: ignore[arg-type]
+    made, _ = ready(mail(zipped(), loose))
     assert names(made).count("IHE_XDM.zip") == 1
     assert len(archive_of(made).documents) == 2
 
 
-def test_an_archive_of_practice_software_travels_as_it_is_and_is_declared() -> None:
+def zipped() -> tuple[str, str, bytes]:
     first, _ = ready(mail(cda()))
     (archive,) = [each for each in first.iter_attachments() if each.get_filename() == "IHE_XDM.zip"]
-    zipped = archive.get_payload(decode=True)
-    content = mail(("IHE_XDM.zip", "application/zip", zipped), subject="XDM/1.0/DDM+CR")  # type: ignore[arg-type]
+    return "IHE_XDM.zip", "application/zip", archive.get_payload(decode=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("subject", "line"), [("Fwd: XDM/1.0/DDM+CR ESSAI", ""), ("Voir", "Objet : Voir\n\n")])
+def test_an_archive_that_somebody_attached_by_hand_gets_subject_and_pages(subject: str, line: str) -> None:
+    archive = zipped()
+    made, _ = ready(mail(archive, subject=subject))
+    assert made["Subject"].startswith("XDM/1.0/DDM+CR d'examens biologiques ESSAI-UN")
+    assert names(made) == ["IHE_XDM.zip", "20261119_CR-d-examens-biologiques_ESSAI-UN_CAMILLE.pdf"]
+    assert next(iter(made.iter_attachments())).get_payload(decode=True) == archive[2]
+    assert text(made) == f"{line}Voici.\n"
+
+
+def test_an_attached_mail_says_itself_whom_it_is_about() -> None:
+    inner = b"From: a@b.example\r\n\r\nx\r\n"
+    content = PLAIN.partition(b"\r\n\r\n")[0] + b"\r\nContent-Type: message/rfc822\r\n\r\n" + inner
+    assert ready(content)[0]["Comments"] is None
+
+
+def test_an_archive_of_practice_software_travels_as_it_is_and_is_declared() -> None:
+    page = ("cr.pdf", "application/pdf", b"%PDF-1.4\n%%EOF\n")
+    content = mail(zipped(), page, subject="XDM/1.0/DDM+CR")
     made, octets = ready(content)
     assert made["Subject"] == "XDM/1.0/DDM+CR"
     assert (made["X-MSS-CODECDA"], made["X-MSS-INS"]) == ("11502-2", "O")

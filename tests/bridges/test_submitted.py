@@ -21,7 +21,7 @@ from mta.sizes import SizeLimits
 from tests.support import reports
 from trust.refusals import Refusal, Refused
 
-from .test_plain_mail import OPTIONS, REAL, cda, mail, ready
+from .test_plain_mail import OPTIONS, REAL, cda, mail, zipped
 
 DOCTOR = "dr.gris@op1.example"
 PATIENT = f"{REAL.matricule}@patient.mssante.fr"
@@ -38,19 +38,12 @@ def refusal(content: bytes, *recipients: str) -> Refusal | None:
     return None if refused is None else refused.refusal
 
 
-def xdm(patient: reports.Patient) -> tuple[str, str, bytes]:
-    """As practice software attaches it."""
-    made, _ = ready(mail(cda(patient)))
-    (part,) = [each for each in made.iter_attachments() if each.get_filename() == "IHE_XDM.zip"]
-    return "IHE_XDM.zip", "application/zip", part.get_payload(decode=True)  # type: ignore[return-value]
-
-
 OTHER_REAL = replace(reports.OTHER_PATIENT, oid=REAL.oid, local_id="990002")
 PAIRS = [
     (cda(), cda(OTHER_REAL)),
     (cda(), ("a.hpr", "application/octet-stream", HPRIM)),
-    (xdm(REAL), cda(OTHER_REAL)),
-    (xdm(REAL), ("a.hpr", "text/plain", HPRIM)),
+    (zipped(), cda(OTHER_REAL)),
+    (zipped(), ("a.hpr", "text/plain", HPRIM)),
     (("a.hpr", "text/plain", HPRIM), ("b.hpr", "text/plain", HPRIM.replace(b"SACHA", b"LOU"))),
 ]
 
@@ -83,7 +76,7 @@ def test_a_patient_gets_his_own_document_only() -> None:
     assert refusal(mail(cda()), PATIENT) is None
     assert refusal(mail(cda()), PATIENT, DOCTOR) is None
     assert refusal(mail(cda()), OTHER) is DOCUMENT_OF_ANOTHER
-    assert refusal(mail(xdm(REAL)), OTHER) is DOCUMENT_OF_ANOTHER
+    assert refusal(mail(zipped()), OTHER) is DOCUMENT_OF_ANOTHER
     assert refusal(mail(), OTHER) is None
 
 
