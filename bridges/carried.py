@@ -18,7 +18,7 @@ from bridges.report import Document
 from bridges.xdm import XdmLimits, read_xdm
 from mta.refusals import CONTENT_INVALID
 from smime.layers import Layer, layer_of
-from smime.mime import Entity, MimeError, parse_entity, split_message
+from smime.mime import Entity, MimeError, parse_entity, split_message, split_multipart
 from trust.refusals import Refused
 
 _XML_TYPES = frozenset({"text/xml", "application/xml", "application/hl7-cda+xml", "application/cda+xml"})
@@ -45,6 +45,8 @@ class Carried:
     body: Entity
     protected: bool = False
     """Signed or encrypted by its author, or of more parts than anybody looks into: not one octet of it is changed."""
+    visible: bool = True
+    """What is in it could be looked at, although nothing of it may be changed."""
     documents: list[tuple[Leaf, Document]] = field(default_factory=list)
     """CDA documents attached as such."""
     archives: list[Archive] = field(default_factory=list)
@@ -66,10 +68,15 @@ def carried_by(content: bytes) -> Carried | Refused:
     except MimeError:
         return Refused(CONTENT_INVALID)
     if found.protected:
-        return found
+        signed = _signed_part(entity)
+        found.visible = signed is not None
+        if signed is None:
+            return found
+        entity = signed
     every = list(islice(leaves(entity), MAX_PARTS + 1))
     if len(every) > MAX_PARTS:
-        found.protected, found.warnings["warning.parts"] = True, "too many parts to look into"
+        found.protected, found.visible = True, False
+        found.warnings["warning.parts"] = "too many parts to look into"
         return found
     for leaf in every:
         refused = _look(found, leaf)
@@ -87,6 +94,17 @@ def is_protected(entity: Entity) -> bool:
         return layer_of(entity, entity.content_type()) in (Layer.CLEAR_SIGNED, Layer.CMS)
     except MimeError:
         return False
+
+
+def _signed_part(entity: Entity) -> Entity | None:
+    """What a multipart/signed shows (RFC 1847 §2.1): it is signed, not hidden. None for anything else."""
+    if media_type(entity) != "multipart/signed":
+        return None
+    try:
+        places = split_multipart(entity, entity.content_type().parameters.get("boundary", ""))
+        return parse_entity(entity.source, *places[0]) if places else None
+    except MimeError:
+        return None
 
 
 def _look(found: Carried, leaf: Leaf) -> Refused | None:

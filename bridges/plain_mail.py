@@ -57,6 +57,8 @@ NOT_ATTACHED_FILES = (
     "lire."
 )
 _SUBJECT_FORM = "XDM/1."
+_DECLARED = frozenset({"x-mss-ins", "x-mss-codecda"})
+"""Only ever said by us: whoever files by them relies on it."""
 _LAST = re.compile(r"\s*\[FIN\]", re.IGNORECASE)
 """How a subject says what X-MSS-MES says (ECO.2.2.8)."""
 _LARGEST_HTML = 2 * 1024 * 1024
@@ -101,6 +103,9 @@ def made_ready(
     if envelope.sender and ASKING not in given and not is_receipt(header):
         added.append(_line(mailbox_field("Disposition-Notification-To", "", envelope.sender)))
     if carried.protected:
+        if carried.visible:
+            fields = [field for field in fields if field.name not in _DECLARED]
+            added += _declaration(_archived(carried), envelope.audience, options)
         return b"".join([*(field.raw for field in fields), *added, b"\r\n", header.body])
     return _readable(header, fields, added, carried, author, envelope, options, twin_of)
 
@@ -117,15 +122,14 @@ def _readable(
 ) -> bytes:
     """As `made_ready`, of a mail whose content is its author's only as far as we leave it."""
     packed = _packed(carried)
-    declared = packed or [document for archive in carried.archives for document in archive.documents]
+    declared = packed or _archived(carried)
     subject = one_line(decoded_words(next(iter(header.values("subject")), "")))
     last = envelope.audience is Audience.PATIENT and _LAST.match(subject) is not None
-    replaced = {"x-mss-ins", "x-mss-codecda"}
-    report = report_of(declared, last) if declared else None
+    replaced = set(_DECLARED)
+    report = report_of(declared) if declared else None
     prefix, suffix = "", ""
-    if report is not None:
-        added += [_line(each) for each in mss_headers(report, envelope.audience, options) if _is_new(each, header)]
-    elif last and "x-mss-mes" not in {field.name for field in fields}:
+    added += _declaration(declared, envelope.audience, options)
+    if last and not header.values("x-mss-mes"):
         added.append(b"X-MSS-MES: FIN\r\n")
     if report is not None and (packed or not subject.startswith(_SUBJECT_FORM)):
         replaced.add("subject")
@@ -145,6 +149,18 @@ def _readable(
     return b"".join([*kept, *added, *version, entity])
 
 
+def _archived(carried: Carried) -> list[Document]:
+    return [document for archive in carried.archives for document in archive.documents]
+
+
+def _declaration(documents: list[Document], audience: Audience, options: ComposeOptions) -> list[bytes]:
+    """X-MSS-CODECDA and X-MSS-INS of what the archive of a mail holds; nothing without documents (ECO.2.4.1, 2.4.2)."""
+    if not documents:
+        return []
+    fields = mss_headers(report_of(documents), audience, options)
+    return [_line(each) for each in fields if each.partition(b":")[0].decode("ascii").lower() in _DECLARED]
+
+
 def from_label(author: MailboxRecord) -> str:
     """ECO.2.2.7: `Titre_Prénom_NOM_Entité` of a person, the functional name of a team, practice or machine; empty for
     a patient, and for whom nothing is known."""
@@ -157,7 +173,7 @@ def from_label(author: MailboxRecord) -> str:
     return f"{words}_{organisation}"[:100].rstrip() if organisation else words[:100]
 
 
-def report_of(documents: Iterable[Document], last_of_exchange: bool = False) -> Report:
+def report_of(documents: Iterable[Document]) -> Report:
     """What somebody sends with these documents, at least one, all of one patient."""
     kept = tuple(documents)
     identity = next((each.patient for each in kept if each.patient.matricule), kept[0].patient)
@@ -173,7 +189,7 @@ def report_of(documents: Iterable[Document], last_of_exchange: bool = False) -> 
         documents=kept,
         correspondents=(),
         reply_to="",
-        flags=Flags(last_of_exchange=last_of_exchange),
+        flags=Flags(),
         body_professional="",
         body_patient="",
         content_type_code="",
@@ -363,12 +379,6 @@ def _seven_bit(field: Field) -> Field:
 
 def _line(field: bytes) -> bytes:
     return field + b"\r\n"
-
-
-def _is_new(field: bytes, header: Entity) -> bool:
-    """The software's number and the end of an exchange stay as the author's own program gave them."""
-    name = field.partition(b":")[0].decode("ascii").lower()
-    return name in ("x-mss-ins", "x-mss-codecda") or (name == "x-mss-mes" and not header.values(name))
 
 
 def _boundary(message_id: str, what: str) -> str:

@@ -219,6 +219,24 @@ def test_what_its_author_protected_is_never_rewritten(kind: str) -> None:
     assert made["Comments"] is None
 
 
+def test_a_signed_mail_is_looked_into_and_not_changed() -> None:
+    first = mail(zipped(), subject="XDM/1.0/DDM+CR")
+    head, _, body = first.partition(b"\r\n\r\n")
+    kind = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-Type"))
+    kind = head[head.index(kind) :]
+    signed = (
+        b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; boundary="s"\r\n\r\n--s\r\n'
+        + (kind + b"\r\n\r\n" + body)
+        + b"\r\n--s\r\nContent-Type: application/pkcs7-signature\r\n\r\nx\r\n--s--\r\n"
+    )
+    content = PLAIN.partition(b"\r\n\r\n")[0] + b"\r\nX-MSS-CODECDA: 1-1\r\n" + signed
+    made, octets = ready(content)
+    assert octets.partition(b"\r\n\r\n")[2] == content.partition(b"\r\n\r\n")[2]
+    assert (made["X-MSS-CODECDA"], made["X-MSS-INS"]) == ("11502-2", "O")
+    liar = PLAIN.partition(b"\r\n\r\n")[0] + b"\r\nX-MSS-INS: O\r\n" + signed.replace(body, b"--x--\r\n")
+    assert ready(liar)[0]["X-MSS-INS"] is None
+
+
 # Documents
 
 

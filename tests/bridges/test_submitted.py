@@ -55,6 +55,20 @@ def test_two_patients_in_one_mail(attached: tuple[tuple[str, str, bytes], ...]) 
     assert refusal(mail(attached[1])) is None
 
 
+def test_a_signature_hides_nobody() -> None:
+    """A doctor who signs himself: looked into, and refused all the same."""
+    content = mail(cda(), ("a.hpr", "text/plain", HPRIM))
+    head, _, body = content.partition(b"\r\n\r\n")
+    at = head.index(b"Content-Type")
+    signed = (
+        head[:at]
+        + b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; boundary="s"\r\n\r\n--s\r\n'
+        + (head[at:] + b"\r\n\r\n" + body)
+        + b"\r\n--s\r\nContent-Type: application/pkcs7-signature\r\n\r\nx\r\n--s--\r\n"
+    )
+    assert refusal(signed) is refusals.PATIENT_SEVERAL
+
+
 def test_free_text_and_pages_are_not_guessed_at() -> None:
     text = "Mme ESSAI-UN née le 30/01/1979, et M. ESSAI-DEUX né le 15/08/1965, INS 1999999999002\n"
     pages = [("a.pdf", "application/pdf", reports.report_pdf(each)) for each in (REAL, reports.OTHER_PATIENT)]
