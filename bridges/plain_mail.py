@@ -42,7 +42,7 @@ from bridges.mail_parts import (
     text_of,
 )
 from bridges.plain import one_line
-from bridges.report import Action, Audience, Document, Flags, Party, Report
+from bridges.report import Action, Audience, Document, Flags, Report
 from bridges.xdm import write_xdm
 from directory.records import MailboxKind
 from mta.dispositions import ASKING, is_receipt
@@ -185,7 +185,7 @@ def report_of(documents: Iterable[Document]) -> Report:
         event="MDM^T10" if replaces else "MDM^T02",
         action=Action.REPLACE if replaces else Action.NEW,
         patient=identity,
-        sender=kept[0].author if kept[0].author != Party() else Party(organisation="-"),
+        sender=kept[0].author,
         documents=kept,
         correspondents=(),
         reply_to="",
@@ -202,7 +202,7 @@ def report_of(documents: Iterable[Document]) -> Report:
 
 def _packed(carried: Carried) -> list[Document]:
     """The documents that go into a new archive, each once: those attached as such, with those of the archives beside
-    them. None when there is nothing loose, or an archive that cannot be put together anew without losing something."""
+    them. Empty when nothing is loose, or beside an archive that cannot be put together anew without losing something."""
     if not carried.documents or not all(archive.whole for archive in carried.archives):
         return []
     found: dict[bytes, Document] = {}
