@@ -201,8 +201,8 @@ def report_of(documents: Iterable[Document]) -> Report:
 
 
 def _packed(carried: Carried) -> list[Document]:
-    """The documents that go into a new archive, each once: those attached as such, with those of the archives beside
-    them. Empty when nothing is loose, or beside an archive that cannot be put together anew without losing something."""
+    """The documents that go into a new archive, each once: those attached as such, with those of the archives
+    beside them. Empty when nothing is loose, or beside an archive that cannot be made anew without losing something."""
     if not carried.documents or not all(archive.whole for archive in carried.archives):
         return []
     found: dict[bytes, Document] = {}
