@@ -80,33 +80,33 @@ def compose(
     if not _MESSAGE_ID.fullmatch(message_id) or len(message_id) > 900:
         raise ValueError("message_id must be a msg-id in angle brackets")
     headers = [
-        _mailbox("From", sender_name or report.sender.organisation, sender_address),
-        _mailbox("To", recipient_name, recipient_address),
+        mailbox_field("From", sender_name or report.sender.organisation, sender_address),
+        mailbox_field("To", recipient_name, recipient_address),
         *_reply_to(report.reply_to, recipient_address),
-        _header("Subject", _subject(report)),
-        _header("Date", format_datetime(at.astimezone(UTC))),
-        _folded("Message-ID", [message_id]),
-        _header("MIME-Version", "1.0"),
-        *_mss_headers(report, audience, options),
+        header_field("Subject", document_subject(report)),
+        header_field("Date", format_datetime(at.astimezone(UTC))),
+        folded("Message-ID", [message_id]),
+        header_field("MIME-Version", "1.0"),
+        *mss_headers(report, audience, options),
     ]
     if report.flags.ack_reading is not False:
-        headers.append(_mailbox("Disposition-Notification-To", "", sender_address))
-    parts = [_text_part(summary.body(report, audience, options.environment))]
+        headers.append(mailbox_field("Disposition-Notification-To", "", sender_address))
+    parts = [text_part(summary.body(report, audience, options.environment))]
     attached: set[bytes] = set()
     for name, document in zip(pdf_names(report), report.documents, strict=True):
         twin = twin_of(report, document, audience)
         if twin not in attached:  # the structured form of twins often embeds the PDF of the other
             attached.add(twin)
-            parts.append(_attachment("application/pdf", name, twin))
+            parts.append(attachment("application/pdf", name, twin))
     if report.documents:
         archive = write_xdm(
             report,
             at=at,
-            source_id=_oid("source", options.host_name),
-            submission_id=_oid("submission", message_id),
+            source_id=own_oid("source", options.host_name),
+            submission_id=own_oid("submission", message_id),
             action=report.action,
         )
-        parts.append(_attachment("application/zip", "IHE_XDM.zip", archive))
+        parts.append(attachment("application/zip", "IHE_XDM.zip", archive))
     # "=_" cannot appear in base64 nor in quoted-printable (RFC 2045 §6.7): no part can hold the boundary
     boundary = "=_" + hashlib.sha256(message_id.encode()).hexdigest()[:32]
     headers.append(f'Content-Type: multipart/mixed;\r\n boundary="{boundary}"'.encode())
@@ -153,7 +153,7 @@ def _first_name(patient: PatientIdentity) -> str:
     return patient.first_names[0] if patient.first_names else ""
 
 
-def _subject(report: Report) -> str:
+def document_subject(report: Report) -> str:
     """`XDM/1.0/DDM+<label> <NOM> <prenom> <JJ/MM/AAAA>` (ECO.2.1.3)."""
     patient, documents = report.patient, report.documents
     if len(documents) == 1 or summary.are_twins(documents):
@@ -170,19 +170,18 @@ def _subject(report: Report) -> str:
     return " ".join(word for word in words if word)
 
 
-def _mss_headers(report: Report, audience: Audience, options: ComposeOptions) -> list[bytes]:
-    headers = [_header("X-MSS-NIL", options.software_reference)]
+def mss_headers(report: Report, audience: Audience, options: ComposeOptions) -> list[bytes]:
+    """X-MSS-NIL, what the documents are, whether their INS is whole and real, and the last word to a patient."""
+    headers = [header_field("X-MSS-NIL", options.software_reference)]
     if report.documents:
         codes = dict.fromkeys(re.sub(r"[^A-Za-z0-9._-]", "", document.type_code)[:40] for document in report.documents)
         joined = ",".join(code for code in codes if code)
         if joined:
-            headers.append(
-                _folded("X-MSS-CODECDA", [joined] if len(joined) < 60 else joined.replace(",", ", ").split())
-            )
+            headers.append(folded("X-MSS-CODECDA", [joined] if len(joined) < 60 else joined.replace(",", ", ").split()))
         real = options.environment == "production" and _qualified(report.patient)
-        headers.append(_header("X-MSS-INS", "O" if real else "N"))
+        headers.append(header_field("X-MSS-INS", "O" if real else "N"))
     if audience is Audience.PATIENT and report.flags.last_of_exchange:
-        headers.append(_header("X-MSS-MES", "FIN"))
+        headers.append(header_field("X-MSS-MES", "FIN"))
     return headers
 
 
@@ -201,15 +200,15 @@ def _reply_to(address: str, recipient: str) -> list[bytes]:
     address = address.strip()
     if not _ADDRESS.fullmatch(address) or address.lower() == recipient.lower():
         return []
-    return [_mailbox("Reply-To", "", address)]
+    return [mailbox_field("Reply-To", "", address)]
 
 
-def _oid(kind: str, name: str) -> str:
+def own_oid(kind: str, name: str) -> str:
     """An OID of our own for a name: the UUID arc (ITU-T X.667 §7)."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, f'urn:relais:{kind}:{name}').int}"
 
 
-def _header(name: str, value: str) -> bytes:
+def header_field(name: str, value: str) -> bytes:
     """An unstructured header on folded ASCII lines.
 
     Only the run of words that needs it becomes encoded-words (RFC 2047): filters on `XDM/1.0/DDM+` see it as it is.
@@ -219,18 +218,18 @@ def _header(name: str, value: str) -> bytes:
     if odd:
         first, after = odd[0], odd[-1] + 1
         words[first:after] = _encoded_words(" ".join(words[first:after]))
-    return _folded(name, words)
+    return folded(name, words)
 
 
-def _mailbox(name: str, display: str, address: str) -> bytes:
+def mailbox_field(name: str, display: str, address: str) -> bytes:
     """A header that names one mailbox, its display name quoted or encoded (RFC 5322 §3.4)."""
     display = one_line(display, 100)
     if not display:
-        return _folded(name, [address])
+        return folded(name, [address])
     if _plain(display) and len(display) < _LONG_WORD:
         escaped = display.replace("\\", "\\\\").replace('"', '\\"')
-        return _folded(name, [f'"{escaped}"', f"<{address}>"])
-    return _folded(name, [*_encoded_words(display), f"<{address}>"])
+        return folded(name, [f'"{escaped}"', f"<{address}>"])
+    return folded(name, [*_encoded_words(display), f"<{address}>"])
 
 
 def _plain(value: str) -> bool:
@@ -251,7 +250,7 @@ def _encoded_words(value: str) -> list[str]:
     return [f"=?utf-8?B?{pybase64.b64encode(word).decode()}?=" for word in words]
 
 
-def _folded(name: str, words: list[str]) -> bytes:
+def folded(name: str, words: list[str]) -> bytes:
     """`name: words`, folded between words and never before the first (some readers drop a header that starts empty)."""
     lines, line = [], f"{name}: {words[0]}"
     for word in words[1:]:
@@ -262,7 +261,7 @@ def _folded(name: str, words: list[str]) -> bytes:
     return "\r\n".join([*lines, line]).encode("ascii")
 
 
-def _text_part(text: str) -> bytes:
+def text_part(text: str) -> bytes:
     """text/plain in quoted-printable, readable as it is and safe from trailing spaces and mbox `From `."""
     encoded = b"\n" + quopri.encodestring(text.encode())
     encoded = encoded.replace(b"\nFrom ", b"\n=46rom ").replace(b"\n.", b"\n=2E")
@@ -270,7 +269,8 @@ def _text_part(text: str) -> bytes:
     return head + encoded.strip(b"\n").replace(b"\n", _CRLF)
 
 
-def _attachment(content_type: str, file_name: str, content: bytes) -> bytes:
+def attachment(content_type: str, file_name: str, content: bytes) -> bytes:
+    """One MIME part in base64; `file_name` is plain ASCII."""
     head = (
         f"Content-Type: {content_type};\r\n"
         f' name="{file_name}"\r\n'

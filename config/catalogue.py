@@ -1,6 +1,14 @@
 """Every refusal of every room, by code; importing this fails when two rooms declare the same code."""
 
-from bridges import dropfolder, letters, receipts_refusals, routing, screening_refusals, xdm_refusals
+from bridges import (
+    dropfolder,
+    letters,
+    plain_mail_refusals,
+    receipts_refusals,
+    routing,
+    screening_refusals,
+    xdm_refusals,
+)
 from bridges import refusals as bridges_refusals
 from bridges.dossier import refusals as dossier_refusals
 from directory import refusals as directory_refusals
@@ -30,6 +38,7 @@ CATALOGUE = join_catalogues(
         xdm_refusals.CATALOGUE,
         receipts_refusals.CATALOGUE,
         screening_refusals.CATALOGUE,
+        plain_mail_refusals.CATALOGUE,
         letters.CATALOGUE,
         dropfolder.CATALOGUE,
         dossier_refusals.CATALOGUE,

@@ -21,6 +21,7 @@ from mta.evaluation import DkimKeys, EvaluationOptions, Evaluator
 from mta.mailboxes.rules import MailboxRules
 from mta.smtp.door import DoorOptions
 from mta.smtp.lmtp_door import LmtpDoor
+from mta.smtp.policy import SubmissionRules
 from mta.smtp.target import Operators
 from mta.spool import Spool
 from mta.upstream_secrets import Grant, GrantedToken, kept_in
@@ -140,7 +141,8 @@ def lmtp_door(
     is_local: Callable[[str], bool],
     is_trusted: Callable[[str], bool],
     options: DoorOptions,
-    mailboxes: MailboxRules | None = None,
+    mailboxes: MailboxRules,
+    rules: SubmissionRules,
 ) -> LmtpDoor:
     """Not yet listening. A server may write as the mailboxes its section names, as far as there are such."""
     addresses = {each for each in listener.senders if not each.startswith("@")}
@@ -155,7 +157,7 @@ def lmtp_door(
         return None if partner is None else partner.max_message_bytes
 
     return LmtpDoor(
-        listener.name, spool, accounts, may_send, exists, is_local, is_trusted, options, size_limit_of, mailboxes
+        listener.name, spool, accounts, may_send, exists, is_local, is_trusted, options, size_limit_of, mailboxes, rules
     )
 
 

@@ -122,7 +122,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
     arriving = open_arriving(loaded, store, places, mailboxes.registry.find)
     follow = open_following(process, store, belief, spool)
-    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, arriving, follow)
+    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, spool, arriving, follow)
     notices = Notices(store.database, process.name, store.clock)
     targets = open_targets(
         loaded, store, belief, places, spool, incoming, notices, parse, mailboxes, arriving.wants_readings, stack
@@ -145,9 +145,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         running.start(oidc, "oidc")
 
     # The doors, last: whatever they accept can be worked on.
-    doors = await open_doors(
-        process, spool, belief, places.partners, incoming, accounts, mailboxes, oidc, reloading, stack
-    )
+    doors = await open_doors(process, spool, belief, places, incoming, accounts, mailboxes, oidc, reloading, stack)
     await open_certificate_door(process, belief, mailboxes, served.passes, reloading, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(

@@ -1,4 +1,5 @@
-"""The mailbox target's doorkeeper: a receipt that only repeats what its reader was told is not filed a second time.
+"""The mailbox target's doorkeeper: a receipt that only repeats what its reader was told is not filed a second time, nor
+one of delivery that we asked for and the sender did not: the trace has it.
 
 What contradicts an earlier receipt is filed with a field that says so, and receipts that answer receipts go nowhere
 (RFC 8098 §3). Whatever may not be believed is filed like any other mail: its reader decides.
@@ -12,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mta.any_delivery import AnyReader
-from mta.believed import Believed
+from mta.believed import Believed, Receipt
 from mta.dispositions import could_be_disposition, without_asking
 from mta.message import Delivered, Message, Origin, Outcome, Target
 from mta.notices import Notices, Said, Weight
 from mta.notifications import DispositionNotification, parse_notification
+from mta.smtp.address import valid_notify
 from mta.spool_reading import SpoolReader
 from smime.mime import MimeError
 
@@ -78,9 +80,12 @@ class ReceiptDoorkeeper:
         heard = [self._notices.hear(each.about, message.delivery_id, each.said, each.words) for each in found.receipts]
         if found.whole and all(each.weight is Weight.REPEATED for each in heard):
             return Delivered("not filed: it repeats an earlier receipt")
-        readings = found.whole and all(each.said in _READ for each in found.receipts)
-        if readings and not self._wants_readings(message.recipient.lower()):
-            return Delivered("not filed: a reading receipt, which stands in the trace")
+        if found.whole and all(each.weight is not Weight.CONTRADICTS for each in heard):
+            if all(_unasked(each) for each in found.receipts):
+                return Delivered("not filed: good news that its reader did not ask for")
+            readings = all(each.said in _READ for each in found.receipts)
+            if readings and not self._wants_readings(message.recipient.lower()):
+                return Delivered("not filed: a reading receipt, which stands in the trace")
         contradicted = next((each for each in heard if each.weight is Weight.CONTRADICTS), None)
         if contradicted is None or contradicted.before is None:
             return message
@@ -92,3 +97,10 @@ class ReceiptDoorkeeper:
         found = self._spool.find(mdn.original_message_id)[:_MESSAGES]
         sent = [each for spool_id in found for each in self._deliveries.of_message(spool_id)]
         return bool(sent) and not any(each.sender for each in sent)
+
+
+def _unasked(receipt: Receipt) -> bool:
+    """Of a delivery whose sender said nothing about receipts, so that only we wished to know (RFC 3461 §4.1: without a
+    NOTIFY of his own he hears of failures)."""
+    by_hand = receipt.about.origin in (Origin.SUBMISSION, Origin.LMTP) and not valid_notify(receipt.about.notify)
+    return by_hand and receipt.said in (Said.DELIVERED, Said.RELAYED)

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from directory.resolve import DirectoryUnavailableError
 from mta import refusals
+from mta.answering import hidden_header
 from mta.authentication_results import Result, field
 from mta.authors import AuthorCheck, Proof
 from mta.custody import only_ours, shown
@@ -212,6 +213,7 @@ class OpenStage:
                 for finding in opened.verdict.findings
                 if not (sealed and finding == CANNOT_OPEN_FINDING)
             },
+            **hidden_header(opened.verdict),
         }
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
 

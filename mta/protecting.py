@@ -1,4 +1,5 @@
-"""The protect stage: sign with the author's key, encrypt to the recipient's certificates, then DKIM.
+"""The protect stage: sign with the author's key, encrypt to the recipient's certificates, then DKIM. What the author
+has done with a key of his own is not done again (`mta.own_keys`).
 
 Encryption is mandatory between mailboxes: what cannot be encrypted is refused or waits, it never travels in clear. The
 signer is the author in the From field, for that is whom the recipient's verdict compares the signature with; the door
@@ -20,15 +21,17 @@ from directory.resolve import DirectoryUnavailableError
 from mta import refusals
 from mta.header import author_of, is_ours, received
 from mta.message import Message, Origin, Phase
+from mta.own_keys import OwnProtection, own_protection
 from mta.smtp.address import domain_of
 from mta.smtp.content import with_crlf
 from smime import DkimKey, Suite, can_encrypt_to, encrypt, join_message, sign, sign_dkim
 from smime.header_protection import HeaderPolicy, protect_header
-from smime.mime import MimeError, parse_entity, split_message
+from smime.mime import Entity, MimeError, parse_entity, split_message
 from smime.refusals import NO_ENCRYPTION_CERTIFICATE, NO_SIGNING_KEY, REVOCATION_UNKNOWN, SIGNER_UNAVAILABLE
 from smime.signing import SignerFailedError
 from trust.certificates import CertificateValidator, Purpose
 from trust.keycheck import is_revoked
+from trust.keys import Signer
 from trust.refusals import Refused
 from trust.vault import KeyVault, VaultError
 
@@ -53,6 +56,8 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+_SUBMITTED = (Origin.SUBMISSION, Origin.LMTP)
+"""From where mail comes that its author may have protected."""
 IN_CLEAR = "notice-in-clear"
 """Flag of a notice of ours that names no patient and quotes nothing (`mta.system_mail`): the one mail that is only
 signed, for whoever has no certificate to encrypt to."""
@@ -70,8 +75,12 @@ class ProtectStage:
         hostname: str,
         agreements: Agreed,
         clock: Callable[[], datetime] = _now,
+        hide_header: Callable[[Entity, str, str], bool] = lambda header, author, recipient: False,
     ) -> None:
-        """`dkim_key_of` gives the key for a lower-case mail domain of ours; `hostname` goes into Received."""
+        """`dkim_key_of` gives the key for a lower-case mail domain of ours; `hostname` goes into Received.
+        `hide_header`: whether a mail answers one whose header was hidden (`mta.answering`), given author and recipient.
+        """
+        self._hide_header = hide_header
         self._agreements = agreements
         self._vault = vault
         self._directory = directory
@@ -100,15 +109,17 @@ class ProtectStage:
             return Refused(refusals.HEADER_INVALID)
         now = self._clock()
         clear = message.origin is Origin.SYSTEM and IN_CLEAR in message.flags
-        try:
-            signer = self._vault.signer(author, now, lambda key: is_revoked(self._validator, key, now))
-        except VaultError:  # a key file that is damaged: the operator repairs it, the mail waits
-            return Refused(SIGNER_UNAVAILABLE)
-        if signer is None and not clear:
-            return Refused(NO_SIGNING_KEY)
         certificates = [] if clear else self._certificates(message.recipient, now)
         if isinstance(certificates, Refused):
             return certificates
+        own = OwnProtection.NONE
+        if message.origin in _SUBMITTED:
+            own = own_protection(content, header, certificates, self._validator, now)
+        signer = None if own is not OwnProtection.NONE else self._signer(author, now)
+        if isinstance(signer, Refused):
+            return signer
+        if signer is None and own is OwnProtection.NONE and not clear:
+            return Refused(NO_SIGNING_KEY)
         transport = b"".join(
             field.raw
             for field in header.fields
@@ -116,12 +127,12 @@ class ProtectStage:
         )
         suite = self._agreements.suite_of(message.recipient)
         try:
-            if self._agreements.protects_header(message.recipient) and not clear:
+            if not clear and own is OwnProtection.NONE and self._protects_header(message, header, author):
                 entity, transport = protect_header(transport, entity, HeaderPolicy.BASELINE)
             # what is large is not kept in every form it passes through
             forms = [entity if signer is None else sign(entity, signer, now, suite)]
             del entity
-            if not clear:
+            if not clear and own is not OwnProtection.ENCRYPTED:
                 forms.append(encrypt(forms.pop(), certificates, suite))
         except SignerFailedError:
             return Refused(SIGNER_UNAVAILABLE)
@@ -130,11 +141,23 @@ class ProtectStage:
         content = join_message(received(self._hostname, message) + transport, forms.pop())
         dkim = self._dkim_key_of(domain_of(author))
         facts = dict(message.facts)
+        if own is not OwnProtection.NONE:
+            facts["protected-by-author"] = own.value
         if dkim is None:
             facts["warning.dkim"] = "no key for the author's domain"
         else:
             content = sign_dkim(content, dkim, now) + content
         return replace(message, content=content, facts=facts)
+
+    def _protects_header(self, message: Message, header: Entity, author: str) -> bool:
+        agreed = self._agreements.protects_header(message.recipient)
+        return agreed or (message.origin in _SUBMITTED and self._hide_header(header, author, message.recipient))
+
+    def _signer(self, author: str, now: datetime) -> Signer | Refused | None:
+        try:
+            return self._vault.signer(author, now, lambda key: is_revoked(self._validator, key, now))
+        except VaultError:  # a key file that is damaged: the operator repairs it, the mail waits
+            return Refused(SIGNER_UNAVAILABLE)
 
     def _certificates(self, address: str, at: datetime) -> list[x509.Certificate] | Refused:
         """The recipient's certificates that may be encrypted to now; at least one."""

@@ -16,8 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-_WITHOUT_ACCENTS = dict.fromkeys(range(0x300, 0x370)) | {0x2019: "'"}
-"""Combining marks go; the apostrophe of typesetters is the one of typewriters."""
+_TYPOGRAPHY = str.maketrans({"œ": "oe", "Œ": "OE", "æ": "ae", "’": "'", "«": '"', "»": '"', "–": "-"})
 
 
 class HL7Code(Enum):
@@ -64,15 +63,28 @@ class Refused:
     """What a person needs to find the cause: a position, a field name, a domain. Never a patient, a value or a key."""
     location: str = ""
     """HL7 ERR-2 (segment^sequence^field^repetition^component), empty outside HL7 v2."""
+    advice: str = ""
+    """What would do instead, in French: said to whoever is refused and to nobody else, neither logged nor kept. It may
+    name an address."""
 
     @property
     def reply(self) -> str:
         """The SMTP reply line without its CRLF: printable ASCII only, so a detail cannot break the protocol. Letters of
         a French detail lose their accents."""
-        words = f"{self.refusal.smtp} {self.refusal.enhanced} {self.refusal.text}"
+        return self._reply(self.refusal.text)
+
+    @property
+    def reply_fr(self) -> str:
+        """As `reply`, for a person whose mail program shows it: the French sentence and the advice, in ASCII because
+        only replies to SMTPUTF8 may be anything else (RFC 6531 §3.7.4.1)."""
+        return self._reply(f"{self.refusal.text_fr} {self.advice}".strip())
+
+    def _reply(self, sentence: str) -> str:
+        words = f"{self.refusal.smtp} {self.refusal.enhanced} {sentence}"
         if self.detail:
-            words += f" ({unicodedata.normalize('NFKD', self.detail).translate(_WITHOUT_ACCENTS)})"
-        return "".join(c if " " <= c <= "~" else "?" for c in words)[:500]
+            words += f" ({self.detail})"
+        folded = unicodedata.normalize("NFKD", words.translate(_TYPOGRAPHY))
+        return "".join(c if " " <= c <= "~" else "?" for c in folded if not unicodedata.combining(c))[:500]
 
 
 class DuplicateRefusalError(ValueError):

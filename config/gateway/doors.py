@@ -11,12 +11,13 @@ from typing import Any
 from config.door_service import RELOADED, certificate_sign_in, door_options, limits_of
 from config.gateway.belief import Belief
 from config.gateway.mailboxes import Mailboxes, answered_marks
+from config.gateway.places import Places
+from config.gateway.submission import submission_rules
 from config.incoming import Incoming, lmtp_door, open_lmtp
 from config.node import Process
 from config.oidc_service import OidcService
 from config.reloading import Reloading
 from config.settings import SettingsError
-from directory.partners import PartnerBook
 from mta.smtp.door import DoorOptions, OperatorDoor, SubmissionDoor
 from mta.spool import Spool
 from trust.accounts import Accounts
@@ -35,7 +36,7 @@ async def open_doors(
     process: Process,
     spool: Spool,
     belief: Belief,
-    partners: PartnerBook,
+    places: Places,
     incoming: Incoming,
     accounts: Accounts,
     mailboxes: Mailboxes,
@@ -48,6 +49,7 @@ async def open_doors(
     settings, trust, trust_list = process.loaded.settings, belief.service, belief.trust_list
     is_local = frozenset(settings.operator.domains).__contains__
     options = door_options(settings)
+    rules = submission_rules(settings, places, lambda: trust_list.current.domains)
     doors: list[OperatorDoor | SubmissionDoor] = []
     operators = OperatorDoor(
         spool,
@@ -78,6 +80,7 @@ async def open_doors(
             certificate_sign_in(accounts, belief.validator) if settings.submission.client_certificates else None,
             mailboxes.rules,
             answered.sent if answered is not None else None,
+            rules,
         )
         await listen(
             submission.start, settings.submission.host, settings.submission.port, reuse_port=process.shares_ports
@@ -96,7 +99,16 @@ async def open_doors(
     )
     for each in settings.lmtp:
         door = lmtp_door(
-            each, spool, accounts, partners, exists, is_local, trust_list.is_trusted, options, mailboxes.rules
+            each,
+            spool,
+            accounts,
+            places.partners,
+            exists,
+            is_local,
+            trust_list.is_trusted,
+            options,
+            mailboxes.rules,
+            rules,
         )
         await open_lmtp(door, process.loaded, each, first=process.first, reuse_port=process.shares_ports)
         doors.append(door)

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from bridges.arriving.following import FollowedStage
-from bridges.compose import ComposeOptions
 from bridges.composing import ComposeStage
 from bridges.hl7 import reader as hl7_reader
 from bridges.report import Report
@@ -22,18 +21,20 @@ from config.gateway.arriving import Arriving
 from config.gateway.belief import Belief
 from config.gateway.places import Places
 from config.gateway.store import Store
+from config.gateway.submission import compose_options, plain_mail_stage
 from config.incoming import Incoming
 from config.reading import ReadOnce
 from config.screening_service import scan_stages
 from config.settings import Loaded, Settings, SettingsError
 from mta.agreements import Agreements
+from mta.answering import Answers
 from mta.correspondents import Correspondents
 from mta.dispositions import DispositionStage
 from mta.follow_up import FollowUp
-from mta.mailboxes.records import Custody
 from mta.message import Stage
 from mta.opening import OpenStage
 from mta.protecting import ProtectStage
+from mta.spool_reading import SpoolReader
 from smime.dkim import DkimKey, public_record
 from smime.failures import DecryptionFailures
 from smime.policy import GcmVariant, ReadPolicy
@@ -61,20 +62,17 @@ def make_stages(
     dkim_key_of: DkimKeyOf,
     parse: Parse,
     threads: Executor,
-    arriving: Arriving | None = None,
-    follow: FollowUp | None = None,
+    spool: SpoolReader,
+    arriving: Arriving,
+    follow: FollowUp,
 ) -> Stages:
-    """On the event loop they will run on. `arriving`: None files mail as it came; `follow`: None follows none up."""
+    """On the event loop they will run on."""
     settings = loaded.settings
     compose = ComposeStage(
         parse,
         {listener.sender: listener.sender_name for listener in settings.mllp}
         | {service.sender: service.sender_name for service in settings.letters},
-        ComposeOptions(
-            software_reference=settings.operator.software_reference,
-            environment=settings.identity.environment,
-            host_name=settings.operator.host,
-        ),
+        compose_options(settings),
         routing_options(settings),
         threads,
     )
@@ -86,6 +84,7 @@ def make_stages(
         dkim_key_of,
         settings.operator.host,
         Agreements(places.partners, correspondents, settings.smime.floor),
+        hide_header=Answers(spool).hide_header,
     )
     opening = OpenStage(
         store.vault,
@@ -103,14 +102,22 @@ def make_stages(
         failures=DecryptionFailures(settings.smime.failures_per_hour),
         evaluator=incoming.evaluator,
         authors=incoming.authors,
-        custody=(lambda _: Custody.GATEWAY) if arriving is None else arriving.custody,
-        held_elsewhere=(lambda _: ()) if arriving is None else arriving.held_elsewhere,
+        custody=arriving.custody,
+        held_elsewhere=arriving.held_elsewhere,
     )
     scans = scan_stages(loaded)
-    followed = () if follow is None else (FollowedStage(follow.senders, follow.begin),)
-    ready = () if arriving is None else (arriving.stage,)
     return Stages(
-        (compose, DispositionStage(), *followed, protect, opening, ScreenStage(), *scans, *ready),
+        (
+            compose,
+            DispositionStage(),
+            protect,
+            opening,
+            ScreenStage(),
+            *scans,
+            plain_mail_stage(settings, arriving.find, threads),
+            FollowedStage(follow.senders, follow.begin),  # after whatever may have made a report of the mail
+            arriving.stage,
+        ),
         scans[0].counts if scans else None,
     )
 

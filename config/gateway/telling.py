@@ -19,7 +19,7 @@ from mta.follow_up import FollowUp
 from mta.notices import Notices
 from mta.overdue import Overdue
 from mta.quarantine import Quarantine
-from mta.reporting import EndConsumer, Reporter
+from mta.reporting import Reporter
 from mta.spool import Spool
 from mta.system_mail import SystemMail
 
@@ -41,7 +41,7 @@ def start_telling(
     notices: Notices,
     parse: Parse,
     running: Running,
-    follow: FollowUp | None = None,
+    follow: FollowUp,
 ) -> Telling:
     """From now on, as soon as something ended."""
     loaded, settings = process.loaded, process.loaded.settings
@@ -69,12 +69,9 @@ def start_telling(
         CATALOGUE,
         incoming.speaks_for,
     )
-    consumers: list[EndConsumer] = [dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for)]
-    if follow is not None:
-        follow.tell_systems_by(receipts.unread)
-        consumers.append(follow)
-        running.start(follow, "follow-up")
-    reporter = Reporter(spool, consumers)
+    follow.tell_systems_by(receipts.unread)
+    running.start(follow, "follow-up")
+    reporter = Reporter(spool, (dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for), follow))
     running.start(reporter, "reporter")
     running.start(overdue, "overdue")
     return Telling(quarantine, overdue)

@@ -122,6 +122,10 @@ class Conversation(Connection):
         """Why this claim is not believed."""
 
     @abstractmethod
+    def words(self, refused: Refused) -> str:
+        """The reply that says so."""
+
+    @abstractmethod
     def told(self, step: str, refused: Refused) -> float:
         """Of every refusal of the catalogue, before the client; how many seconds the client waits for it."""
 
@@ -171,7 +175,7 @@ class Conversation(Connection):
             await self._read_proxy_header()
         refused = await self.admitted()
         if refused is not None:
-            self.end("" if self._options.implicit_tls else refused.reply)
+            self.end("" if self._options.implicit_tls else self.words(refused))
         if self._options.implicit_tls:
             await self._secure(keep=True)
 
@@ -262,8 +266,8 @@ class Conversation(Connection):
         self.refusals += refused.refusal.smtp >= 500
         await self._wait_out(self.told(step, refused))
         if refused.refusal.smtp == 421:
-            self.end(refused.reply)
-        self.say(refused.reply)
+            self.end(self.words(refused))
+        self.say(self.words(refused))
 
     async def next_command(self) -> bytes:
         """aiosmtpd bears with line ends of all kinds, and with five unknown commands whatever they are."""

@@ -19,7 +19,7 @@ from mta.message import Origin, TargetKind
 from mta.notifications import DispositionNotification, parse_notification
 from mta.smtp.address import domain_of
 from mta.smtp.limits import Quota
-from mta.smtp.policy import Transaction
+from mta.smtp.policy import SubmissionRules, Transaction
 from mta.smtp.receiving import Door, DoorOptions, Shared
 from mta.smtp.session import DoorSession
 from mta.smtp.target import Operators
@@ -127,12 +127,13 @@ class SubmissionDoor(Door):
         certificates: CertificateSignIn | None = None,
         mailboxes: MailboxRules | None = None,
         sent: Callable[[Identity, bytes], None] | None = None,
+        rules: SubmissionRules | None = None,
     ) -> None:
         """`is_local` and `is_trusted` judge a lower-case domain; `context` is `trust.tls.service_server_context`.
         `tokens`, which may block, says whose an access token is, given the login (may be empty); None: none is taken.
         `certificates`, which may block, says whose the certificate of a connection is; None: none is taken.
         `mailboxes` says what our mailboxes allow, and is asked instead of `exists`; None: they allow everything. `sent`
-        is told of each mail that was kept; it returns at once.
+        is told of each mail that was kept; it returns at once. `rules`: what else is said against a mail.
         """
         super().__init__(spool, context, options)
         self._accounts = accounts
@@ -143,6 +144,7 @@ class SubmissionDoor(Door):
         self._certificates = certificates
         self._mailboxes = mailboxes
         self._sent = sent
+        self._rules = rules or SubmissionRules()
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -200,11 +202,20 @@ class SubmissionDoor(Door):
     def _certified(self, session: DoorSession) -> bool:
         return session.certified
 
+    def words(self, refused: Refused) -> str:
+        """French: a mail program shows its user what it was told."""
+        return refused.reply_fr
+
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
         found = await self._in_thread(self._route, recipient.lower())
-        if isinstance(found, Refused) or self._mailboxes is None:
+        if isinstance(found, Refused):
             return found
-        return await self._in_thread(self._patient_writes_to, session, recipient.lower()) or found
+        return await self._in_thread(self._against_recipient, session, recipient.lower()) or found
+
+    def _against_recipient(self, session: DoorSession, recipient: str) -> Refused | None:
+        """Why a mail as far as it is known by now does not go to that address, which there is."""
+        too_large = self._rules.too_large(recipient, session.transaction.size)
+        return too_large or self._patient_writes_to(session, recipient)
 
     def _route(self, recipient: str) -> TargetKind | Refused:
         domain = domain_of(recipient)
@@ -212,7 +223,9 @@ class SubmissionDoor(Door):
             if self._mailboxes is not None:
                 return self._mailboxes.receives(recipient) or TargetKind.MAILBOX
             return TargetKind.MAILBOX if self._exists(recipient) else Refused(refusals.MAILBOX_UNKNOWN)
-        return TargetKind.SMTP if self._is_trusted(domain) else Refused(refusals.RECIPIENT_NOT_TRUSTED, domain)
+        if self._is_trusted(domain):
+            return TargetKind.SMTP
+        return Refused(refusals.RECIPIENT_NOT_TRUSTED, domain, advice=self._rules.nearest(recipient))
 
     def _patient_writes_to(self, session: DoorSession, recipient: str) -> Refused | None:
         """A patient answers and never begins: told here, where a mail program shows it, as far as the envelope says."""
@@ -252,7 +265,8 @@ class SubmissionDoor(Door):
             return refused
         if not transaction.sender and not isinstance(parse_notification(content), DispositionNotification):
             return Refused(refusals.SENDER_NOT_ALLOWED)
-        return self._patient_answers(transaction, header, {author, *originators})
+        refused = self._patient_answers(transaction, header, {author, *originators})
+        return refused or self._judge_content(transaction, content)
 
     def _patient_answers(self, transaction: Transaction, header: Entity, authors: set[str]) -> Refused | None:
         rules, sender = self._mailboxes, transaction.sender or ""
@@ -270,6 +284,10 @@ class SubmissionDoor(Door):
             if refused is not None:
                 return refused
         return None
+
+    def _judge_content(self, transaction: Transaction, content: bytes) -> Refused | None:
+        judge = self._rules.judge
+        return judge([each.address for each in transaction.recipients], content) if judge is not None else None
 
     def _may_use(self, session: DoorSession, address: str) -> bool:
         return self._accounts.may_use(_identity(session), address)

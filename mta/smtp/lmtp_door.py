@@ -28,7 +28,7 @@ from mta.smtp.address import domain_of, parse_path
 from mta.smtp.data import Chunked, Dotted
 from mta.smtp.door import DoorOptions, SubmissionDoor
 from mta.smtp.limits import Limits
-from mta.smtp.policy import SessionOptions, Transaction
+from mta.smtp.policy import SessionOptions, SubmissionRules, Transaction
 from mta.smtp.session import DoorSession
 from mta.spool import Spool
 from smime.mime import MimeError, parse_entity
@@ -108,13 +108,16 @@ class LmtpDoor(SubmissionDoor):
         options: DoorOptions,
         size_limit_of: Callable[[str], int | None] = lambda domain: None,
         mailboxes: MailboxRules | None = None,
+        rules: SubmissionRules | None = None,
     ) -> None:
         """`name` of the server, as the spool keeps it and the log names it. `may_send`: whether it may write as a
         lower-case address. `size_limit_of`: the octets that a lower-case domain takes, None for no limit known.
-        `exists`, `is_local`, `is_trusted` and `mailboxes` as in `SubmissionDoor`."""
+        `exists`, `is_local`, `is_trusted`, `mailboxes` and `rules` as in `SubmissionDoor`."""
         options = replace(options, limits=_patient(options.limits))
         never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no command of LMTP starts TLS here
-        super().__init__(spool, accounts, exists, is_local, is_trusted, never, options, mailboxes=mailboxes)
+        super().__init__(
+            spool, accounts, exists, is_local, is_trusted, never, options, mailboxes=mailboxes, rules=rules
+        )
         self._name = name
         self._may_send = may_send
         self._size_limit_of = size_limit_of
@@ -149,6 +152,10 @@ class LmtpDoor(SubmissionDoor):
     async def admit(self, session: DoorSession) -> Refused | None:
         """Everybody behind it comes from one place: only connections are counted."""
         return None
+
+    def words(self, refused: Refused) -> str:
+        """English, to a server."""
+        return refused.reply
 
     def check_quota(self, session: DoorSession, recipients: int, octets: int) -> Refused | None:
         return None
@@ -185,7 +192,21 @@ class LmtpDoor(SubmissionDoor):
             return found
         for address in going_round(header, self._options.hostname, recipients, self._recipients_of):
             found[address] = Refused(refusals.MAIL_LOOP)
+        self._judge_each([each for each in recipients if each not in found], content, found)
         return found
+
+    def _judge_each(self, recipients: list[str], content: bytes, found: dict[str, Refused]) -> None:
+        """Mostly nothing speaks against any of them, which costs one look."""
+        judge = self._rules.judge
+        together = judge(recipients, content) if judge is not None and recipients else None
+        if judge is None or together is None:
+            return
+        alone = {address: refused for address in recipients if (refused := judge([address], content)) is not None}
+        found |= alone or dict.fromkeys(recipients, together)
+
+    def _judge_content(self, transaction: Transaction, content: bytes) -> Refused | None:
+        """That was said for each recipient."""
+        return None
 
     def _may_use(self, session: DoorSession, address: str) -> bool:
         return self._may_send(address.lower())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Protocol
@@ -58,6 +59,27 @@ class Transaction:
     """Something else than the connection proved its author."""
 
 
+class ContentJudge(Protocol):
+    """What is said against the content of a mail before it is kept (`bridges` knows what is in it)."""
+
+    def __call__(self, recipients: Sequence[str], content: bytes) -> Refused | None:
+        """Why this content, in CRLF lines, cannot go to these addresses together. May block; never raises on bad
+        input."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionRules:
+    """What a door for our own people knows besides who may send as whom. The functions may block."""
+
+    judge: ContentJudge | None = None
+    too_large: Callable[[str, int], Refused | None] = lambda address, octets: None
+    """Why a mail of so many octets does not reach that address (`mta.sizes`)."""
+    nearest: Callable[[str], str] = lambda address: ""
+    """A sentence in French with the address that may have been meant, for one outside the trust space; empty for
+    none."""
+
+
 class Policy(Protocol):
     """What a door decides. All methods run on the event loop and take what blocks to threads."""
 
@@ -93,6 +115,10 @@ class Policy(Protocol):
 
     async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
         """The positive reply to the final dot, only when the message is safely kept; or why it is not."""
+        ...
+
+    def words(self, refused: Refused) -> str:
+        """The reply that says so to who is at the other end."""
         ...
 
     def refused(self, session: DoorSession, step: str, refused: Refused) -> float:

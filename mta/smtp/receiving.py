@@ -260,6 +260,10 @@ class Door(ABC):
     def _peer(self, session: DoorSession) -> str:
         """Who hands the message over, as the spool keeps it and the log names it; empty for nobody yet."""
 
+    def words(self, refused: Refused) -> str:
+        """See `mta.smtp.policy.Policy`: English, between servers."""
+        return refused.reply
+
     def refused(self, session: DoorSession, step: str, refused: Refused) -> float:
         """See `mta.smtp.policy.Policy`. A detail names no patient (`Refused.detail`); no address is logged."""
         log.warning(

@@ -88,6 +88,9 @@ class DoorSession(Conversation):
             return await self._policy.authenticate_token(self, claim.login, claim.token)
         return await self._policy.authenticate_certificate(self, claim.login)
 
+    def words(self, refused: Refused) -> str:
+        return self._policy.words(refused)
+
     def told(self, step: str, refused: Refused) -> float:
         return self._policy.refused(self, step, refused)
 

@@ -381,13 +381,15 @@ _OWN = "x-relais-"
 
 
 def dsn_request(message: Message) -> DsnRequest:
-    """What to ask of the next server: the submitter's wishes; a sending system, which cannot say, wants to know all."""
+    """What to ask of the next server: the submitter's wishes; a sending system, which cannot say, wants to know all.
+    For an ordinary mail program, which says nothing, we ask ourselves (ECO.2.3.1): what comes back stands in the trace,
+    and is filed only when it is bad news (`mta.absorbing`)."""
     facts = message.facts
     if not message.sender:
         return DsnRequest()
     notify = facts.get("dsn.notify", "")
-    if not notify and message.origin is Origin.MLLP:
-        notify = "SUCCESS,FAILURE"
+    if not notify and message.origin in (Origin.MLLP, Origin.SUBMISSION, Origin.LMTP):
+        notify = "SUCCESS,FAILURE" if message.origin is Origin.MLLP else "SUCCESS,FAILURE,DELAY"
     envid, orcpt = facts.get("dsn.envid", ""), facts.get("dsn.orcpt", "")
     ret = facts.get("dsn.ret", "").upper()
     return DsnRequest(

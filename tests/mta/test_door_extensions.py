@@ -179,7 +179,7 @@ async def test_a_machine_may_answer_the_challenge(machine_port: int, space: Trus
 
 async def test_a_certificate_is_no_more_than_its_account(machine_port: int, space: TrustSpace) -> None:
     async with secured(machine_port, space.client("two")) as client:
-        assert await client.say(external("dr.noir@op1.example")) == Refused(CERTIFICATE_REFUSED, "login").reply
+        assert await client.say(external("dr.noir@op1.example")) == Refused(CERTIFICATE_REFUSED, "login").reply_fr
         assert (await client.say("MAIL FROM:<dr.gris@op1.example>")).startswith("530")
     async with secured(machine_port, space.client("rogue")) as client:
         assert (await client.say(external(""))).startswith("535 5.7.8"), "nobody's"

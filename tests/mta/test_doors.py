@@ -448,17 +448,17 @@ async def test_five_wrong_passwords_lock_the_account_and_its_owner_is_told(
 ) -> None:
     async with secured(submission_port, space.anonymous()) as client:
         for _ in range(5):
-            assert await client.say(plain("gris", "wrong")) == Refused(AUTHENTICATION_FAILED).reply
-        assert await client.say(plain("gris", "mot de passe")) == Refused(ACCOUNT_LOCKED).reply
+            assert await client.say(plain("gris", "wrong")) == Refused(AUTHENTICATION_FAILED).reply_fr
+        assert await client.say(plain("gris", "mot de passe")) == Refused(ACCOUNT_LOCKED).reply_fr
         assert (await client.say(plain("noir", "autre"))).startswith("235"), "nobody else is locked"
     async with secured(submission_port, space.anonymous()) as client:
-        assert await client.say(plain("gris", "mot de passe")) == Refused(ACCOUNT_LOCKED).reply
+        assert await client.say(plain("gris", "mot de passe")) == Refused(ACCOUNT_LOCKED).reply_fr
 
 
 async def test_who_only_guesses_is_shown_out(submission_port: int, space: TrustSpace) -> None:
     async with secured(submission_port, space.anonymous()) as client:
         for _ in range(10):
-            assert await client.say(plain("nobody", "x")) == Refused(AUTHENTICATION_FAILED).reply
+            assert await client.say(plain("nobody", "x")) == Refused(AUTHENTICATION_FAILED).reply_fr
         assert (await client.reply()).startswith("421 4.7.0")
         assert await client.closed()
 
@@ -689,7 +689,7 @@ async def test_each_error_has_its_sentence_its_code_and_its_line_in_the_log(
             reply = await client.say(command)
             if content is not None:
                 reply = await client.say(content + b".\r\n")
-    assert reply.startswith(f"{refusal.smtp} {refusal.enhanced} {refusal.text}")
+    assert reply.startswith(f"{refusal.smtp} {refusal.enhanced} {refusal.text_fr}")
     (line,) = logs
     assert (line["event"], line["door"], line["step"]) == ("smtp.refused", "submission", step)
     assert (line["code"], line["client"], len(line["peer"])) == (refusal.code, "127.0.0.1", 64)

@@ -78,7 +78,7 @@ async def test_a_bad_token_is_told_as_the_standard_says(port: int, space: TrustS
         challenge = await client.say(f"AUTH XOAUTH2 {bearer('bad')}")
         assert challenge.startswith("334")
         assert b"invalid_token" in base64.b64decode(challenge[4:])
-        assert await client.say("AQ==") == Refused(TOKEN_REFUSED, "signature").reply
+        assert await client.say("AQ==") == Refused(TOKEN_REFUSED, "signature").reply_fr
         assert (await client.say("AUTH XOAUTH2 eA==")).startswith("501")
         assert (await client.say("MAIL FROM:<dr.gris@op1.example>")).startswith("530")
         assert (await client.say(plain("gris", "mot de passe"))).startswith("235")
@@ -131,8 +131,8 @@ async def test_one_wrong_login_of_smtplib_counts_once(port: int, space: TrustSpa
 async def test_the_same_mechanism_again_counts_again(port: int, space: TrustSpace) -> None:
     async with secured(port, space.anonymous()) as client:
         for _ in range(5):
-            assert await client.say(plain("gris", "wrong")) == Refused(AUTHENTICATION_FAILED).reply
-        assert await client.say(plain("gris", "wrong")) == Refused(ACCOUNT_LOCKED).reply
+            assert await client.say(plain("gris", "wrong")) == Refused(AUTHENTICATION_FAILED).reply_fr
+        assert await client.say(plain("gris", "wrong")) == Refused(ACCOUNT_LOCKED).reply_fr
 
 
 async def test_a_secretary_writes_for_the_practice_only_when_its_key_may_sign_for_her(

@@ -138,8 +138,9 @@ async def test_a_message_arrives_whole_and_connections_are_reused(target_to: Mak
     server = Server(space.server("two"))
     async with serving(server) as port:
         target = target_to(port)
-        assert await target.deliver(MESSAGE) == Delivered("250 2.0.0 queued")
-        assert await target.deliver(replace(MESSAGE, content=b"A: b\r\n\r\n")) == Delivered("250 2.0.0 queued")
+        told = Delivered("250 2.0.0 queued", reports=True)
+        assert await target.deliver(MESSAGE) == told
+        assert await target.deliver(replace(MESSAGE, content=b"A: b\r\n\r\n")) == told
         await target.close()
     assert server.connections == 1
     assert server.contents[0] == MESSAGE.content.replace(b"\r\n.", b"\r\n..") + b"\r\n.\r\n"
@@ -261,6 +262,7 @@ async def test_what_is_asked_in_receipts(target_to: MakeTarget, space: TrustSpac
     cases = [
         (replace(MESSAGE, facts=asked), " RET=HDRS ENVID=E+2B", " NOTIFY=FAILURE ORCPT=rfc822;X@y"),
         (replace(MESSAGE, origin=Origin.MLLP), " ENVID=s1", " NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;dr.noir@op2.example"),
+        (MESSAGE, " ENVID=s1", " NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=rfc822;dr.noir@op2.example"),
         (replace(MESSAGE, facts={"dsn.notify": "NEVER\r\nQUIT"}), " ENVID=s1", " ORCPT=rfc822;dr.noir@op2.example"),
         (replace(MESSAGE, sender="", facts=asked), " BODY=7BIT", "<dr.noir@op2.example>"),
     ]

@@ -1,0 +1,152 @@
+"""What is said at the end of DATA."""
+
+from __future__ import annotations
+
+import io
+import random
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from bridges import refusals
+from bridges.plain_mail_refusals import DOCUMENT_OF_ANOTHER, RECIPIENTS_SEVERAL_PATIENTS
+from bridges.routing import HIDDEN_FROM_PATIENT, MASKED_TO_PROFESSIONALS
+from bridges.screening_refusals import ARCHIVE_REFUSED
+from bridges.submitted import SubmissionJudge
+from directory.partners import PartnerBook
+from directory.records import Partner
+from mta import refusals as mta_refusals
+from mta.sizes import SizeLimits
+from tests.support import reports
+from trust.refusals import Refusal, Refused
+
+from .test_plain_mail import OPTIONS, REAL, cda, mail, zipped
+
+DOCTOR = "dr.gris@op1.example"
+PATIENT = f"{REAL.matricule}@patient.mssante.fr"
+OTHER = f"{reports.OTHER_PATIENT.matricule}@patient.mssante.fr"
+HPRIM = b"12\r\nESSAI-DEUX\r\nSACHA\r\n1 rue\r\n\r\n63000 VILLE\r\n15/08/1965\r\n\r\nD1\r\n19/11/2026\r\nL\r\nM\r\n"
+SIZES = SizeLimits(
+    PartnerBook([Partner("op2.example", max_message_bytes=1024 * 1024)]), ["patient.mssante.fr"], "op1.example".__eq__
+)
+JUDGE = SubmissionJudge(OPTIONS, ["patient.mssante.fr"], SIZES.refused)
+
+
+def refusal(content: bytes, *recipients: str) -> Refusal | None:
+    refused = JUDGE(recipients or (DOCTOR,), content)
+    return None if refused is None else refused.refusal
+
+
+OTHER_REAL = replace(reports.OTHER_PATIENT, oid=REAL.oid, local_id="990002")
+PAIRS = [
+    (cda(), cda(OTHER_REAL)),
+    (cda(), ("a.hpr", "application/octet-stream", HPRIM)),
+    (zipped(), cda(OTHER_REAL)),
+    (zipped(), ("a.hpr", "text/plain", HPRIM)),
+    (("a.hpr", "text/plain", HPRIM), ("b.hpr", "text/plain", HPRIM.replace(b"SACHA", b"LOU"))),
+]
+
+
+@pytest.mark.parametrize("attached", PAIRS)
+def test_two_patients_in_one_mail(attached: tuple[tuple[str, str, bytes], ...]) -> None:
+    assert refusal(mail(*attached)) is refusals.PATIENT_SEVERAL
+    assert refusal(mail(attached[0])) is None
+    assert refusal(mail(attached[1])) is None
+
+
+def test_a_signature_hides_nobody() -> None:
+    """A doctor who signs himself: looked into, and refused all the same."""
+    content = mail(cda(), ("a.hpr", "text/plain", HPRIM))
+    head, _, body = content.partition(b"\r\n\r\n")
+    at = head.index(b"Content-Type")
+    signed = (
+        head[:at]
+        + b'Content-Type: multipart/signed; protocol="application/pkcs7-signature"; boundary="s"\r\n\r\n--s\r\n'
+        + (head[at:] + b"\r\n\r\n" + body)
+        + b"\r\n--s\r\nContent-Type: application/pkcs7-signature\r\n\r\nx\r\n--s--\r\n"
+    )
+    assert refusal(signed) is refusals.PATIENT_SEVERAL
+
+
+def test_free_text_and_pages_are_not_guessed_at() -> None:
+    text = "Mme ESSAI-UN née le 30/01/1979, et M. ESSAI-DEUX né le 15/08/1965, INS 1999999999002\n"
+    pages = [("a.pdf", "application/pdf", reports.report_pdf(each)) for each in (REAL, reports.OTHER_PATIENT)]
+    assert refusal(mail(*pages, text=text)) is None
+
+
+def test_a_laboratorys_mail_whose_text_is_the_file() -> None:
+    text = HPRIM.decode() + "****LAB****\r\nRES|a\r\n****FIN****\r\n"
+    assert refusal(mail(cda(), text=text)) is refusals.PATIENT_SEVERAL
+
+
+def test_the_sentence_is_for_a_doctor() -> None:
+    refused = JUDGE([DOCTOR], mail(*PAIRS[0]))
+    assert refused is not None
+    assert refused.reply_fr == "554 5.6.0 Envoyez un message par patient : celui-ci en nomme plusieurs."
+
+
+def test_a_patient_gets_his_own_document_only() -> None:
+    assert refusal(mail(cda()), PATIENT) is None
+    assert refusal(mail(cda()), PATIENT, DOCTOR) is None
+    assert refusal(mail(cda()), OTHER) is DOCUMENT_OF_ANOTHER
+    assert refusal(mail(zipped()), OTHER) is DOCUMENT_OF_ANOTHER
+    assert refusal(mail(), OTHER) is None
+
+
+def test_two_patients_are_written_to_apart() -> None:
+    assert refusal(mail(), PATIENT, OTHER) is RECIPIENTS_SEVERAL_PATIENTS
+    assert refusal(mail(), PATIENT, PATIENT.replace("patient", "Patient")) is None
+
+
+def test_what_a_document_says_of_its_readers_is_heeded() -> None:
+    assert refusal(mail(cda(confidentiality="INVISIBLE_PATIENT")), PATIENT) is HIDDEN_FROM_PATIENT
+    assert refusal(mail(cda(confidentiality="INVISIBLE_PATIENT")), DOCTOR) is None
+    assert refusal(mail(cda(confidentiality="MASQUE_PS")), DOCTOR) is MASKED_TO_PROFESSIONALS
+
+
+def test_what_could_harm_is_refused_in_the_session() -> None:
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", bytes(20_000_000))
+    assert refusal(mail(("a.zip", "application/zip", bomb.getvalue()))) is ARCHIVE_REFUSED
+    dtd = reports.cda(prolog='<?xml version="1.0"?><!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>')
+    assert refusal(mail(("a.xml", "text/xml", dtd))) is refusals.DOCUMENT_DTD
+
+
+# Sizes
+
+
+def test_the_sentence_names_the_size() -> None:
+    big = mail(("a.pdf", "application/pdf", b"%PDF-1.4\n" + bytes(700_000)))
+    refused = JUDGE(["x@op2.example", DOCTOR], big)
+    assert refused is not None and refused.refusal is mta_refusals.PARTNER_SIZE_LIMIT
+    assert refused.reply_fr == (
+        "552 5.3.4 Le message depasse la taille acceptee par le destinataire : envoyez-en moins ou en plusieurs "
+        "messages. (1,3 Mo, maximum 1,0 Mo)"
+    )
+    assert JUDGE([DOCTOR], big) is None, "between mailboxes of ours"
+
+
+@pytest.mark.parametrize(("octets", "fits"), [(18_000_000, True), (20_000_000, False)])
+def test_patients_take_25_megabytes(octets: int, fits: bool) -> None:
+    refused = SIZES.refused(PATIENT, octets)
+    assert (refused is None) is fits
+    assert refused is None or "26,2 Mo, maximum 25,0 Mo" in refused.detail
+
+
+def test_ours_count_what_is_filed() -> None:
+    sizes = SizeLimits(PartnerBook([]), ["patient.mssante.fr"], "patient.mssante.fr".__eq__)
+    assert sizes.refused(PATIENT, 25 * 2**20) is None
+    assert sizes.refused(PATIENT, 25 * 2**20 + 1) == Refused(
+        mta_refusals.PARTNER_SIZE_LIMIT, "25,1 Mo, maximum 25,0 Mo"
+    )
+
+
+def test_a_document_counts_as_archive_and_as_page() -> None:
+    """As it was attached it would fit; with its page beside it, it does not."""
+    noise = random.Random(8).randbytes(330_000)
+    page = reports.pdf(["x"]) + noise
+    content = mail(cda(level=1, document_pdf=page))
+    assert SIZES.refused("x@op2.example", len(content)) is None
+    assert refusal(content, "x@op2.example") is mta_refusals.PARTNER_SIZE_LIMIT
