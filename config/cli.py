@@ -340,9 +340,16 @@ def _print_letters(result: dict[str, Any], folder: Path) -> str:
 @STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
 @click.option("--errors", is_flag=True, help="Print the catalogue of errors and stop.")
+@click.option("--dns", is_flag=True, help="Print the DNS records to publish and stop.")
+@click.option("--compare", is_flag=True, help="With --dns: ask the DNS whether they are published.")
 @JSON
-def doctor_command(state: Path, path: Path | None, errors: bool, as_json: bool) -> None:
+def doctor_command(state: Path, path: Path | None, errors: bool, dns: bool, compare: bool, as_json: bool) -> None:
     """Say what is wrong with the machine, the configuration and the state."""
+    if dns:
+        from config.dns_shown import show_dns
+
+        show_dns(state, path, as_json=as_json, compare=compare)
+        return
     if errors:
         _print_errors(as_json)
         return
@@ -448,6 +455,11 @@ for _name, _text in (
     ("restore", "Bring a backup back into an empty state directory."),
 ):
     relais.add_command(LazyCommand(_name, "config.backup_command", _text))
+mailbox = click.Group("mailbox", help="Look after mailboxes.")
+mailbox.add_command(
+    LazyCommand("sheet", "config.mailbox_sheet_command", "Write the sheet that a mailbox's owner is given.")
+)
+relais.add_command(mailbox)
 
 
 def main() -> None:

@@ -182,6 +182,7 @@ def _configuration(path: Path) -> Iterator[Finding]:
     yield from _trust_list(loaded)
     yield from _revocation(loaded)
     yield from _tls_files(loaded)
+    from config.discovery_service import discovery_findings
     from config.screening_service import scanner_findings
     from config.store_doctor import examine_store
 
@@ -189,6 +190,8 @@ def _configuration(path: Path) -> Iterator[Finding]:
         yield Finding(level, "database", sentence)
     for level, sentence in scanner_findings(loaded):
         yield Finding(level, "scanner", sentence)
+    for level, sentence in discovery_findings(loaded):
+        yield Finding(level, "discovery", sentence)
     if loaded.settings.identity.environment == "test":
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
 

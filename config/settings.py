@@ -19,6 +19,7 @@ from config.sections import (
     AccountSettings,
     CollectSettings,
     DirectorySettings,
+    DiscoverySettings,
     DkimSettings,
     DnsSettings,
     DoorSettings,
@@ -75,6 +76,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     mllp: tuple[MllpListener, ...] = ()
     letters: tuple[LetterSettings, ...] = ()
     collect: tuple[CollectSettings, ...] = ()
+    discovery: DiscoverySettings | None = None
     metrics: Listener | None = None
     dossier: DossierSettings = DossierSettings()
     dkim: DkimSettings = DkimSettings()

@@ -21,6 +21,7 @@ from config.directory_service import DirectoryCollector
 from config.door_service import DoorCollector
 from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
+from config.gateway.discovery import open_discovery
 from config.gateway.doors import open_doors
 from config.gateway.heads import publish_heads
 from config.gateway.places import open_places
@@ -137,6 +138,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     doors = await open_doors(
         process, spool, belief, places.partners, incoming, accounts, exists, oidc, reloading, stack
     )
+    await open_discovery(process, trust, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(
         process, spooling, places.directory, trust_list, parse, exists, mail_collectors, intake_threads, running, stack
