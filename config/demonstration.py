@@ -321,6 +321,7 @@ def _authority(world: World) -> DemonstrationAuthority:
         write(world.intermediates, authority.intermediate.public_bytes(serialization.Encoding.PEM), 0o644)
     if not world.server_chain.exists():
         names = [f"{label}.{domain}" for each in OPERATORS for domain in each.domains for label in DOOR_NAMES]
+        names += [domain for each in OPERATORS for domain in each.domains]
         hosts = ["localhost", *(each.host for each in OPERATORS), *names]
         issued = authority.issue_server(hosts, ["127.0.0.1", "::1"], _TLS_KEY)
         _write_pair(world.server_chain, world.server_key, issued)

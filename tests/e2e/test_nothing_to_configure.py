@@ -7,6 +7,7 @@ autoconfiguration says, and each judges the server's certificate.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import imaplib
 import mailbox
 import os
@@ -27,7 +28,7 @@ import pytest
 from cryptography import x509
 
 from tests.support.discovering import Found, Network, network
-from tests.support.private import until
+from tests.support.private import give, service_directory, start_unprivileged, until
 from tests.support.running import Running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("up")]
@@ -67,23 +68,33 @@ def letter(up: Running, net: Network, password: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., str]:
-    """A program with a home of its own; its output."""
+def home() -> Iterator[Path]:
+    with service_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def run(home: Path) -> Callable[..., str]:
+    """A program with a home of its own, never as root; its output."""
 
     def started(*argv: str, stdin: bytes = b"", **environment: str) -> str:
         if shutil.which(argv[0]) is None:
             pytest.skip(f"{argv[0]} is not installed")
-        done = subprocess.run(
+        give(home)
+        program = start_unprivileged(
             argv,
-            input=stdin,
-            capture_output=True,
-            cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C.UTF-8", "TERM": "xterm"} | environment,
-            timeout=60,
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=home,
+            env={"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "TERM": "xterm"} | environment,
         )
-        output = (done.stdout + done.stderr).decode("utf-8", "replace")
-        assert done.returncode == 0, output
+        try:
+            output = program.communicate(stdin, timeout=30)[0].decode("utf-8", "replace")
+        finally:
+            program.kill()
+            program.wait()
+        assert program.returncode == 0, output
         return output
 
     return started
@@ -93,6 +104,12 @@ def write(path: Path, text: str) -> str:
     path.touch(mode=0o600)
     path.write_text(text)
     return str(path)
+
+
+def identities(path: Path) -> list[str]:
+    """Message-IDs in an mbox."""
+    with contextlib.closing(mailbox.mbox(path)) as opened:
+        return [each["Message-ID"] for each in opened]
 
 
 def arrived(up: Running, role: str, subject: str) -> EmailMessage:
@@ -124,16 +141,16 @@ def test_what_is_not_offered_is_said_to_be_so(net: Network) -> None:
 
 
 def test_the_profile_of_an_iphone_is_signed_by_a_certificate_the_device_believes(
-    net: Network, tmp_path: Path, run: Callable[..., str]
+    net: Network, home: Path, run: Callable[..., str]
 ) -> None:
     status, headers, content = net.get("autoconfig.test-ci-sis.mssante.fr", f"/profil.mobileconfig?email={DOCTOR}")
     assert (status, headers["content-type"]) == (200, "application/x-apple-aspen-config")
-    (tmp_path / "profile").write_bytes(content)
+    (home / "profile").write_bytes(content)
     run(
         *("openssl", "cms", "-verify", "-inform", "DER", "-in", "profile", "-out", "plain"),
         *("-CAfile", net.ca_file, "-purpose", "any"),
     )
-    read: dict[str, Any] = plistlib.loads((tmp_path / "plain").read_bytes())
+    read: dict[str, Any] = plistlib.loads((home / "plain").read_bytes())
     parts = {each["PayloadType"]: each for each in read["PayloadContent"]}
     mail, found = parts["com.apple.mail.managed"], net.by_srv(DOCTOR)
     assert (mail["EmailAddress"], mail["IncomingMailServerUsername"]) == (DOCTOR, DOCTOR)
@@ -179,20 +196,18 @@ async def test_aioimaplib(net: Network, password: Callable[[str], str], letter: 
     await client.logout()
 
 
-def test_mbsync(
-    net: Network, password: Callable[[str], str], letter: str, tmp_path: Path, run: Callable[..., str]
-) -> None:
+def test_mbsync(net: Network, password: Callable[[str], str], letter: str, home: Path, run: Callable[..., str]) -> None:
     found = net.by_srv(DOCTOR)
-    (tmp_path / "mail").mkdir()
+    (home / "mail").mkdir()
     rc = write(
-        tmp_path / "mbsyncrc",
+        home / "mbsyncrc",
         f"IMAPStore far\nHost {found.imap_host}\nPort {found.imap_port}\nUser {found.user}\n"
         f"Pass {password(DOCTOR)}\nSSLType IMAPS\nSystemCertificates no\nCertificateFile {net.ca_file}\n\n"
-        f"MaildirStore near\nPath {tmp_path}/mail/\nInbox {tmp_path}/mail/INBOX\n\n"
+        f"MaildirStore near\nPath {home}/mail/\nInbox {home}/mail/INBOX\n\n"
         "Channel all\nFar :far:\nNear :near:\nPatterns INBOX\nCreate Near\nSync Pull\n",
     )
     run("mbsync", "-c", rc, "all")
-    assert letter in [each["Message-ID"] for each in mailbox.Maildir(tmp_path / "mail" / "INBOX")]
+    assert letter in [each["Message-ID"] for each in mailbox.Maildir(home / "mail" / "INBOX")]
 
 
 def test_curl(
@@ -200,11 +215,11 @@ def test_curl(
     net: Network,
     password: Callable[[str], str],
     letter: str,
-    tmp_path: Path,
+    home: Path,
     run: Callable[..., str],
 ) -> None:
     found = net.by_autoconfig(DOCTOR)
-    who = write(tmp_path / "who", f'user = "{found.user}:{password(DOCTOR)}"\n')
+    who = write(home / "who", f'user = "{found.user}:{password(DOCTOR)}"\n')
     url = f"imaps://{found.imap_host}:{found.imap_port}/INBOX?HEADER%20Message-ID%20%22{letter}%22"
     assert run("curl", "-s", "--cacert", net.ca_file, "-K", who, url).startswith("* SEARCH ")
     mail = f"From: {DOCTOR}\r\nTo: {HOSPITAL}\r\nSubject: De curl\r\nMessage-ID: {make_msgid()}\r\n\r\nBonjour\r\n"
@@ -217,32 +232,32 @@ def test_curl(
 
 
 def test_fetchmail(
-    net: Network, password: Callable[[str], str], letter: str, tmp_path: Path, run: Callable[..., str]
+    net: Network, password: Callable[[str], str], letter: str, home: Path, run: Callable[..., str]
 ) -> None:
     found = net.by_autoconfig(DOCTOR)
     rc = write(
-        tmp_path / "fetchmailrc",
+        home / "fetchmailrc",
         f'poll "{found.imap_host}" service {found.imap_port} proto IMAP\n'
         f'user "{found.user}" password "{password(DOCTOR)}" is "here" here\n'
-        f'ssl sslcertck sslcertfile "{net.ca_file}" keep fetchall mda "cat >> {tmp_path}/mbox"\n',
+        f'ssl sslcertck sslcertfile "{net.ca_file}" keep fetchall mda "cat >> {home}/mbox"\n',
     )
-    run("fetchmail", "-f", rc, "--nosyslog", "--invisible", "--pidfile", f"{tmp_path}/pid", FETCHMAILHOME=str(tmp_path))
-    assert letter in (tmp_path / "mbox").read_text("utf-8", "replace")
+    run("fetchmail", "-f", rc, "--nosyslog", "--invisible", "--pidfile", f"{home}/pid", FETCHMAILHOME=str(home))
+    assert letter in (home / "mbox").read_text("utf-8", "replace")
 
 
 def test_getmail(
-    net: Network, password: Callable[[str], str], letter: str, tmp_path: Path, run: Callable[..., str]
+    net: Network, password: Callable[[str], str], letter: str, home: Path, run: Callable[..., str]
 ) -> None:
     found = net.by_srv(DOCTOR)
-    (tmp_path / "mbox").touch()
+    (home / "mbox").touch()
     rc = write(
-        tmp_path / "getmailrc",
+        home / "getmailrc",
         f"[retriever]\ntype = SimpleIMAPSSLRetriever\nserver = {found.imap_host}\nport = {found.imap_port}\n"
         f'username = {found.user}\npassword = {password(DOCTOR)}\nmailboxes = ("INBOX",)\nca_certs = {net.ca_file}\n'
-        f"[destination]\ntype = Mboxrd\npath = {tmp_path}/mbox\n[options]\nread_all = true\ndelete = false\n",
+        f"[destination]\ntype = Mboxrd\npath = {home}/mbox\n[options]\nread_all = true\ndelete = false\n",
     )
-    run("getmail", "--rcfile", rc, "--getmaildir", str(tmp_path))
-    assert letter in [each["Message-ID"] for each in mailbox.mbox(tmp_path / "mbox")]
+    run("getmail", "--rcfile", rc, "--getmaildir", str(home))
+    assert letter in identities(home / "mbox")
 
 
 # Programs that send
@@ -258,7 +273,7 @@ def neomuttrc(path: Path, net: Network, found: Found, password: str) -> str:
         f'set ssl_ca_certificates_file = "{net.ca_file}"\nset ssl_starttls = yes\n'
         "set ssl_force_tls = yes\nset ssl_verify_host = yes\n"
         'set record = ""\nset copy = no\nset confirmappend = no\nset header_cache = ""\nset delete = no\n'
-        "set mbox_type = mbox\nset wait_key = no\nset mark_old = no\n",
+        "set confirmcreate = no\nset mbox_type = mbox\nset wait_key = no\nset mark_old = no\n",
     )
 
 
@@ -267,15 +282,15 @@ def test_a_text_program_sends_with_an_attachment(
     up: Running,
     net: Network,
     password: Callable[[str], str],
-    tmp_path: Path,
+    home: Path,
     run: Callable[..., str],
     program: str,
 ) -> None:
-    rc = neomuttrc(tmp_path / "rc", net, net.by_autoconfig(DOCTOR), password(DOCTOR))
-    (tmp_path / "note.pdf").write_bytes(ATTACHED)
+    rc = neomuttrc(home / "rc", net, net.by_autoconfig(DOCTOR), password(DOCTOR))
+    (home / "note.pdf").write_bytes(ATTACHED)
     subject = f"De {program}"
     run(
-        *(program, "-n", "-F", rc, "-s", subject, "-a", f"{tmp_path}/note.pdf", "--", HOSPITAL),
+        *(program, "-n", "-F", rc, "-s", subject, "-a", f"{home}/note.pdf", "--", HOSPITAL),
         stdin="Précision demandée.\n".encode(),
     )
     mail = arrived(up, "hospital", subject)
@@ -284,24 +299,22 @@ def test_a_text_program_sends_with_an_attachment(
 
 
 def test_neomutt_reads(
-    net: Network, password: Callable[[str], str], letter: str, tmp_path: Path, run: Callable[..., str]
+    net: Network, password: Callable[[str], str], letter: str, home: Path, run: Callable[..., str]
 ) -> None:
-    rc = neomuttrc(tmp_path / "rc", net, net.by_srv(DOCTOR), password(DOCTOR))
-    saved = tmp_path / "saved"
+    rc = neomuttrc(home / "rc", net, net.by_srv(DOCTOR), password(DOCTOR))
+    saved = home / "saved"
     keys = f"<tag-pattern>~A<enter><tag-prefix><copy-message>{saved}<enter><exit>"
     command = shlex.join(["neomutt", "-n", "-F", rc, "-e", f'push "{keys}"'])
     if shutil.which("neomutt") is None:
         pytest.skip("neomutt is not installed")
     run("script", "-qec", command, "/dev/null")
-    assert letter in [each["Message-ID"] for each in mailbox.mbox(saved)]
+    assert letter in identities(saved)
 
 
-def test_msmtp(
-    up: Running, net: Network, password: Callable[[str], str], tmp_path: Path, run: Callable[..., str]
-) -> None:
+def test_msmtp(up: Running, net: Network, password: Callable[[str], str], home: Path, run: Callable[..., str]) -> None:
     found = net.by_srv(DOCTOR)
     rc = write(
-        tmp_path / "msmtprc",
+        home / "msmtprc",
         f"account default\nhost {found.smtp_host}\nport {found.smtp_port}\ntls on\ntls_starttls off\n"
         f"tls_trust_file {net.ca_file}\nauth on\nuser {found.user}\npassword {password(DOCTOR)}\nfrom {found.user}\n",
     )

@@ -110,15 +110,15 @@ def publish(server: DnsServer, records: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def network(state: Path, ca_file: str) -> Iterator[tuple[Network, DnsServer]]:
-    """A name server with what doctor prints, on a loop of its own."""
+def network(state: Path, ca_file: str, port: int = 0) -> Iterator[tuple[Network, DnsServer]]:
+    """A name server with what doctor prints, on a loop of its own; `port` 53 where programs ask it by themselves."""
     ready: list[DnsServer] = []
     started, end = threading.Event(), []
 
     async def serve() -> None:
         stop = asyncio.Event()
         end.append((asyncio.get_running_loop(), stop))
-        async with dns_server() as server:
+        async with dns_server(port) as server:
             publish(server, printed_records(state))
             ready.append(server)
             started.set()
