@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mta.mailboxes.services import ClientServices
+from mta.mailboxes.services import ClientServices, Security
 
 _NOT_OFFERED = "0 0 0 ."
 """RFC 6186 §3.4: decidedly not available."""
@@ -60,11 +60,15 @@ def client_records(services: ClientServices) -> Iterator[DnsRecord]:
     target = services.site.host
     for domain in services.domains:
         yield _service(domain, "imaps", services.imap.host, services.imap.port, "IMAP under TLS (RFC 6186)")
-        for each in services.submission:
-            kind = "submissions" if each is services.submission[0] else "submission"
-            yield _service(domain, kind, each.host, each.port, "sending (RFC 8314, RFC 6186)")
-        for absent in ("imap", "pop3", "pop3s"):
-            yield DnsRecord(f"_{absent}._tcp.{domain}", "SRV", _NOT_OFFERED, "not offered")
+        sending = {each.security: each for each in services.submission}
+        for security, kind in ((Security.TLS, "submissions"), (Security.STARTTLS, "submission")):
+            if security in sending:
+                service = sending[security]
+                yield _service(domain, kind, service.host, service.port, "sending (RFC 8314, RFC 6186)")
+            else:
+                yield _absent(domain, kind)
+        for name in ("imap", "pop3", "pop3s"):
+            yield _absent(domain, name)
         if services.sieve is not None:
             yield _service(domain, "sieve", services.sieve.host, services.sieve.port, "filters (RFC 5804)")
         if services.address_book is not None:
@@ -117,6 +121,10 @@ def unnamed(certificate: x509.Certificate, hosts: Iterable[str]) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         names = set()
     return [host for host in dict.fromkeys(hosts) if not {host, f"*.{host.partition('.')[2]}"} & names]
+
+
+def _absent(domain: str, name: str) -> DnsRecord:
+    return DnsRecord(f"_{name}._tcp.{domain}", "SRV", _NOT_OFFERED, "not offered")
 
 
 def _service(domain: str, name: str, host: str, port: int, why: str) -> DnsRecord:
