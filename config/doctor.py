@@ -176,6 +176,8 @@ def _configuration(path: Path) -> Iterator[Finding]:
     yield from _certificates(loaded, trust.operator_chain)
     if loaded.settings.submission is not None:
         yield from _certificates(loaded, loaded.settings.submission.chain)
+    if loaded.settings.discovery is not None and loaded.settings.discovery.chain:
+        yield from _certificates(loaded, loaded.settings.discovery.chain)
     for name in (trust.list, trust.operator_key):
         if not name.startswith(("http://", "https://")) and not loaded.path(name).exists():
             yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")

@@ -9,7 +9,6 @@ from config.gateway.doors import listen
 from config.node import Process
 from config.settings import SettingsError
 from config.trust_service import TrustService
-from mta.mailboxes.discovery_door import DiscoveryDoor
 from trust.tls import TlsMaterialError, followed_service_server
 
 
@@ -18,6 +17,8 @@ async def open_discovery(process: Process, trust: TrustService, stack: AsyncExit
     loaded, section = process.loaded, process.loaded.settings.discovery
     if section is None:
         return
+    from mta.mailboxes.discovery_door import DiscoveryDoor  # a web server's weight, where there is one
+
     chain, key = door_files(loaded)
     try:
         context = followed_service_server("discovery", chain, key)

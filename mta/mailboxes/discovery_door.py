@@ -25,7 +25,7 @@ import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.config import Config
@@ -133,8 +133,7 @@ def application(
 ) -> Callable[..., Awaitable[None]]:
     """The ASGI application: what each path answers. `threads` sign.
 
-    A wrong path is 404, a wrong method 405, a body that is too long or never comes 400; the text never repeats the
-    request.
+    A wrong path is 404, a wrong method 405, a body that is too long 413; the text never repeats the request.
     """
     # Made once: they say the same to everybody.
     configuration = autoconfig(services)
@@ -196,6 +195,7 @@ def application(
         Route("/autodiscover/autodiscover.json/v1.0/{address}", outlook_json),
     ]
     inner = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+    inner.router.redirect_slashes = False  # where to, the request would say
     return _outer(inner)
 
 
@@ -221,6 +221,8 @@ def _outer(inner: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[Non
             scope = scope | {"path": scope["path"].lower(), "raw_path": scope["raw_path"].lower()}
         try:
             await inner(scope, receive, with_headers)
+        except ClientDisconnect:
+            pass
         except Exception as error:
             log.error("discovery.failed", problem=type(error).__name__)
             if not begun:
@@ -295,7 +297,7 @@ class _Connection(H11Protocol):
         self._options = options
         self._gate = gate
         self._raw: asyncio.Transport | None = None
-        self._secured = False
+        self._secured = self._lost = False
         self._early = b""
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -321,7 +323,7 @@ class _Connection(H11Protocol):
             )
         except (OSError, asyncio.CancelledError):  # a scanner, a client that believes somebody else, our own end
             secure = None
-        if secure is None:
+        if secure is None or self._lost:  # a client may go in the moment its handshake ends
             raw.abort()
             self._left()
             return
@@ -340,6 +342,7 @@ class _Connection(H11Protocol):
             self._raw.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._left()
         if self._secured:
             super().connection_lost(exc)

@@ -10,6 +10,7 @@ import http.client
 import json
 import logging
 import plistlib
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -20,11 +21,14 @@ from urllib.parse import quote
 
 import pytest
 from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
 from lxml import etree
 
 from mta.mailboxes.autoconfig import autoconfig
 from mta.mailboxes.autodiscover import autodiscover
 from mta.mailboxes.discovery_door import DiscoveryDoor, DiscoveryOptions
+from mta.mailboxes.discovery_page import page
 from mta.mailboxes.mobileconfig import profile
 from mta.mailboxes.services import AddressBook, ClientServices, Security, Service
 from trust.issuing import DemonstrationAuthority, Issued
@@ -245,6 +249,22 @@ def test_what_is_no_request_gets_one_answer(request_body: bytes) -> None:
     assert b"600" in answer
 
 
+@given(st.binary(max_size=400) | st.text(max_size=200).map(lambda text: REQUEST.format(text).encode()))
+def test_no_request_of_outlooks_raises(request_body: bytes) -> None:
+    etree.fromstring(autodiscover(request_body, SERVICES))
+
+
+@given(
+    st.text(max_size=100) | st.text("abAB.@\"'<>&%+-é \r\n", max_size=60).map(lambda text: f"{text}@cabinet.example")
+)
+def test_what_is_taken_for_an_address_breaks_nothing(text: str) -> None:
+    address = SERVICES.our_address(text)
+    assert re.fullmatch(r"|[!-~]+@(cabinet|patient)\.example", address)
+    shown = page(SERVICES, address).decode()
+    assert shown.count("<a ") == page(SERVICES, "").decode().count("<a ")
+    plistlib.loads(profile(SERVICES, address))
+
+
 async def test_the_policy_of_our_domains_and_nothing_where_there_is_none(
     opened: Opened, files: tuple[Path, Path, Path], signer: Callable[[], CertifiedKey]
 ) -> None:
@@ -276,6 +296,7 @@ async def test_the_authorities_are_the_roots_a_device_needs(
     ("method", "path", "status"),
     [
         ("GET", "/nothing", 404),
+        ("GET", "/mail/config-v1.1.xml/", 404),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/%2e%2e/etc/passwd", 404),
         ("POST", "/", 405),

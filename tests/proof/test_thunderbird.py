@@ -35,6 +35,8 @@ def test_an_address_and_a_password_are_enough(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, (done.stdout + done.stderr).decode("utf-8", "replace")[-4000:]
     seen = json.loads((tmp_path / "result.json").read_text())
+    for line in (f"host {MAIL_HOST}", "port 465", "tls_starttls off"):
+        assert line in seen["msmtp"]
     assert seen["account"]["imap"] == [MAIL_HOST, 993, 3, DOCTOR]
     assert seen["account"]["smtp"] == [MAIL_HOST, 465, 3, DOCTOR]
     assert seen["account"]["exceptions"] == 0

@@ -169,6 +169,9 @@ def main(folder: Path) -> None:
         note.write_bytes(NOTE)
         up.accepted(REPORT.read_bytes())
         up.wait_settled()
+        # msmtp looks for SRV records by itself, through the machine's resolver.
+        asked = subprocess.run(["msmtp", f"--configure={DOCTOR}"], capture_output=True, check=False)
+        seen["msmtp"] = asked.stdout.decode()
         with thunderbird(home, up.endpoints["ca_file"]) as control:
             control.script(_HUB + _ADDRESS, "Dr Adam HODA", DOCTOR)
             picture(control, folder / "thunderbird-found.png", "mail:3pane")
