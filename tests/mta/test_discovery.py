@@ -31,6 +31,7 @@ from mta.mailboxes.discovery_door import DiscoveryDoor, DiscoveryOptions
 from mta.mailboxes.discovery_page import page
 from mta.mailboxes.mobileconfig import profile
 from mta.mailboxes.services import AddressBook, ClientServices, Security, Service
+from tests.support.private import until
 from trust.issuing import DemonstrationAuthority, Issued
 from trust.softkeys import CertifiedKey, SoftwareKey
 from trust.tls import followed_service_server, service_server_context
@@ -390,6 +391,15 @@ async def test_connections_are_counted_from_their_first_octet_to_their_end(opene
     async with asyncio.timeout(5):
         while not await lets_in():
             pass
+
+
+async def test_clients_that_go_at_once_leave_nothing_behind(opened: Opened) -> None:
+    for turn in range(20):
+        _, writer = await (opened.secure() if turn % 2 else opened.plain())
+        writer.write(b"G" * turn)
+        writer.transport.abort()
+    gate, state = opened.door._gate, opened.door._state
+    await asyncio.to_thread(until, lambda: not (gate._open or gate._of or gate._tasks or state.connections))
 
 
 async def test_a_renewed_certificate_is_shown_at_the_next_connection(
