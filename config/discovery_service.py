@@ -48,7 +48,7 @@ def client_services(loaded: Loaded) -> ClientServices:
             domains=tuple(domain.lower() for domain in settings.operator.domains),
             imap=Service(host, section.imaps_port),
             submission=tuple(Service(host, port, security) for port, security in submission if port),
-            site=Service((section.site or host).lower(), section.port),
+            site=Service((section.site or host).lower(), section.site_port or section.port),
             patient_domains=frozenset(settings.identity.patient_domains),
             sieve=Service(host, section.sieve_port, Security.STARTTLS) if section.sieve_port else None,
             address_book=book,

@@ -284,6 +284,8 @@ class DiscoverySettings(Listener, frozen=True, kw_only=True):
     key: str = ""
     site: str = ""
     """Name of the door; empty: `mail_host`."""
+    site_port: Port = 0
+    """Its port as seen from outside; 0: `port`."""
     mail_host: str = ""
     """Name that mail programs connect to; empty: the operator's host."""
     imaps_port: Port = 993

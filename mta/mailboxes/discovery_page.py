@@ -5,7 +5,6 @@ for everybody but for the address they came with.
 from __future__ import annotations
 
 from html import escape
-from urllib.parse import quote
 
 from mta.mailboxes.services import ClientServices, Security, Service
 
@@ -43,7 +42,7 @@ def settings_rows(services: ClientServices) -> list[tuple[str, str, int, str]]:
 def page(services: ClientServices, address: str) -> bytes:
     """HTML, UTF-8. `address` is one of our domains', or empty."""
     name = escape(services.name)
-    profile = "profil.mobileconfig" + (f"?email={quote(address)}" if address else "")
+    profile = f"profil.mobileconfig{services.query(address)}"
     who = f"<p>Votre adresse : <strong>{escape(address)}</strong></p>" if address else ""
     rows = "".join(
         f'<tr><th scope="row">{use}</th><td>{escape(host)}</td><td>{port}</td><td>{security}</td></tr>'

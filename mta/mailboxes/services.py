@@ -92,8 +92,11 @@ class ClientServices:
         return address if is_address(address) and address.rpartition("@")[2] in self.domains else ""
 
     def link(self, address: str = "") -> str:
-        """Where the page is; `address` goes with it unless it is a patient's."""
+        """Where the page is, with `query`."""
         port = "" if self.site.port == 443 else f":{self.site.port}"
+        return f"https://{self.site.host}{port}/{self.query(address)}"
+
+    def query(self, address: str) -> str:
+        """What a link says of an address of ours; nothing of a patient's."""
         known = self.our_address(address)
-        query = f"?email={quote(known)}" if known and known.rpartition("@")[2] not in self.patient_domains else ""
-        return f"https://{self.site.host}{port}/{query}"
+        return f"?email={quote(known)}" if known and known.rpartition("@")[2] not in self.patient_domains else ""

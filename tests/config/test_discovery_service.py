@@ -79,6 +79,7 @@ def test_each_key_has_its_effect(place: Path) -> None:
         configured(
             place,
             site='"aide.example"',
+            site_port="8443",
             mail_host='"Mail.Example"',
             submissions_port="0",
             sieve_port="4190",
@@ -86,7 +87,7 @@ def test_each_key_has_its_effect(place: Path) -> None:
             ca='"ca.pem"',
         )
     )
-    assert (services.site.host, services.imap.host) == ("aide.example", "mail.example")
+    assert (services.link(), services.imap.host) == ("https://aide.example:8443/", "mail.example")
     assert [each.port for each in services.submission] == [587]
     assert services.sieve is not None
     assert services.address_book is not None

@@ -205,6 +205,8 @@ def test_a_profile_replaces_itself_and_no_other_mailbox() -> None:
 
 
 def test_a_link_holds_no_patient() -> None:
+    assert b"?email=" in page(SERVICES, OURS)
+    assert b"?email=" not in page(SERVICES, PATIENT)
     assert SERVICES.link(OURS) == "https://localhost/?email=dr.lopez%40cabinet.example"
     assert SERVICES.link(PATIENT) == SERVICES.link() == "https://localhost/"
 
