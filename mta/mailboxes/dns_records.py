@@ -76,7 +76,7 @@ def client_records(services: ClientServices) -> Iterator[DnsRecord]:
             yield _service(domain, "ldaps", book.host, book.port, "address book")
         yield _service(domain, "autodiscover", target, services.site.port, "Outlook")
         for label in DOOR_NAMES[:2]:
-            yield DnsRecord(f"{label}.{domain}", "CNAME", f"{target}.", "the HTTPS door")
+            yield from _door(f"{label}.{domain}", target)
 
 
 def mail_records(services: ClientServices, mail: MailHost) -> Iterator[DnsRecord]:
@@ -91,7 +91,7 @@ def mail_records(services: ClientServices, mail: MailHost) -> Iterator[DnsRecord
         if services.mta_sts:
             digest = hashlib.sha256(services.mta_sts.encode()).hexdigest()[:32]
             yield DnsRecord(f"_mta-sts.{domain}", "TXT", f"v=STSv1; id={digest}", "our policy's number (RFC 8461)")
-            yield DnsRecord(f"mta-sts.{domain}", "CNAME", f"{services.site.host}.", "the HTTPS door")
+            yield from _door(f"mta-sts.{domain}", services.site.host)
     if mail.certificate is not None:
         key = mail.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         value = f"3 1 1 {hashlib.sha256(key).hexdigest()}"
@@ -121,6 +121,11 @@ def unnamed(certificate: x509.Certificate, hosts: Iterable[str]) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         names = set()
     return [host for host in dict.fromkeys(hosts) if not {host, f"*.{host.partition('.')[2]}"} & names]
+
+
+def _door(name: str, target: str) -> Iterator[DnsRecord]:
+    if name != target:  # the door may have one of these names itself
+        yield DnsRecord(name, "CNAME", f"{target}.", "the HTTPS door")
 
 
 def _absent(domain: str, name: str) -> DnsRecord:

@@ -129,7 +129,11 @@ def arrived(up: Running, role: str, subject: str) -> EmailMessage:
 # What is found
 
 
-@pytest.mark.parametrize("address", [DOCTOR, HOSPITAL, "279035121518989@patient.mssante.fr"])
+@pytest.mark.parametrize(
+    "address",
+    [DOCTOR, HOSPITAL, "279035121518989@patient.mssante.fr"],
+    ids=["doctor", "hospital", "patient"],
+)
 def test_the_dns_and_the_file_say_the_same(net: Network, address: str) -> None:
     assert net.by_srv(address) == net.by_autoconfig(address)
 

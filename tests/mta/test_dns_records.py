@@ -68,6 +68,13 @@ def test_a_record_says_how_its_port_is_protected() -> None:
     assert found(only)["_submissions._tcp.a.example"] == "0 0 0 ."
 
 
+def test_no_name_is_its_own_alias() -> None:
+    door = replace(SERVICES, site=Service("autoconfig.a.example", 443), mta_sts="x")
+    records = [*client_records(door), *mail_records(door, MailHost(host="mx.a.example"))]
+    assert not any(each.kind == "CNAME" and each.value == f"{each.name}." for each in records)
+    assert any(each.name == "autoconfig.b.example" for each in records)
+
+
 def test_name_servers_take_every_line(issued: Issued) -> None:
     mail = MailHost(host="mx.a.example", certificate=issued.certificate, dkim_selector="s", dkim_public_key="A" * 736)
     services = replace(SERVICES, mta_sts=mta_sts_policy(mail))
