@@ -340,9 +340,16 @@ def _print_letters(result: dict[str, Any], folder: Path) -> str:
 @STATE
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Check this operator's relais.toml as well.")
 @click.option("--errors", is_flag=True, help="Print the catalogue of errors and stop.")
+@click.option("--dns", is_flag=True, help="Print the DNS records to publish and stop.")
+@click.option("--compare", is_flag=True, help="With --dns: ask the DNS whether they are published.")
 @JSON
-def doctor_command(state: Path, path: Path | None, errors: bool, as_json: bool) -> None:
+def doctor_command(state: Path, path: Path | None, errors: bool, dns: bool, compare: bool, as_json: bool) -> None:
     """Say what is wrong with the machine, the configuration and the state."""
+    if dns:
+        from config.dns_shown import show_dns
+
+        show_dns(state, path, as_json=as_json, compare=compare)
+        return
     if errors:
         _print_errors(as_json)
         return

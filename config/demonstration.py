@@ -27,6 +27,7 @@ from directory.records import MailboxKind, Recipient
 from directory.resolve import Directory
 from directory.slapd import PrivateSlapd
 from directory.synthetic import write_extraction
+from mta.mailboxes.dns_records import DOOR_NAMES
 from mta.mailboxes.records import MailboxRecord, MailboxState
 from mta.mailboxes.registry import Registry
 from smime.dkim import public_record
@@ -323,7 +324,10 @@ def _authority(world: World) -> DemonstrationAuthority:
     if not world.intermediates.exists():
         write(world.intermediates, authority.intermediate.public_bytes(serialization.Encoding.PEM), 0o644)
     if not world.server_chain.exists():
-        issued = authority.issue_server(["localhost"], ["127.0.0.1", "::1"], _TLS_KEY)
+        names = [f"{label}.{domain}" for each in OPERATORS for domain in each.domains for label in DOOR_NAMES]
+        names += [domain for each in OPERATORS for domain in each.domains]
+        hosts = ["localhost", *(each.host for each in OPERATORS), *names]
+        issued = authority.issue_server(hosts, ["127.0.0.1", "::1"], _TLS_KEY)
         _write_pair(world.server_chain, world.server_key, issued)
     return authority
 

@@ -196,12 +196,15 @@ def _configuration(path: Path) -> Iterator[Finding]:
     yield from _certificates(loaded, trust.operator_chain)
     if loaded.settings.submission is not None:
         yield from _certificates(loaded, loaded.settings.submission.chain)
+    if loaded.settings.discovery is not None and loaded.settings.discovery.chain:
+        yield from _certificates(loaded, loaded.settings.discovery.chain)
     for name in (trust.list, trust.operator_key):
         if not name.startswith(("http://", "https://")) and not loaded.path(name).exists():
             yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
     yield from _trust_list(loaded)
     yield from _revocation(loaded)
     yield from _tls_files(loaded)
+    from config.discovery_service import discovery_findings
     from config.screening_service import scanner_findings
     from config.store_doctor import examine_store
 
@@ -209,6 +212,8 @@ def _configuration(path: Path) -> Iterator[Finding]:
         yield Finding(level, "database", sentence)
     for level, sentence in scanner_findings(loaded):
         yield Finding(level, "scanner", sentence)
+    for level, sentence in discovery_findings(loaded):
+        yield Finding(level, "discovery", sentence)
     if loaded.settings.identity.environment == "test":
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
 

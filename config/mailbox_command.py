@@ -17,6 +17,7 @@ import click
 
 from config.key_places import Where, fail
 from config.mailbox_serving_command import SERVING_COMMANDS
+from config.mailbox_sheet_command import sheet
 from config.one_gateway import Calls, Gateway, on_gateway, read_password
 from config.options import JSON
 from config.settings import Loaded
@@ -58,7 +59,7 @@ def mailbox() -> None:
     """Say what each mailbox is, whether it is open, and who may do what in it."""
 
 
-for _command in SERVING_COMMANDS:
+for _command in (*SERVING_COMMANDS, sheet):
     mailbox.add_command(_command)
 
 

@@ -32,6 +32,8 @@ def expiries(loaded: Loaded, vault: KeyVault) -> Certificates:
     files = {"anchors": settings.trust.anchors, "operator": settings.trust.operator_chain}
     if settings.submission is not None:
         files["submission"] = settings.submission.chain
+    if settings.discovery is not None and settings.discovery.chain:
+        files["discovery"] = settings.discovery.chain
 
     def end_of_file(path: str) -> datetime:
         certificates = x509.load_pem_x509_certificates(loaded.path(path).read_bytes())

@@ -304,6 +304,35 @@ class CertificateImapSettings(Listener, frozen=True, kw_only=True):
     """How often the certificate of an open session is judged again."""
 
 
+class DiscoverySettings(Listener, frozen=True, kw_only=True):
+    """How mail programs find out everything by themselves: the HTTPS door, and what it tells."""
+
+    port: Port = 443
+    chain: str = ""
+    """PEM of the door's certificate, which names `site` and autoconfig, autodiscover and mta-sts of each domain; empty:
+    that of `submission`."""
+    key: str = ""
+    site: str = ""
+    """Name of the door; empty: `mail_host`."""
+    site_port: Port = 0
+    """Its port as seen from outside; 0: `port`."""
+    mail_host: str = ""
+    """Name that mail programs connect to; empty: the operator's host."""
+    imaps_port: Port = 993
+    """Ports as seen from outside."""
+    submissions_port: Port = 465
+    """0: not offered."""
+    submission_port: Port = 587
+    """0: not offered."""
+    sieve_port: Port = 0
+    """0: not offered."""
+    address_book_host: str = ""
+    """Name of the ldaps server for address books; empty: none is told of."""
+    address_book_port: Port = 636
+    ca: str = ""
+    """PEM of what devices must trust to believe our certificates, for Apple's profile; empty: they already do."""
+
+
 class DossierSettings(Strict, frozen=True, kw_only=True):
     enabled: bool = False
 

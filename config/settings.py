@@ -20,6 +20,7 @@ from config.sections import (
     CertificateImapSettings,
     CollectSettings,
     DirectorySettings,
+    DiscoverySettings,
     DkimSettings,
     DnsSettings,
     DoorSettings,
@@ -78,6 +79,7 @@ class Settings(Strict, frozen=True, kw_only=True):
     mllp: tuple[MllpListener, ...] = ()
     letters: tuple[LetterSettings, ...] = ()
     collect: tuple[CollectSettings, ...] = ()
+    discovery: DiscoverySettings | None = None
     metrics: Listener | None = None
     dossier: DossierSettings = DossierSettings()
     dkim: DkimSettings = DkimSettings()

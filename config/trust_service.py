@@ -96,6 +96,7 @@ class TrustService:
         self._stopped = asyncio.Event()
         self.validator = validator
         self._settled = settled
+        self._others: tuple[FollowedContext, ...] = ()
         self.keeper = keeper
         """The list in force, whenever it is asked."""
         try:
@@ -135,10 +136,14 @@ class TrustService:
             raise SettingsError(f"the trust list is not believed: {keeper.refusal.text} {keeper.detail}".strip())
         return cls(loaded, validator, keeper, settled)
 
+    def follow(self, context: FollowedContext) -> None:
+        """Look at this one's files too."""
+        self._others += (context,)
+
     @property
     def contexts(self) -> tuple[FollowedContext, ...]:
         """All that follow files."""
-        return (self.operators, self.partners, *((self.submission,) if self.submission else ()))
+        return (self.operators, self.partners, *((self.submission,) if self.submission else ()), *self._others)
 
     def judge(self, purpose: Purpose) -> PeerJudge:
         """Our validator about peers of a door (client) or of a target (server)."""

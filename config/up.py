@@ -48,6 +48,8 @@ PORT_NAMES = (
     "submission-ville",
     "submissions",
     "submissions-ville",
+    "discovery-laboratoire",
+    "discovery-ville",
     "receiver",
     "metrics-laboratoire",
     "metrics-ville",
@@ -332,6 +334,15 @@ def _configure(
         "[submissions]",
         'host = "127.0.0.1"',
         f"port = {chosen['submissions-ville' if operator.key == 'ville' else 'submissions']}",
+        "[discovery]",
+        f"port = {chosen[f'discovery-{operator.key}']}",
+        'mail_host = "localhost"',
+        f"imaps_port = {chosen['imaps']}",
+        f"submission_port = {chosen['submission-ville' if operator.key == 'ville' else 'submission']}",
+        f"submissions_port = {chosen['submissions-ville' if operator.key == 'ville' else 'submissions']}",
+        'address_book_host = "localhost"',
+        f"address_book_port = {chosen['ldaps']}",
+        f"ca = {text(str(world.anchors))}",
         "[metrics]",
         f"port = {chosen[f'metrics-{operator.key}']}",
         # No DNS knows the domains of the demonstration.
@@ -422,6 +433,7 @@ def _write_endpoints(world: World, known: Mapping[str, str], chosen: Mapping[str
                 "password": known[mailbox.address],
                 "submission": at("submission-ville" if operator.key == "ville" else "submission"),
                 "submissions": at("submissions-ville" if operator.key == "ville" else "submissions"),
+                "discovery": at(f"discovery-{operator.key}"),
             }
             for operator in OPERATORS
             for mailbox in operator.mailboxes

@@ -23,6 +23,7 @@ from config.follow_up_answers import FollowUpCollector
 from config.gateway.arriving import open_arriving
 from config.gateway.asking import open_control
 from config.gateway.belief import open_belief
+from config.gateway.discovery import open_discovery
 from config.gateway.doors import open_doors
 from config.gateway.following import open_following
 from config.gateway.heads import publish_heads
@@ -147,6 +148,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     # The doors, last: whatever they accept can be worked on.
     doors = await open_doors(process, spool, belief, places, incoming, accounts, mailboxes, oidc, reloading, stack)
     await open_certificate_door(process, belief, mailboxes, served.passes, reloading, stack)
+    await open_discovery(process, trust, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(
         process, spooling, places.directory, trust_list, parse, exists, mail_collectors, intake_threads, running, stack

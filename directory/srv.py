@@ -68,8 +68,7 @@ class SrvLookup:
         self._resolver.lifetime = seconds
         self._resolver.cache = dns.resolver.LRUCache(5_000)
         if servers:
-            parsed = [_address(each) for each in servers]
-            self._resolver.nameservers = [dns.nameserver.Do53Nameserver(host, port) for host, port in parsed]
+            self._resolver.nameservers = nameservers(servers)
 
     def __call__(self, domain: str) -> list[SrvRecord]:
         """The LDAP servers of a domain (`_ldap._tcp`); empty when it has none, or says so with the target `.`.
@@ -87,6 +86,11 @@ class SrvLookup:
             for each in list(answer)[:MOST_SERVERS]
         ]
         return [each for each in records if each.target not in ("", ".")]
+
+
+def nameservers(servers: Iterable[str]) -> list[str | dns.nameserver.Nameserver]:
+    """`address` or `address:port` (`[v6]:port`) as dnspython asks them. Raises ValueError when one is no address."""
+    return [dns.nameserver.Do53Nameserver(*_address(each)) for each in servers]
 
 
 def _address(text: str) -> tuple[str, int]:

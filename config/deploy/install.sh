@@ -12,8 +12,9 @@ cd "$project"
 
 runtime_packages="python3 python3-venv python3-dev gcc libc6-dev libldap2-dev libsasl2-dev ca-certificates
  slapd ldap-utils dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve dovecot-managesieved fonts-dejavu-core"
-dev_packages="openssl curl isync swaks procps gpgsm gpg-agent libnss3-tools softhsm2 prometheus postgresql"
-proof_packages="default-jdk-headless libbcmail-java clamav-daemon"
+dev_packages="openssl curl isync swaks procps gpgsm gpg-agent libnss3-tools softhsm2 prometheus postgresql
+ neomutt mutt msmtp fetchmail getmail6"
+proof_packages="default-jdk-headless libbcmail-java clamav-daemon thunderbird thunderbird-l10n-fr iproute2"
 packages=$runtime_packages
 [ "$kind" != runtime ] && packages="$packages $dev_packages"
 [ "$kind" = proof ] && packages="$packages $proof_packages"

@@ -36,6 +36,7 @@ class Directory:
 def loaded(tmp_path: Path) -> SimpleNamespace:
     settings = SimpleNamespace(
         trust=SimpleNamespace(anchors="anchors.pem", operator_chain="operator.pem"),
+        discovery=None,
         submission=SimpleNamespace(chain="submission.pem"),
         operator=SimpleNamespace(postmaster="postmaster@op1.example"),
         mailboxes=SimpleNamespace(lmtp_socket="lmtp"),

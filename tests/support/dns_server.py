@@ -154,8 +154,8 @@ class _Udp(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def dns_server() -> AsyncIterator[DnsServer]:
-    """Running on a loopback port of its own, the same for both transports."""
+async def dns_server(port: int = 0) -> AsyncIterator[DnsServer]:
+    """Running on that loopback port, or one of its own, the same for both transports."""
     server = DnsServer()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -170,7 +170,7 @@ async def dns_server() -> AsyncIterator[DnsServer]:
 
     loop = asyncio.get_running_loop()
     for _ in range(20):
-        tcp = await asyncio.start_server(over_tcp, "127.0.0.1", 0)
+        tcp = await asyncio.start_server(over_tcp, "127.0.0.1", port)
         server.port = tcp.sockets[0].getsockname()[1]
         try:
             udp, _ = await loop.create_datagram_endpoint(
