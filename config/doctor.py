@@ -171,17 +171,15 @@ def _configuration(path: Path) -> Iterator[Finding]:
         yield Finding("problem", "configuration", str(error))
         return
     yield Finding("ok", "configuration", f"{path} is understood")
-    trust = loaded.settings.trust
-    yield from _certificates(loaded, trust.anchors)
-    yield from _certificates(loaded, trust.operator_chain)
-    if loaded.settings.submission is not None:
-        yield from _certificates(loaded, loaded.settings.submission.chain)
-    for name in (trust.list, trust.operator_key):
-        if not name.startswith(("http://", "https://")) and not loaded.path(name).exists():
-            yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
-    yield from _trust_list(loaded)
+    if loaded.settings.connect is None:
+        yield from _operator(loaded)
+    else:
+        from config.connector.examining import examine_connector
+
+        for level, sentence in examine_connector(loaded):
+            yield Finding(level, "connector", sentence)
+        yield from _certificates(loaded, loaded.settings.trust.anchors)
     yield from _revocation(loaded)
-    yield from _tls_files(loaded)
     from config.screening_service import scanner_findings
     from config.store_doctor import examine_store
 
@@ -191,6 +189,19 @@ def _configuration(path: Path) -> Iterator[Finding]:
         yield Finding(level, "scanner", sentence)
     if loaded.settings.identity.environment == "test":
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
+
+
+def _operator(loaded: Loaded) -> Iterator[Finding]:
+    trust = loaded.settings.trust
+    yield from _certificates(loaded, trust.anchors)
+    yield from _certificates(loaded, trust.operator_chain)
+    if loaded.settings.submission is not None:
+        yield from _certificates(loaded, loaded.settings.submission.chain)
+    for name in (trust.list, trust.operator_key):
+        if not name.startswith(("http://", "https://")) and not loaded.path(name).exists():
+            yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
+    yield from _trust_list(loaded)
+    yield from _tls_files(loaded)
 
 
 def _trust_list(loaded: Loaded) -> Iterator[Finding]:
