@@ -196,11 +196,17 @@ def _import(vault: KeyVault, content: bytes, terminal: Terminal) -> list[str]:
         if len(named) != 1:
             raise KeyFileError("names no mailbox, or several: import it with relais keys import --address")
         check_address(named[0], pair.certificate)
+        unfit: VaultError | None = None
+        fitting = []
         for use in KeyUse:
             try:
                 check_fitness(use, pair.certificate)
-            except VaultError:
-                continue
+                fitting.append(use)
+            except VaultError as error:
+                unfit = error
+        if unfit is not None and not fitting:
+            raise unfit
+        for use in fitting:
             vault.install(named[0], use, pair.key, pair.certificate, pair.chain)
             imported.append(f"{named[0]} ({use.value})")
     return imported

@@ -74,7 +74,7 @@ def a_day(cabinet: Practice) -> None:
 
     # What nobody here has a key for is not lost: its reader sees that it is there.
     stranger = DemonstrationAuthority.load(World(cabinet.up.state).authority)
-    other = stranger.issue_mailbox(TOWN.address, "Ancienne clef", "encryption", "rsa2048").certificate
+    other = stranger.issue_mailbox(TOWN.address, "Ancienne clef", "encryption").certificate
     unopened = protected(cabinet, CLINIC.address, TOWN.address, other)
     leave_upstream(cabinet, unopened)
     arrived = cabinet.wait(TOWN, unopened)
