@@ -25,7 +25,7 @@ from config.connector.sections import ConnectSettings
 from config.control import ControlSocket
 from config.directory_answers import DirectoryAnswers
 from config.directory_service import open_register, open_writer
-from config.door_service import DoorCollector, door_options, limits_of
+from config.door_service import RELOADED, DoorCollector, door_options, limits_of
 from config.gateway.belief import open_validator
 from config.gateway.doors import listen
 from config.gateway.heads import publish_heads
@@ -56,7 +56,7 @@ from mta.practice import FileUnopened, NoticesStayHere
 from mta.protecting import ProtectStage
 from mta.queue import Queue
 from mta.smtp.client import Timeouts
-from mta.smtp.door import SubmissionDoor
+from mta.smtp.door import DoorOptions, SubmissionDoor
 from mta.smtp.relay import RelayAccount, RelayOptions, RelayTarget
 from mta.spool import Spool
 from mta.worker import Worker
@@ -91,7 +91,8 @@ class _EveryDomain:
 
 
 class _FromOurOperators(Incoming):
-    """What we collect from an operator of ours is as good as that operator's word: receipts are."""
+    """Receipts that we collect from an operator of ours are believed as its own word: nobody else reports to us, and
+    all that follows is that we stop waiting for them."""
 
     def __init__(self, loaded: Loaded, connect: ConnectSettings, partners: PartnerBook) -> None:
         super().__init__(
@@ -170,7 +171,8 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     )
 
     # What comes in: the mail program's mail, the operators' mailboxes, the practice software's letters.
-    door = await _open_door(loaded, connect, spool, accounts, exists, reloading, stack)
+    options = door_options(settings)
+    door = await _open_door(loaded, connect, options, spool, accounts, exists, reloading, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(
         process,
@@ -201,7 +203,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     collectors = (
         RevocationCollector(revocation),
         mail_collectors,
-        DoorCollector([door], door_options(settings)),
+        DoorCollector([door], options),
         QueueCollector(queue, retention),
     )
     await open_metrics(process, store, spooling, places.directory, alive, collectors, stack)
@@ -258,6 +260,7 @@ def _beside_the_reader(stages: Sequence[Stage], host: str) -> tuple[Stage, ...]:
 async def _open_door(
     loaded: Loaded,
     connect: ConnectSettings,
+    options: DoorOptions,
     spool: Spool,
     accounts: Accounts,
     exists: Callable[[str], bool],
@@ -265,17 +268,14 @@ async def _open_door(
     stack: AsyncExitStack,
 ) -> SubmissionDoor:
     """For the mail program of this machine; every recipient is elsewhere. Raises `SettingsError`."""
-    settings = loaded.settings
     try:
         context = followed_service_server("submission", loaded.state / CHAIN, loaded.state / KEY)
     except TlsMaterialError as error:
         raise SettingsError(f"TLS cannot be set up: {error}; is this started by relais connect?") from error
-    door = SubmissionDoor(
-        spool, accounts, exists, lambda domain: False, _EveryDomain().is_trusted, context, door_options(settings)
-    )
+    door = SubmissionDoor(spool, accounts, exists, lambda domain: False, _EveryDomain().is_trusted, context, options)
     await listen(functools.partial(door.start, implicit_tls=True), "127.0.0.1", connect.submissions_port)
     stack.push_async_callback(door.stop)
-    reloading.follow(["spool.max_message_bytes", "doors"], lambda changed: door.reload(limits_of(changed)))
+    reloading.follow(["spool.max_message_bytes", *RELOADED], lambda changed: door.reload(limits_of(changed)))
     return door
 
 

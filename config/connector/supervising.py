@@ -22,15 +22,13 @@ from mta.mailboxes.dovecot import DovecotOptions, MailboxRealm, PrivateDovecot
 log = structlog.get_logger(__name__)
 
 
-async def connect(
-    loaded: Loaded, path: Path, say: Callable[[str], None], ready: Callable[[Supervisor], None] = lambda _: None
-) -> None:
-    """Start both and stay until SIGINT or SIGTERM. `path` is the file `loaded` comes from; `ready` is told once both
-    answer. Raises `UpError` or `StartError`."""
+async def connect(loaded: Loaded, path: Path, say: Callable[[str], None]) -> None:
+    """Start both and stay until SIGINT, SIGTERM or SIGHUP. `path` is the file `loaded` comes from. Raises `UpError` or
+    `StartError`."""
     state = loaded.state
     lock = only_one(state)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     logs = state / "log"
     logs.mkdir(exist_ok=True, mode=0o700)
@@ -51,7 +49,6 @@ async def connect(
         if made:
             say(f"Let your mail program trust {state / AUTHORITY}.")
         log.info("connect.ready", children=supervisor.pids())
-        ready(supervisor)
         return True
 
     try:

@@ -146,7 +146,11 @@ class SmtpConnection(asyncio.Protocol):
                     _, connection = await loop.create_unix_connection(lambda: cls(timeouts), unix_path)
                 else:
                     _, connection = await loop.create_connection(
-                        lambda: cls(timeouts), host, port, ssl=context, server_hostname=server_hostname if context else None
+                        lambda: cls(timeouts),
+                        host,
+                        port,
+                        ssl=context,
+                        server_hostname=server_hostname if context else None,
                     )
         except TimeoutError:
             raise ConnectionBrokenError("connect", "timeout") from None
