@@ -60,6 +60,9 @@ def first_time(state: Path, terminal: Terminal, discover: Callable[[str], Found]
     if (state / FILE).exists():
         raise FirstTimeError(f"{state / FILE} exists: edit it, or choose another --state")
     make_private_directory(state)
+    if any(state.iterdir()) and not (state / MARK).exists():
+        # started as root, everything in a state directory becomes the service user's
+        raise FirstTimeError(f"{state} holds files that are not Relais's: choose an empty directory for --state")
     (state / MARK).touch(mode=0o644)
     connect = _Answers(
         [
@@ -80,7 +83,9 @@ def first_time(state: Path, terminal: Terminal, discover: Callable[[str], Found]
         found = discover(address.rpartition("@")[2])
         ldaps = ldaps or found.ldaps
         accounts.append(_account(state, terminal, address, found))
-    connect.put("inbox_folder", terminal.ask("Folder for the practice software (empty: none)"))
+    if folder := terminal.ask("Folder for the practice software (empty: none)"):
+        connect.put("inbox_folder", str(Path(folder).expanduser()))
+        make_private_directory(state / Path(folder).expanduser())
     directory = _directory(state, terminal, ldaps)
     _vault(state, terminal)
     write_durably(state / LOCAL_PASSWORD, secrets.token_urlsafe(12).encode())

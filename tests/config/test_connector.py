@@ -287,6 +287,7 @@ async def test_what_the_dns_says_is_not_asked(tmp_path: Path, dns: DnsServer) ->
     assert "imap.medecin.example, port 993, TLS" in result.output
     settings = load(state / "relais.toml", {}).settings
     assert settings.connect is not None
+    assert (state / "recus").is_dir()
     (account,) = settings.connect.accounts
     assert (account.address, account.imap_host, account.smtp_host) == (
         ADDRESS,
@@ -303,6 +304,14 @@ async def test_what_the_dns_says_is_not_asked(tmp_path: Path, dns: DnsServer) ->
     again = await asyncio.to_thread(CliRunner().invoke, relais, ["connect", "--init", "--state", str(state)])
     assert again.exit_code == 1
     assert "exists" in again.output
+
+
+def test_a_directory_of_others_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("")
+    result = CliRunner().invoke(relais, ["connect", "--init", "--state", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "not Relais's" in result.output
+    assert [each.name for each in tmp_path.iterdir()] == ["passwd"]
 
 
 def test_without_a_file_it_says_how_to_begin(tmp_path: Path) -> None:
