@@ -187,6 +187,15 @@ async def test_each_mailbox_has_its_own_way(space: TrustSpace) -> None:
     assert (len(town.contents), len(clinic.contents)) == (1, 2)
 
 
+async def test_a_certificate_signs_in_by_itself(space: TrustSpace) -> None:
+    operator = Operator(space.service(), mechanisms="PLAIN EXTERNAL")
+    operator.knows["EXTERNAL"] = b"dr.gris@ville.example"
+    async with listening(operator):
+        mine = account(space, operator, sign_in=SignIn.CERTIFICATE, secret=None)
+        async with relaying(mine) as target:
+            assert isinstance(await target.deliver(MESSAGE), Delivered)
+
+
 @pytest.mark.parametrize("sign_in", [SignIn.PASSWORD, SignIn.TOKEN])
 async def test_a_refused_secret_is_not_said_again_until_it_changes(space: TrustSpace, sign_in: SignIn) -> None:
     operator = Operator(space.service())
