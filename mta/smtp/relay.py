@@ -20,7 +20,7 @@ from mta import refusals
 from mta.collecting_options import SecretUnavailableError, SignIn
 from mta.header import author_of
 from mta.message import Deferred, Failed, Message, Outcome
-from mta.smtp.client import Answered, ConnectionBrokenError, SmtpConnection, Timeouts, Transaction
+from mta.smtp.client import Answered, ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, Transaction
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import Counts, Job, NotOpenedError, Pool, PoolOptions, delivered
 from mta.smtp.target import REQUIRE_TLS, UTF8, admissible, check_message, dsn_request, international
@@ -87,9 +87,11 @@ class RelayTarget:
         account = self._accounts.get((message.sender or _author(message.content)).lower())
         if account is None:
             return Failed(Refused(refusals.SENDER_NOT_ALLOWED))
-        dsn = dsn_request(message)
+        # The operator cannot see that what is encrypted is a reading receipt, and lets nobody else write with a null
+        # reverse-path; that nothing answers it (RFC 8098 §3), NEVER says as well.
+        dsn = dsn_request(message) if message.sender else DsnRequest(notify="NEVER")
         transaction = Transaction(
-            message.sender,
+            message.sender or account.address,
             message.recipient,
             message.content,
             dsn,

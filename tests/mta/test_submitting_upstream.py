@@ -46,6 +46,7 @@ class Operator:
         self.knows: dict[str, bytes] = {}
         """The response by mechanism that opens."""
         self.said: list[str] = []
+        self.commands: list[str] = []
         self.responses: list[bytes] = []
         self.contents: list[bytes] = []
         self.port = 0
@@ -73,6 +74,7 @@ class Operator:
             command = await line()
             verb = command.partition(" ")[0].upper()
             self.said.append(verb)
+            self.commands.append(command)
             answer = self.answers.get(verb, "")
             if answer is None:
                 return
@@ -185,6 +187,12 @@ async def test_each_mailbox_has_its_own_way(space: TrustSpace) -> None:
             assert isinstance(stranger, Failed)
             assert stranger.reason.refusal is refusals.SENDER_NOT_ALLOWED
     assert (len(town.contents), len(clinic.contents)) == (1, 2)
+    mail, rcpt = (
+        next(each for each in reversed(clinic.commands) if each.startswith(verb)) for verb in ("MAIL", "RCPT")
+    )
+    # what the operator cannot recognise as a receipt it would not take with a null reverse-path
+    assert mail.startswith("MAIL FROM:<dr.gris@clinique.example>")
+    assert "NOTIFY=NEVER" in rcpt
 
 
 async def test_a_certificate_signs_in_by_itself(space: TrustSpace) -> None:
