@@ -164,7 +164,7 @@ class DropFolder:
         try:
             stem = _free_stem(target, pair.stem)
             for name, content in _results(stem, pair.stem, digest, result):
-                _write(target, name, content)
+                write_into(target, name, content)
             _move(folder, pair.stem + ".to", pair.recipients, target, stem + ".to")
             _move(folder, pair.stem + ".xml", pair.document, target, stem + ".xml")
         finally:
@@ -306,7 +306,7 @@ def _results(stem: str, original: str, digest: str, result: LetterResult) -> Ite
     yield f"{stem}.result.json", json.dumps(told, indent=1).encode("ascii") + b"\n"
 
 
-def _write(folder: int, name: str, content: bytes) -> None:
+def write_into(folder: int, name: str, content: bytes) -> None:
     """Whole or not at all, also after a power cut; readable by the group when the folder is."""
     partial = f".{name}.part"
     with suppress(FileNotFoundError):

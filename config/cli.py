@@ -457,6 +457,7 @@ for _name, _text in (
     ("restore", "Bring a backup back into an empty state directory."),
 ):
     relais.add_command(LazyCommand(_name, "config.backup_command", _text))
+relais.add_command(LazyCommand("connect", "config.connector_command", "Run beside the doctor: the practice connector."))
 
 
 def main() -> None:

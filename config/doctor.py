@@ -191,6 +191,27 @@ def _configuration(path: Path) -> Iterator[Finding]:
         yield Finding("problem", "configuration", str(error))
         return
     yield Finding("ok", "configuration", f"{path} is understood")
+    if loaded.settings.connect is None:
+        yield from _operator(loaded)
+    else:
+        from config.connector.examining import examine_connector
+
+        for level, sentence in examine_connector(loaded):
+            yield Finding(level, "connector", sentence)
+        yield from _certificates(loaded, loaded.settings.trust.anchors)
+    yield from _revocation(loaded)
+    from config.screening_service import scanner_findings
+    from config.store_doctor import examine_store
+
+    for level, sentence in examine_store(loaded):
+        yield Finding(level, "database", sentence)
+    for level, sentence in scanner_findings(loaded):
+        yield Finding(level, "scanner", sentence)
+    if loaded.settings.identity.environment == "test":
+        yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
+
+
+def _operator(loaded: Loaded) -> Iterator[Finding]:
     trust = loaded.settings.trust
     yield from _certificates(loaded, trust.anchors)
     yield from _certificates(loaded, trust.operator_chain)
@@ -202,20 +223,11 @@ def _configuration(path: Path) -> Iterator[Finding]:
         if not name.startswith(("http://", "https://")) and not loaded.path(name).exists():
             yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
     yield from _trust_list(loaded)
-    yield from _revocation(loaded)
     yield from _tls_files(loaded)
     from config.discovery_service import discovery_findings
-    from config.screening_service import scanner_findings
-    from config.store_doctor import examine_store
 
-    for level, sentence in examine_store(loaded):
-        yield Finding(level, "database", sentence)
-    for level, sentence in scanner_findings(loaded):
-        yield Finding(level, "scanner", sentence)
     for level, sentence in discovery_findings(loaded):
         yield Finding(level, "discovery", sentence)
-    if loaded.settings.identity.environment == "test":
-        yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
 
 
 def _trust_list(loaded: Loaded) -> Iterator[Finding]:

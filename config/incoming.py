@@ -15,7 +15,7 @@ from config.settings import Loaded, Settings, SettingsError
 from directory.partners import PartnerBook
 from mta.authors import AuthorCheck
 from mta.collecting import Collector as MailCollector
-from mta.collecting_options import After, CollectorOptions, SignIn
+from mta.collecting_options import After, CollectorOptions, SignIn, Stays
 from mta.dns import DnsOptions, Resolver
 from mta.evaluation import DkimKeys, EvaluationOptions, Evaluator
 from mta.mailboxes.rules import MailboxRules
@@ -175,11 +175,12 @@ async def open_lmtp(door: LmtpDoor, loaded: Loaded, listener: LmtpListener, *, f
 
 def collector_options(loaded: Loaded, section: CollectSettings) -> CollectorOptions:
     """One upstream mailbox. Raises `SettingsError`."""
+    connect = loaded.settings.connect
     try:
         context = ssl.create_default_context(cafile=str(loaded.path(section.ca)))
         if section.certificate:
             context.load_cert_chain(loaded.path(section.certificate), loaded.path(section.key or section.certificate))
-        sign_in, secret = _upstream_secret(loaded, section)
+        sign_in, secret = upstream_secret(loaded, section)
         return CollectorOptions(
             name=section.name,
             host=section.host,
@@ -192,7 +193,11 @@ def collector_options(loaded: Loaded, section: CollectSettings) -> CollectorOpti
             deliver_to=section.deliver_to,
             context=context,
             max_message_bytes=loaded.settings.spool.max_message_bytes,
-            trace_host=loaded.settings.operator.host,
+            stays=Stays(section.stays),
+            to_folder=connect is not None and bool(connect.inbox_folder),
+            # what a connector has sent to its own mailbox comes back to it, and all connectors have one name
+            trace_host="" if connect else loaded.settings.operator.host,
+            longest_pause=60.0 if connect else 300.0,
             sign_in=sign_in,
             secret=secret,
         )
@@ -200,7 +205,7 @@ def collector_options(loaded: Loaded, section: CollectSettings) -> CollectorOpti
         raise SettingsError(f"collect {section.name} cannot be used: {error}") from error
 
 
-def _upstream_secret(loaded: Loaded, section: CollectSettings) -> tuple[SignIn, Callable[[], str] | None]:
+def upstream_secret(loaded: Loaded, section: CollectSettings) -> tuple[SignIn, Callable[[], str] | None]:
     """How to sign in, and what gives the password or token. Raises ValueError, or OSError for a file that is missing:
     later it may be away for a while, but at the start that is a mistake."""
     if sum(map(bool, (section.password_file, section.token_file, section.token_uri))) > 1:

@@ -29,7 +29,9 @@ def expiries(loaded: Loaded, vault: KeyVault) -> Certificates:
     Read at most once in `_EXPIRIES_SECONDS`: the vault opens a file for each certificate.
     """
     settings = loaded.settings
-    files = {"anchors": settings.trust.anchors, "operator": settings.trust.operator_chain}
+    files = {"anchors": settings.trust.anchors}
+    if settings.trust.operator_chain:
+        files["operator"] = settings.trust.operator_chain
     if settings.submission is not None:
         files["submission"] = settings.submission.chain
     if settings.discovery is not None and settings.discovery.chain:

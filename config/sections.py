@@ -368,6 +368,8 @@ class CollectSettings(Strict, frozen=True, kw_only=True):
     folder: str = "INBOX"
     after: Literal["flag", "move"] = "flag"
     move_to: str = "Relais"
+    stays: Literal["everything", "encrypted", "nothing"] = "everything"
+    """What may be left upstream of what we have, marked or moved; the rest is removed there."""
     deliver_to: Address
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from config.connector.expanding import SECTION, ConnectError, expand
+from config.connector.sections import ConnectSettings
 from config.sections import (
     AccountSettings,
     CertificateImapSettings,
@@ -98,6 +100,8 @@ class Settings(Strict, frozen=True, kw_only=True):
     journal: JournalSettings = JournalSettings()
     accounts: AccountSettings = AccountSettings()
     oidc: tuple[OidcSettings, ...] = ()
+    connect: ConnectSettings | None = None
+    """A practice connector, which says everything here (`config.connector`); None: an operator's gateway."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -125,8 +129,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
         raise SettingsError(f"{path} is not valid TOML: {error}") from error
     _override(raw, environ)
     try:
-        settings = msgspec.convert(raw, Settings, strict=False)
-    except msgspec.ValidationError as error:
+        settings = msgspec.convert(expand(raw) if SECTION in raw else raw, Settings, strict=False)
+    except (msgspec.ValidationError, ConnectError) as error:
         raise SettingsError(f"{path}: {error}") from error
     names = [each.name for each in settings.collect]
     if len(set(names)) < len(names):

@@ -125,7 +125,7 @@ async def up(
     all went well). Raises `UpError` or `StartError`.
     """
     world = World(state)
-    lock = _lock(state)
+    lock = only_one(state)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -168,10 +168,10 @@ async def up(
         return Running(world, endpoints, supervisor.pids)
 
     try:
-        running = await _unless_stopped(bring_up(), stop)
+        running = await unless_stopped(bring_up(), stop)
         well: bool | None = None
         if running is not None and then is not None:
-            well = await _unless_stopped(then(running), stop)
+            well = await unless_stopped(then(running), stop)
         if oneshot:
             # A signal before the end: it did not arrive, or it did not even start.
             return bool(well) if then is not None else running is not None
@@ -201,7 +201,7 @@ def become_service(state: Path) -> Path:
     return state
 
 
-async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     """The result of `work`, or None when a signal ends it first."""
     task = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
@@ -214,14 +214,14 @@ async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     return None
 
 
-def _lock(state: Path) -> int:
-    """One `relais up` per state directory, however the last one ended."""
+def only_one(state: Path) -> int:
+    """One supervisor per state directory, however the last one ended."""
     descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise UpError(f"another relais up already uses {state}: stop it first, or choose --state") from error
+        raise UpError(f"another relais up or connect uses {state}: stop it first, or choose --state") from error
     return descriptor
 
 

@@ -1,7 +1,8 @@
 """One gateway, put together: settings become options, rooms get what they need, doors open last.
 
 Reading `_start` top to bottom is reading the road: store, trust, directory, spool, stages, targets, doors. Each part of
-it is a module of `config.gateway`.
+it is a module of `config.gateway`. A practice connector's shorter road, of the same parts, is
+`config.connector.serving`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import structlog
 
 from config import allocator, logs
 from config.answers import Answers
+from config.connector.serving import start as start_connector
 from config.directory_service import DirectoryCollector, open_writer
 from config.door_service import DoorCollector
 from config.follow_up_answers import FollowUpCollector
@@ -78,7 +80,8 @@ async def serve(
         reloading.follow(["log"], lambda settings: logs.set_level(settings.log.level or log_level))
         if path is not None:
             _reload_at_hangup(reloading)
-        await _start(Process(loaded, process_number), stack, reloading)
+        start = start_connector if loaded.settings.connect else _start
+        await start(Process(loaded, process_number), stack, reloading)
         reloading.ready()
         allocator.collect_rarely()
         log.info("gateway.ready", operator=loaded.settings.operator.host)
@@ -122,8 +125,10 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     stack.push_async_callback(resolver.close)
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
     arriving = open_arriving(loaded, store, places, mailboxes.registry.find)
-    follow = open_following(process, store, belief, spool)
-    stages = make_stages(loaded, store, belief, places, incoming, dkim_key_of, parse, threads, spool, arriving, follow)
+    follow = open_following(process, store, trust_list.is_trusted, spool)
+    stages = make_stages(
+        loaded, store, belief.validator, places, incoming, dkim_key_of, parse, threads, spool, arriving, follow
+    )
     notices = Notices(store.database, process.name, store.clock)
     targets = open_targets(
         loaded, store, belief, places, spool, incoming, notices, parse, mailboxes, arriving.wants_readings, stack
@@ -141,7 +146,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     worker = Worker(spool, stages.in_order, targets.by_kind, work, store.clock)
 
     # Who is told how it ended, and of what takes too long.
-    telling = start_telling(process, store, belief, spool, incoming, notices, parse, running, follow)
+    telling = start_telling(process, store, trust_list.is_trusted, spool, incoming, notices, parse, running, follow)
     if oidc:
         running.start(oidc, "oidc")
 

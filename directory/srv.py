@@ -1,4 +1,4 @@
-"""Where a domain's own LDAP servers are: SRV records, in the order RFC 2782 wants them tried.
+"""Where a domain's own servers are, of LDAP first of all: SRV records, in the order RFC 2782 wants them tried.
 
 Small and synchronous, beside the resolver of `mta`, because the directory answers in threads and lies below it.
 """
@@ -70,17 +70,17 @@ class SrvLookup:
         if servers:
             self._resolver.nameservers = nameservers(servers)
 
-    def __call__(self, domain: str) -> list[SrvRecord]:
-        """The LDAP servers of a domain (`_ldap._tcp`); empty when it has none, or says so with the target `.`.
+    def __call__(self, domain: str, service: str = "_ldap._tcp") -> list[SrvRecord]:
+        """The servers of a domain for a service; empty when it has none, or says so with the target `.`.
 
         Raises `DirectoryUnavailableError` when nobody could say.
         """
         try:
-            answer = self._resolver.resolve(f"_ldap._tcp.{domain}.", dns.rdatatype.SRV, search=False)
+            answer = self._resolver.resolve(f"{service}.{domain}.", dns.rdatatype.SRV, search=False)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except (dns.exception.DNSException, OSError, ValueError):
-            raise DirectoryUnavailableError("the DNS does not say where a domain's directory is") from None
+            raise DirectoryUnavailableError("the DNS does not say where a domain's servers are") from None
         records = [
             SrvRecord(each.priority, each.weight, each.port, each.target.to_text(omit_final_dot=True).lower())
             for each in list(answer)[:MOST_SERVERS]

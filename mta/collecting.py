@@ -6,6 +6,9 @@ Message-ID and a digest of the message without the trace fields each hop adds. U
 purpose: a mailbox that is rebuilt (new UIDVALIDITY, RFC 9051 §2.3.1.1), or in which the same message stands twice,
 would otherwise give copies. A message without Message-ID is told apart by all its octets.
 
+What we have stays upstream, marked, or moves into a folder there; where not everything may stay (`Stays`), the rest is
+removed.
+
 What we cannot carry (too large, bare line ends, no readable author) stays upstream unmarked, is counted and logged
 once, and is not asked for again until the next start. What the server cannot give, or what breaks the connection each
 time, comes behind the others and is asked for ever more rarely: it holds up nobody. The server is believed in nothing:
@@ -29,7 +32,7 @@ from aioimaplib import aioimaplib
 from sqlalchemy.exc import SQLAlchemyError
 
 from mta import refusals
-from mta.collecting_options import After, CollectorOptions, CollectorStatus, SecretUnavailableError, SignIn
+from mta.collecting_options import After, CollectorOptions, CollectorStatus, SecretUnavailableError, SignIn, Stays
 from mta.delivery import Duplicate, NewDelivery, Submission
 from mta.header import author_of, message_id_of
 from mta.imap_client import ANSWER_BYTES, BoundedClient
@@ -42,7 +45,7 @@ from smime.mime import Entity, MimeError, parse_entity
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
 
-__all__ = ["KEYWORD", "After", "Collector", "CollectorOptions", "CollectorStatus", "SignIn"]
+__all__ = ["KEYWORD", "After", "Collector", "CollectorOptions", "CollectorStatus", "SignIn", "Stays"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ KEYWORD = "$RelaisCollected"
 
 _TRACE_FIELDS = frozenset({"return-path", "received", "delivered-to", "x-original-to", "envelope-to"})
 """What each way to the mailbox adds on top: two copies of one message differ in them (RFC 5321 §4.4)."""
+_SMIME = ("application/pkcs7-mime", "application/x-pkcs7-mime")
 _BREATH = 0.05
 """Seconds between two looks, however often the server says that something arrived."""
 _SIZES_AT_ONCE = 50
@@ -82,6 +86,7 @@ class Collector:
         self._options = options
         self._spool = spool
         self._exists = exists
+        self._targets = (TargetKind.MAILBOX, *((TargetKind.FOLDER,) if options.to_folder else ()))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
         self._status = CollectorStatus()
         self._task: asyncio.Task[None] | None = None
@@ -333,7 +338,11 @@ class Collector:
             self._status = replace(self._status, repeated=self._status.repeated + 1)
         else:
             self._status = replace(self._status, collected=self._status.collected + 1)
-        await self._mark(client, mark, uid)
+        stays = self._options.stays
+        if stays is Stays.NOTHING or (stays is Stays.ENCRYPTED and not is_encrypted(content)):
+            await self._remove(client, uid)
+        else:
+            await self._mark(client, mark, uid)
         self._done.add(uid)  # not before: when the connection broke, it is marked at the next look
 
     def _leave(self, refused: Refused, uid: int) -> None:
@@ -356,6 +365,20 @@ class Collector:
                 answer = await client.uid("MOVE", str(uid), aioimaplib.quoted(self._options.move_to))
         if answer.result != "OK":
             _log.warning("collector %s: the server does not let us mark UID %d", self._options.name, uid)
+
+    async def _remove(self, client: BoundedClient, uid: int) -> None:
+        """This message and no other: without UIDPLUS (RFC 4315) it is only marked, for EXPUNGE would take away what
+        somebody else has deleted."""
+        client.protocol.allow(ANSWER_BYTES)
+        async with asyncio.timeout(self._options.command_seconds):
+            answer = await client.uid("STORE", str(uid), "+FLAGS.SILENT", r"(\Seen \Deleted)")
+            removed = answer.result == "OK" and client.has_capability("UIDPLUS")
+            if removed:
+                answer = await client.uid("EXPUNGE", str(uid))
+        if removed and answer.result == "OK":
+            self._status = replace(self._status, removed=self._status.removed + 1)
+        else:
+            _log.warning("collector %s: the server does not let us remove UID %d", self._options.name, uid)
 
     async def _sizes(self, client: BoundedClient, uids: Sequence[int]) -> dict[int, int]:
         """RFC822.SIZE by UID, of those that still exist."""
@@ -420,7 +443,7 @@ class Collector:
                 peer=options.name,
                 content=content,
                 content_type="message/rfc822",
-                deliveries=(NewDelivery(options.deliver_to, TargetKind.MAILBOX),),
+                deliveries=tuple(NewDelivery(options.deliver_to, target) for target in self._targets),
                 dedup_key=_dedup_key(options.name, options.deliver_to, message_id, entity),
                 message_id_domain=domain_of(options.deliver_to),
                 message_id=message_id,
@@ -451,6 +474,16 @@ class _Mark:
     """SEARCH criteria."""
     flags: str
     """What STORE adds; empty: the message is moved."""
+
+
+def is_encrypted(content: bytes) -> bool:
+    """Whether the whole message is S/MIME that only a key opens, as far as it says so itself (RFC 8551 §3.2.2)."""
+    try:
+        content_type = parse_entity(content).content_type()
+    except MimeError:
+        return False
+    said = content_type.parameters.get("smime-type", "").lower()
+    return content_type.media_type in _SMIME and said in ("enveloped-data", "authenveloped-data")
 
 
 def _return_path(entity: Entity) -> str:

@@ -35,6 +35,15 @@ class After(Enum):
     MOVE = "move"
 
 
+class Stays(Enum):
+    """What may stay upstream, marked or moved."""
+
+    EVERYTHING = "everything"
+    ENCRYPTED = "encrypted"
+    """What only our key opens; nothing that can be read there but the header of such mail."""
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True, slots=True)
 class CollectorOptions:
     """One upstream mailbox. Raises ValueError for what could not be said to a server safely."""
@@ -55,6 +64,11 @@ class CollectorOptions:
     after: After = After.FLAG
     move_to: str = "Relais"
     """Made when it is missing; for MOVE."""
+    stays: Stays = Stays.EVERYTHING
+    """What is left upstream of what we have; the rest is removed there, this is treated as `after` says."""
+    to_folder: bool = False
+    """Also a delivery to the folder of the practice software (`TargetKind.FOLDER`), on its own: neither waits for the
+    other."""
     max_message_bytes: int = 25 * 1024 * 1024
     hops: int = 30
     trace_host: str = ""
@@ -102,6 +116,8 @@ class CollectorStatus:
     collected: int = 0
     repeated: int = 0
     """Seen again and recognised."""
+    removed: int = 0
+    """Removed upstream, where they were not to stay."""
     oversized: int = 0
     refused: int = 0
     """Left upstream for another reason than size."""

@@ -42,6 +42,8 @@ class TargetKind(Enum):
     DOSSIER = "dossier"
     MLLP = "mllp"
     """A sending system's own listener, for acknowledgements; the recipient is the partner's name."""
+    FOLDER = "folder"
+    """A folder from which practice software takes what arrived, beside the recipient's mailbox."""
 
 
 class DeliveryState(Enum):

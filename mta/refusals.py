@@ -389,6 +389,13 @@ NOTICE_ABOUT_NOTICE = _entry(
     "A receipt may not answer a receipt: turn automatic receipts off for such messages.",
     "Un accusé ne peut pas répondre à un accusé : désactivez les accusés automatiques pour ces messages.",
 )
+SIGN_IN_REFUSED = _entry(
+    "sign-in-refused",
+    451,
+    "4.7.8",
+    "The operator does not accept this mailbox's password, token or certificate: renew it; the mail waits.",
+    "L'opérateur refuse le mot de passe, le jeton ou le certificat de cette boîte : renouvelez-le ; le message attend.",
+)
 
 CATALOGUE = (
     OPERATOR_NOT_LISTED,
@@ -440,4 +447,5 @@ CATALOGUE = (
     TOO_LARGE_TO_SCAN,
     SCANNER_UNAVAILABLE,
     NOTICE_ABOUT_NOTICE,
+    SIGN_IN_REFUSED,
 )

@@ -36,15 +36,7 @@ class Belief:
 
 async def open_belief(loaded: Loaded, store: Store, stack: AsyncExitStack) -> Belief:
     """Raises `SettingsError` when there is nothing to believe."""
-    section = loaded.settings.trust
-    authorities = (
-        _certificates(loaded.path(section.anchors)),
-        _certificates(loaded.path(section.intermediates)) if section.intermediates else [],
-    )
-    revocation = revocation_checker(loaded, *authorities)
-    await asyncio.to_thread(revocation.start)
-    stack.callback(revocation.stop)
-    validator = CertificateValidator(*authorities, revocation, revocation_policies(loaded), source=revocation)
+    revocation, validator = await open_validator(loaded, stack)
     service = await patiently(
         functools.partial(
             TrustService.open,
@@ -56,6 +48,19 @@ async def open_belief(loaded: Loaded, store: Store, stack: AsyncExitStack) -> Be
         revocation,
     )
     return Belief(revocation, validator, service)
+
+
+async def open_validator(loaded: Loaded, stack: AsyncExitStack) -> tuple[Revocation, CertificateValidator]:
+    """The authorities and what they have revoked, without any list. Raises `SettingsError`."""
+    section = loaded.settings.trust
+    authorities = (
+        _certificates(loaded.path(section.anchors)),
+        _certificates(loaded.path(section.intermediates)) if section.intermediates else [],
+    )
+    revocation = revocation_checker(loaded, *authorities)
+    await asyncio.to_thread(revocation.start)
+    stack.callback(revocation.stop)
+    return revocation, CertificateValidator(*authorities, revocation, revocation_policies(loaded), source=revocation)
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from config.gateway.belief import Belief
+from collections.abc import Callable
+
 from config.gateway.store import Store
 from config.node import Process
 from config.settings import SettingsError
@@ -14,8 +15,8 @@ from mta.system_mail import SystemMail
 _MINUTE = 60.0
 
 
-def open_following(process: Process, store: Store, belief: Belief, spool: Spool) -> FollowUp:
-    """Not yet running. Raises `SettingsError`."""
+def open_following(process: Process, store: Store, is_trusted: Callable[[str], bool], spool: Spool) -> FollowUp:
+    """Not yet running. `is_trusted` judges a lower-case mail domain. Raises `SettingsError`."""
     loaded, settings = process.loaded, process.loaded.settings
     operator, patients = settings.operator, settings.identity.patient_domains
     followed = [
@@ -33,9 +34,7 @@ def open_following(process: Process, store: Store, belief: Belief, spool: Spool)
     for each in followed:
         if each.fallback and not each.critical_seconds:
             raise SettingsError("follow.fallback: nothing is handed on without follow.critical_minutes")
-    mail = SystemMail(
-        spool, operator.postmaster, operator.host, operator.domains, belief.trust_list.is_trusted, patients
-    )
+    mail = SystemMail(spool, operator.postmaster, operator.host, operator.domains, is_trusted, patients)
     search = settings.mailboxes.search_socket
     return FollowUp(
         spool,

@@ -18,7 +18,6 @@ from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
 from config.directory_service import learn_with
 from config.gateway.arriving import Arriving
-from config.gateway.belief import Belief
 from config.gateway.places import Places
 from config.gateway.store import Store
 from config.gateway.submission import compose_options, plain_mail_stage
@@ -38,6 +37,7 @@ from mta.spool_reading import SpoolReader
 from smime.dkim import DkimKey, public_record
 from smime.failures import DecryptionFailures
 from smime.policy import GcmVariant, ReadPolicy
+from trust.certificates import CertificateValidator
 from trust.refusals import Refused
 
 DkimKeyOf = Callable[[str], DkimKey | None]
@@ -56,7 +56,7 @@ class Stages:
 def make_stages(
     loaded: Loaded,
     store: Store,
-    belief: Belief,
+    validator: CertificateValidator,
     places: Places,
     incoming: Incoming,
     dkim_key_of: DkimKeyOf,
@@ -80,7 +80,7 @@ def make_stages(
     protect = ProtectStage(
         store.vault,
         places.directory,
-        belief.validator,
+        validator,
         dkim_key_of,
         settings.operator.host,
         Agreements(places.partners, correspondents, settings.smime.floor),
@@ -88,7 +88,7 @@ def make_stages(
     )
     opening = OpenStage(
         store.vault,
-        belief.validator,
+        validator,
         places.partners,
         settings.operator.host,
         own_dkim=own_dkim(dkim_key_of),
@@ -125,7 +125,8 @@ def make_stages(
 def routing_options(settings: Settings) -> RoutingOptions:
     """Where reports may go."""
     return RoutingOptions(
-        local_domains=frozenset(settings.operator.domains),
+        # everybody is elsewhere for a connector, also who has a mailbox of the same domain
+        local_domains=frozenset() if settings.connect else frozenset(settings.operator.domains),
         patient_domains=frozenset(settings.identity.patient_domains),
         dossier=settings.dossier.enabled,
     )

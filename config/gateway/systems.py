@@ -11,7 +11,7 @@ from bridges.cda import read_cda
 from bridges.dropfolder import DropFolder
 from bridges.hl7.door import MllpDoor, MllpOptions
 from bridges.hl7.mllp import FrameError
-from bridges.intake import Intake, IntakeOptions, SendingSystem
+from bridges.intake import Intake, IntakeOptions, SendingSystem, TrustedDomains
 from bridges.letters import Letters
 from config.gateway.doors import listen
 from config.gateway.running import Running
@@ -24,7 +24,6 @@ from directory.resolve import Directory
 from mta.collecting import Collector
 from mta.collecting_options import CollectorOptions
 from mta.spool import Spool
-from trust.list_keeper import ListKeeper
 
 _LOOK_SECONDS = 2.0
 """Between two looks at a drop folder."""
@@ -34,7 +33,7 @@ async def open_systems(
     process: Process,
     spooling: Spooling,
     directory: Directory,
-    trust_list: ListKeeper,
+    trust_list: TrustedDomains,
     parse: Parse,
     exists: Callable[[str], bool],
     collectors: MailCollectors,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bridges.receipts import ReceiptConsumer
 from config.catalogue import CATALOGUE
-from config.gateway.belief import Belief
 from config.gateway.running import Running
 from config.gateway.stages import Parse
 from config.gateway.store import Store
@@ -35,7 +35,7 @@ class Telling:
 def start_telling(
     process: Process,
     store: Store,
-    belief: Belief,
+    is_trusted: Callable[[str], bool],
     spool: Spool,
     incoming: Incoming,
     notices: Notices,
@@ -43,10 +43,10 @@ def start_telling(
     running: Running,
     follow: FollowUp,
 ) -> Telling:
-    """From now on, as soon as something ended."""
+    """From now on, as soon as something ended. `is_trusted` judges a lower-case mail domain."""
     loaded, settings = process.loaded, process.loaded.settings
     operator, patients = settings.operator, settings.identity.patient_domains
-    us = (operator.postmaster, operator.host, operator.domains, belief.trust_list.is_trusted)
+    us = (operator.postmaster, operator.host, operator.domains, is_trusted)
     node, clock = process.name, store.clock
     dsn = DsnConsumer(
         spool,

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,8 @@ class Timeouts:
 
 
 class SmtpConnection(asyncio.Protocol):
-    """One connection, of one event loop. First the coroutines `open`, `hello`, `start_tls`; then transactions."""
+    """One connection, of one event loop. First the coroutines `open`, `hello`, `start_tls` and, at one's own operator,
+    `authenticate`; then transactions."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -124,17 +126,36 @@ class SmtpConnection(asyncio.Protocol):
     # The conversation before mail
 
     @classmethod
-    async def open(cls, host: str, port: int, timeouts: Timeouts, *, unix_path: str = "") -> SmtpConnection:
-        """Connect over TCP, or to `unix_path`, and read the greeting. Raises `ConnectionBrokenError`."""
+    async def open(
+        cls,
+        host: str,
+        port: int,
+        timeouts: Timeouts,
+        *,
+        unix_path: str = "",
+        context: ssl.SSLContext | None = None,
+        server_hostname: str = "",
+    ) -> SmtpConnection:
+        """Connect over TCP, or to `unix_path`, and read the greeting. With `context` under TLS from the first octet
+        (RFC 8314 §3.3), to a server of the name `server_hostname`. Raises `ConnectionBrokenError`, and ssl.SSLError
+        when the handshake fails."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeouts.connect):
                 if unix_path:
                     _, connection = await loop.create_unix_connection(lambda: cls(timeouts), unix_path)
                 else:
-                    _, connection = await loop.create_connection(lambda: cls(timeouts), host, port)
+                    _, connection = await loop.create_connection(
+                        lambda: cls(timeouts),
+                        host,
+                        port,
+                        ssl=context,
+                        server_hostname=server_hostname if context else None,
+                    )
         except TimeoutError:
             raise ConnectionBrokenError("connect", "timeout") from None
+        except ssl.SSLError:
+            raise
         except (OSError, UnicodeError) as error:  # a name that is none
             raise ConnectionBrokenError("connect", getattr(error, "strerror", None) or type(error).__name__) from None
         try:
@@ -178,6 +199,18 @@ class SmtpConnection(asyncio.Protocol):
         if transport is None:
             raise ConnectionBrokenError("TLS handshake", "connection lost")
         self._transport = transport
+        return reply
+
+    async def authenticate(self, mechanism: str, response: bytes) -> Reply:
+        """AUTH with an initial response (RFC 4954 §4), under TLS only. A server that says why before it refuses (RFC
+        7628 §3.2.3) is heard out. Raises `ConnectionBrokenError`."""
+        if self.ssl_object is None:
+            raise ConnectionBrokenError("AUTH", "not in the clear")
+        encoded = b64encode(response) or b"="
+        line = b"AUTH " + mechanism.encode("ascii") + b" " + encoded + b"\r\n"
+        reply = await self._ask("AUTH", line, self._timeouts.command)
+        if reply.code == 334:
+            reply = await self._ask("AUTH", b"\r\n", self._timeouts.command)
         return reply
 
     # Mail

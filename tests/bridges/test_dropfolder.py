@@ -338,7 +338,7 @@ def die_at(state: Path, folder: Path, step: str, call: int) -> None:
         looked(folder, open_house(state, stack).letters)
 
 
-@pytest.mark.parametrize(("step", "call"), [("_write", 2), ("_move", 1), ("_move", 2)], ids=str)
+@pytest.mark.parametrize(("step", "call"), [("write_into", 2), ("_move", 1), ("_move", 2)], ids=str)
 def test_killed_after_sending_it_is_sent_once(folder: Path, tmp_path: Path, step: str, call: int) -> None:
     state = tmp_path / "state"
     state.mkdir()

@@ -29,6 +29,8 @@ def test_every_key_stands_in_the_reference() -> None:
     """A key nobody can find in the file is a key nobody can use."""
     text = REFERENCE.read_text()
     for section in msgspec.structs.fields(Settings):
+        if section.name == "connect":  # a connector's file is another one: config/connect.toml
+            continue
         kind = section.type
         for option in (kind, *getattr(kind, "__args__", ())):
             if isinstance(option, type) and issubclass(option, msgspec.Struct):

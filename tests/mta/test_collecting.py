@@ -20,7 +20,7 @@ import pytest
 
 from mta import collecting as collecting_module
 from mta import refusals
-from mta.collecting import KEYWORD, After, Collector, CollectorOptions, SignIn
+from mta.collecting import KEYWORD, After, Collector, CollectorOptions, SignIn, Stays
 from mta.collecting_options import SecretUnavailableError
 from mta.delivery import Accepted, Duplicate, Lease, Submission
 from mta.message import Origin, TargetKind
@@ -846,3 +846,33 @@ async def test_a_full_folder_that_cannot_be_marked_is_told(
     async with scripted(server, make_spool()) as collector:
         await eventually(lambda: collector.status.trouble == "folder-too-full")
     assert collector.status.collected == 1
+
+
+@pytest.mark.parametrize("stays", list(Stays))
+async def test_only_what_may_stays_upstream(running: Running, user: str, make_spool: MakeSpool, stays: Stays) -> None:
+    sealed = mail(2).replace(
+        b"Subject", b"Content-Type: application/pkcs7-mime; smime-type=authEnveloped-data\r\nSubject"
+    )
+    signed = mail(3).replace(b"Subject", b"Content-Type: application/pkcs7-mime; smime-type=signed-data\r\nSubject")
+    append(running, user, mail(1), sealed, signed)
+    with running.log_in(user, PASSWORD) as client:  # what somebody else has deleted is not ours to expunge
+        client.append("INBOX", r"(\Deleted)", None, mail(4))
+    spool = make_spool()
+    async with collecting(options_for(running, user, stays=stays), spool) as collector:
+        await eventually(lambda: collector.status.collected == 3)
+        gone = {Stays.EVERYTHING: 0, Stays.ENCRYPTED: 2, Stays.NOTHING: 3}[stays]
+        await eventually(lambda: collector.status.removed == gone)
+        await eventually(lambda: search(running, user, f"KEYWORD {KEYWORD}") == 3 - gone)
+    assert len(kept(spool)) == 3
+    assert search(running, user, "DELETED") == 1
+
+
+async def test_the_practice_software_gets_its_own_delivery(running: Running, user: str, make_spool: MakeSpool) -> None:
+    append(running, user, mail(1))
+    spool = make_spool()
+    async with collecting(options_for(running, user, to_folder=True), spool) as collector:
+        await eventually(lambda: collector.status.collected == 1)
+    assert {(lease.target, lease.recipient) for lease, _ in kept(spool)} == {
+        (TargetKind.MAILBOX, HERE),
+        (TargetKind.FOLDER, HERE),
+    }

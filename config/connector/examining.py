@@ -1,0 +1,59 @@
+"""What `relais doctor --config` finds wrong with a connector: files that are missing or open to others, ways to sign in
+that cannot work, folders that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Literal
+
+from config.connector.serving import relay_accounts
+from config.settings import Loaded, SettingsError
+from config.vaults import vault_for
+from trust.vault import KeyUse, KeyVault, VaultError
+
+Level = Literal["ok", "notice", "problem"]
+
+
+def examine_connector(loaded: Loaded) -> Iterator[tuple[Level, str]]:
+    """Level and sentence. Nothing is asked of any server."""
+    connect = loaded.settings.connect
+    assert connect is not None  # noqa: S101 - who calls has asked
+    try:
+        relay_accounts(loaded, connect)
+    except SettingsError as error:
+        yield "problem", str(error)
+    else:
+        yield "ok", f"{len(connect.accounts)} mailboxes can sign in with what the file names"
+    secrets = [connect.local_password_file, connect.directory.password_file]
+    secrets += [each.password_file for each in connect.accounts]
+    for name in filter(None, secrets):
+        yield from _private(loaded, name)
+    yield from _keys(loaded, [each.address for each in connect.accounts])
+    for folder in filter(None, (connect.inbox_folder, *(each.outbox for each in connect.accounts))):
+        if not os.access(loaded.path(folder), os.R_OK | os.W_OK | os.X_OK):
+            yield "problem", f"{loaded.path(folder)} is no folder that can be written: what is for it waits"
+
+
+def _private(loaded: Loaded, name: str) -> Iterator[tuple[Level, str]]:
+    path = loaded.path(name)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        yield "problem", f"{path} cannot be read: {error.strerror}"
+        return
+    if mode & 0o077:
+        yield "problem", f"{path} holds a password and is open to others: chmod 600 {path}"
+
+
+def _keys(loaded: Loaded, addresses: list[str]) -> Iterator[tuple[Level, str]]:
+    try:
+        vault = KeyVault.open(vault_for(loaded))
+    except VaultError as error:
+        yield "problem", str(error)
+        return
+    for address in addresses:
+        lacking = [use.value for use in KeyUse if not vault.certificates(address, use)]
+        if lacking and not loaded.settings.keys.pkcs11_module:
+            yield "problem", f"{address} has no key for {' and '.join(lacking)}: relais keys import FILE.p12"
