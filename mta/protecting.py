@@ -134,11 +134,13 @@ class ProtectStage:
             del entity
             if not clear and own is not OwnProtection.ENCRYPTED:
                 forms.append(encrypt(forms.pop(), certificates, suite))
+            protected = parse_entity(forms.pop())
         except SignerFailedError:
             return Refused(SIGNER_UNAVAILABLE)
         except ValueError:
             return Refused(refusals.CONTENT_INVALID, "the content cannot be signed")
-        content = join_message(received(self._hostname, message) + transport, forms.pop())
+        own = bytes(protected.source[: protected.body_start])
+        section = join_message(received(self._hostname, message) + transport, own)
         dkim = self._dkim_key_of(domain_of(author))
         facts = dict(message.facts)
         if own is not OwnProtection.NONE:
@@ -146,8 +148,8 @@ class ProtectStage:
         if dkim is None:
             facts["warning.dkim"] = "no key for the author's domain"
         else:
-            content = sign_dkim(content, dkim, now) + content
-        return replace(message, content=content, facts=facts)
+            section = sign_dkim(section, dkim, now, body=protected) + section
+        return replace(message, content=b"".join((section, protected.body)), facts=facts)
 
     def _protects_header(self, message: Message, header: Entity, author: str) -> bool:
         agreed = self._agreements.protects_header(message.recipient)

@@ -98,7 +98,7 @@ def verify_arc(message: bytes, public_key: Callable[[str, str], str | None], at:
         if _SEAL in names:
             raise VerdictError("permerror", "h=")
         tags = {name: value for name, value in last.signature.items() if name != "i"} | {"v": "1"}
-        check_signature(entity, Body(entity.body), last.fields[_SIGNATURE], tags, public_key, at or datetime.now(UTC))
+        check_signature(entity, Body(entity), last.fields[_SIGNATURE], tags, public_key, at or datetime.now(UTC))
         # one after the other, each over what stood there before it: nothing is read twice however long the chain
         before = b""
         for one in chain:

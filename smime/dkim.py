@@ -77,10 +77,12 @@ def public_record(key: rsa.RSAPrivateKey) -> str:
 # --- Signing ---------------------------------------------------------------------------------------------------------
 
 
-def sign_dkim(message: bytes, key: DkimKey, at: datetime | None = None) -> bytes:
+def sign_dkim(message: bytes, key: DkimKey, at: datetime | None = None, *, body: Entity | None = None) -> bytes:
     """The DKIM-Signature field, CRLF included, to put before `message` (RFC 5322, CRLF lines).
 
-    Signed as of `at` or now. Raises ValueError when the message has no From field or its header is unreadable.
+    With `body`, `message` is its header section only, up to the empty line, and the body is that of `body`: so what is
+    large need not be joined to be signed. Signed as of `at` or now. Raises ValueError when the message has no From
+    field or its header is unreadable.
     """
     entity = parse_entity(message)
     occurrences = [field.name for field in entity.fields]
@@ -92,7 +94,7 @@ def sign_dkim(message: bytes, key: DkimKey, at: datetime | None = None) -> bytes
             f"v=1; a=rsa-sha256; c=relaxed/relaxed; d={key.domain};",
             f"s={key.selector}; t={int((at or datetime.now(UTC)).timestamp())};",
             _folded_names(tuple(names)),
-            f"bh={b64encode(_body_hash(entity.body, relaxed=True)[0]).decode('ascii')};",
+            f"bh={b64encode(_body_hash(body or entity, relaxed=True)[0]).decode('ascii')};",
             "b=",
         )
     )
@@ -133,14 +135,13 @@ def _one_space(data: bytes) -> bytes:
     return data
 
 
-def _body_hash(body: memoryview, *, relaxed: bool) -> tuple[bytes, int]:
+def _body_hash(entity: Entity, *, relaxed: bool) -> tuple[bytes, int]:
     """SHA-256 and length in octets of the canonical body (§3.4.3, §3.4.4)."""
-    data: bytes | memoryview = body
-    if relaxed:
-        data = bytes(body)
-        if b" " in data or b"\t" in data:  # base64 has neither
-            data = _one_space(data).replace(b" \r\n", b"\r\n")
-            data = data.removesuffix(b" ")  # a last line without CRLF
+    data: bytes | memoryview = entity.body
+    # base64 has neither, and is hashed where it stands
+    if relaxed and any(entity.source.find(each, entity.body_start, entity.stop) >= 0 for each in (b" ", b"\t")):
+        data = _one_space(bytes(data)).replace(b" \r\n", b"\r\n")
+        data = data.removesuffix(b" ")  # a last line without CRLF
     end = _without_empty_lines(data)
     running = hashlib.sha256()
     digests.update(running, memoryview(data)[:end])
@@ -203,7 +204,7 @@ def verify_dkim(
     except MimeError:
         return ()
     fields = [field for field in entity.fields if field.name == "dkim-signature"][:MAX_SIGNATURES]
-    body = Body(entity.body)
+    body = Body(entity)
     return tuple(_verify(entity, body, field, public_key, at or datetime.now(UTC)) for field in fields)
 
 
@@ -223,13 +224,13 @@ def signatures_of(entity: Entity) -> tuple[tuple[str, str], ...]:
 class Body:
     """The body's hash in each canonical form, made when first asked for."""
 
-    def __init__(self, octets: memoryview) -> None:
-        self._octets = octets
+    def __init__(self, entity: Entity) -> None:
+        self._entity = entity
         self._known: dict[bool, tuple[bytes, int]] = {}
 
     def hash(self, *, relaxed: bool) -> tuple[bytes, int]:
         if relaxed not in self._known:
-            self._known[relaxed] = _body_hash(self._octets, relaxed=relaxed)
+            self._known[relaxed] = _body_hash(self._entity, relaxed=relaxed)
         return self._known[relaxed]
 
 

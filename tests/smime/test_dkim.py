@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smime import DkimKey, MimeError, public_record, sign_dkim, verify_dkim
 from smime.dkim import _without_empty_lines
+from smime.mime import parse_entity
 from tests.smime.people import NOW, new_key
 
 KEY = DkimKey("lab.example", "relais", new_key("rsa2048", "dkim"))
@@ -102,6 +103,12 @@ def test_l_is_never_written_and_content_behind_it_fails() -> None:
 def test_signing_needs_a_from_field() -> None:
     with pytest.raises(MimeError):
         sign_dkim(b"To: paul@clinic.example\r\n\r\n", KEY)
+
+
+def test_a_body_that_is_not_joined_yet_is_signed_all_the_same() -> None:
+    header, body = MESSAGE.split(b"\r\n\r\n", 1)
+    apart = parse_entity(b"Content-Type: text/plain\r\n\r\n" + body)
+    assert sign_dkim(header + b"\r\n\r\n", KEY, NOW, body=apart) == sign_dkim(MESSAGE, KEY, NOW)
 
 
 def test_dates() -> None:
