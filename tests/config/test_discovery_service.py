@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from structlog.testing import capture_logs
 
 from config.cli import relais
 from config.discovery_service import client_services, discovery_findings, dns_records, door_files, profile_signer
+from config.gateway.stages import dkim_keys
 from config.settings import Loaded, SettingsError, load
 from mta.mailboxes.services import Security
 from tests.support.discovering import publish
@@ -262,6 +263,16 @@ async def test_what_cannot_be_read_is_said(place: Path) -> None:
         assert f"_mta-sts.{DOMAIN}" not in names, "the number would be another policy's"
         compared = await doctor(place, "--compare")
         assert (compared.exit_code, "not published" in compared.stdout) == (1, False)
+
+
+def test_an_encrypted_dkim_key_is_a_sentence(place: Path) -> None:
+    """At a gateway's start as well."""
+    key = rsa.generate_private_key(65537, 2048)
+    (place / "dkim.key").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
+    )
+    with pytest.raises(SettingsError, match="unencrypted"):
+        dkim_keys(configured(place))
 
 
 async def test_without_a_door_nothing_leads_to_one(place: Path) -> None:
