@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
-from config.discovery_service import dns_records
+from config.discovery_service import client_services, dns_records, unreadable
 from config.key_places import fail
 from config.settings import Loaded, SettingsError, load
 from directory.srv import nameservers
@@ -24,7 +23,7 @@ _STATES = {"published": "", "absent": "not published", "other": "something else 
 
 def show_dns(state: Path, configuration: Path | None, *, as_json: bool, compare: bool) -> None:
     """Print those of one configuration, or of all below a state directory. With `compare` the DNS is asked for each
-    and the command fails when one is missing."""
+    and the command fails when one is missing, or somebody else may be told patients' addresses."""
     paths = [configuration] if configuration else sorted([*state.glob("relais.toml"), *state.glob("*/relais.toml")])
     if not paths:
         fail(f"{state} holds no relais.toml: name the operator's with --config.")
@@ -34,10 +33,16 @@ def show_dns(state: Path, configuration: Path | None, *, as_json: bool, compare:
         try:
             loaded = load(path)
             records = dns_records(loaded)
-            states = published(loaded, records) if compare else [""] * len(records)
+            states, amiss = [""] * len(records), unreadable(loaded)
+            if compare:
+                resolver = _resolver(loaded)
+                states = [_state(resolver, each) for each in records]
+                amiss += _astray(resolver, loaded)
         except SettingsError as error:
             fail(str(error))
-        whole &= all(each in ("", "published") for each in states)
+        for sentence in amiss:
+            click.echo(f"{path}: {sentence}", err=True)
+        whole &= not (compare and amiss) and all(each in ("", "published") for each in states)
         if as_json:
             rows += [
                 {"operator": loaded.settings.operator.name, "name": each.name, "kind": each.kind, "value": each.value}
@@ -56,8 +61,7 @@ def show_dns(state: Path, configuration: Path | None, *, as_json: bool, compare:
         raise SystemExit(1)
 
 
-def published(loaded: Loaded, records: Iterable[DnsRecord]) -> list[str]:
-    """For each record `published`, `absent`, `other` (the name has other records of that type) or `unknown`."""
+def _resolver(loaded: Loaded) -> dns.resolver.Resolver:
     section = loaded.settings.dns
     resolver = dns.resolver.Resolver(configure=not section.servers)
     resolver.lifetime = section.seconds
@@ -66,10 +70,39 @@ def published(loaded: Loaded, records: Iterable[DnsRecord]) -> list[str]:
             resolver.nameservers = nameservers(section.servers)
         except ValueError as error:
             raise SettingsError(f"dns.servers: {error}") from error
-    return [_state(resolver, each) for each in records]
+    return resolver
+
+
+def _astray(resolver: dns.resolver.Resolver, loaded: Loaded) -> list[str]:
+    """Sentences about names that lead elsewhere than to the door, and under which mail programs say a patient's
+    address, which holds a matricule: the patients' domains themselves, over plain HTTP too, and `autoconfig` above the
+    host of the MX record."""
+    settings = loaded.settings
+    ours = {domain.lower() for domain in settings.operator.domains} & set(settings.identity.patient_domains)
+    if not ours:
+        return []
+    labels = settings.operator.host.lower().split(".")
+    above = [".".join(labels[start:]) for start in range(1, len(labels) - 1)]
+    site = client_services(loaded).site.host if settings.discovery is not None else ""
+    sentences = []
+    for name in [*sorted(ours), *(f"autoconfig.{each}" for each in above)]:
+        try:
+            found = _addresses(resolver, name)
+            if found and site:
+                found -= _addresses(resolver, site)
+        except (dns.exception.DNSException, OSError):
+            sentences.append(f"nobody says whether {name} leads anywhere")
+            continue
+        if found:
+            sentences.append(
+                f"{name} leads to {', '.join(sorted(found))}: whoever answers there is told patients' addresses by "
+                "their mail programs (docs/discovery.md)"
+            )
+    return sentences
 
 
 def _state(resolver: dns.resolver.Resolver, record: DnsRecord) -> str:
+    """`published`, `absent`, `other` (the name has other records of that type) or `unknown`."""
     kind = dns.rdatatype.from_text(record.kind)
     wanted = dns.rdata.from_text(dns.rdataclass.IN, kind, record.zone_line().split(f" {record.kind} ", 1)[1])
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from cryptography import x509
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,16 +25,20 @@ RELOADED = tuple(f"doors.{each}" for each in DoorSettings.__struct_fields__ if e
 
 def door_options(settings: Settings) -> DoorOptions:
     """Of all doors of this process, which share memory and quotas. Raises `SettingsError`."""
-    try:
-        proxies = tuple(ipaddress.ip_network(each) for each in settings.doors.proxies)
-    except ValueError as error:
-        raise SettingsError(f"doors.proxies: {error}") from error
     return DoorOptions(
         settings.operator.host,
         limits_of(settings),
-        proxies=proxies,
+        proxies=proxies_of(settings),
         shared=Shared(MemoryBudget(settings.doors.memory_bytes), Meter()),
     )
+
+
+def proxies_of(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Load balancers in front of every door. Raises `SettingsError`."""
+    try:
+        return tuple(map(ip_network, settings.doors.proxies))
+    except ValueError as error:
+        raise SettingsError(f"doors.proxies: {error}") from error
 
 
 def limits_of(settings: Settings) -> Limits:

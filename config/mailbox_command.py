@@ -11,13 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from config.key_places import Where, fail
 from config.mailbox_serving_command import SERVING_COMMANDS
-from config.mailbox_sheet_command import sheet
 from config.one_gateway import Calls, Gateway, on_gateway, read_password
 from config.options import JSON
 from config.settings import Loaded
@@ -59,7 +59,7 @@ def mailbox() -> None:
     """Say what each mailbox is, whether it is open, and who may do what in it."""
 
 
-for _command in (*SERVING_COMMANDS, sheet):
+for _command in SERVING_COMMANDS:
     mailbox.add_command(_command)
 
 
@@ -247,6 +247,44 @@ def mailbox_members(
     if bool(rights) == remove:
         raise click.UsageError("say --read, --write and --send as far as they apply, or --remove")
     _tell(gateway.do("member", name=name, login=login, rights=rights), as_json)
+
+
+@mailbox.command("sheet")
+@_NAME
+@click.option("--name", "owner", default="", help="The owner, as it stands on the sheet; default: the mailbox's label.")
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The PDF; mode 0600."
+)
+@on_gateway
+def mailbox_sheet(where: Where, name: str, owner: str, output: Path) -> None:
+    """Write the one-page PDF with which the mailbox is set up on a telephone or computer. It holds no password."""
+    from bridges.mailbox_sheet import mailbox_sheet as drawn
+    from bridges.pdf import FontMissingError
+    from config.discovery_service import client_services
+    from mta.mailboxes.registry import preferences_of
+    from trust.store.durable import write_durably
+
+    gateway, name = _of(where, name)
+    shown = gateway.do("show", name=name)
+    loaded = gateway.place.loaded
+    if loaded is None or loaded.settings.discovery is None:
+        fail("There is no [discovery] section, so there is no page that a sheet could lead to.")
+    if shown["kind"] == MailboxKind.APP.value:
+        fail("A machine logs in with its client certificate: a sheet would tell it nothing.")
+    if shown["state"] != MailboxState.ACTIVE.value or not shown["account"]:
+        fail("Nobody can log in to this mailbox now: relais mailbox show says why.")
+    try:
+        written = drawn(
+            client_services(loaded),
+            shown["address"],
+            owner or shown["label"],
+            preferences=preferences_of(shown["preferences"]),
+        )
+        write_durably(output, written)
+    except (FontMissingError, ValueError) as error:
+        fail(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+    except OSError as error:
+        fail(f"{output} cannot be written: {error.strerror}.")
 
 
 def _every(gateway: Mailboxes, kind: str | None, state: str | None) -> Iterator[dict[str, Any]]:

@@ -315,15 +315,15 @@ class DiscoverySettings(Listener, frozen=True, kw_only=True):
     site: str = ""
     """Name of the door; empty: `mail_host`."""
     site_port: Port = 0
-    """Its port as seen from outside; 0: `port`."""
+    """Its port as seen from outside, where programs look on 443 only; 0: `port`."""
     mail_host: str = ""
     """Name that mail programs connect to; empty: the operator's host."""
     imaps_port: Port = 993
     """Ports as seen from outside."""
     submissions_port: Port = 465
-    """0: not offered."""
+    """0: not offered, as without `[submissions]`."""
     submission_port: Port = 587
-    """0: not offered."""
+    """0: not offered, as without `[submission]`."""
     sieve_port: Port = 0
     """0: not offered."""
     address_book_host: str = ""

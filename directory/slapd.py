@@ -56,6 +56,8 @@ SEARCH_STACK = 8
 """Levels of nested filters without another allocation: our own have four, Thunderbird's three."""
 THREADS = 8
 ANONYMOUS_RESULTS = 200
+READER_DN = "cn=carnet,cn=lecteurs"
+"""Address books log in as this one where a password is asked of them."""
 """Entries an anonymous search may return: enough for an address book, too little to copy the directory."""
 _SEARCH_WORDS = (schema.WORDS, schema.WORD_KEYS, schema.PERSON_WORDS, schema.PERSON_WORD_KEYS)
 _SOCKET_PATH_BYTES = 107
@@ -136,7 +138,7 @@ class PrivateSlapd:
 
     @property
     def reader_dn(self) -> str:
-        return "cn=carnet,cn=lecteurs"
+        return READER_DN
 
     def prepare(self) -> None:
         """Write the configuration, remove what a killed slapd left behind. To be called while slapd is stopped.

@@ -209,8 +209,8 @@ def peer_judge(validator: CertificateValidator, purpose: Purpose) -> PeerJudge:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stamp:
-    """What changes when a file is written, replaced, or reached through another link."""
+class FileStamp:
+    """What changes when a file is written, replaced, or reached through another link; who follows files compares."""
 
     path: Path
     device: int
@@ -219,7 +219,7 @@ class _Stamp:
     size: int
 
     @classmethod
-    def of(cls, path: Path) -> _Stamp:
+    def of(cls, path: Path) -> FileStamp:
         try:
             status = path.stat()
         except OSError:
@@ -272,8 +272,8 @@ class FollowedContext:
             log.info("tls.renewed", context=self.name)
             return True
 
-    def _stamps(self) -> tuple[_Stamp, ...]:
-        return tuple(_Stamp.of(path) for path in self._files)
+    def _stamps(self) -> tuple[FileStamp, ...]:
+        return tuple(FileStamp.of(path) for path in self._files)
 
 
 def followed_operator_server(

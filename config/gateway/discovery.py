@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from config.discovery_service import client_services, door_files, profile_signer
+from config.door_service import proxies_of
 from config.gateway.doors import listen
 from config.node import Process
 from config.settings import SettingsError
@@ -17,7 +18,10 @@ async def open_discovery(process: Process, trust: TrustService, stack: AsyncExit
     loaded, section = process.loaded, process.loaded.settings.discovery
     if section is None:
         return
-    from mta.mailboxes.discovery_door import DiscoveryDoor  # a web server's weight, where there is one
+    from mta.mailboxes.discovery_door import (
+        DiscoveryDoor,
+        DiscoveryOptions,
+    )  # a web server's weight, where there is one
 
     chain, key = door_files(loaded)
     try:
@@ -25,6 +29,7 @@ async def open_discovery(process: Process, trust: TrustService, stack: AsyncExit
     except TlsMaterialError as error:
         raise SettingsError(f"TLS of [discovery] cannot be set up: {error}") from error
     trust.follow(context)
-    door = DiscoveryDoor(client_services(loaded), context, profile_signer(chain, key))
+    options = DiscoveryOptions(proxies=proxies_of(loaded.settings))
+    door = DiscoveryDoor(client_services(loaded), context, profile_signer(chain, key), options)
     await listen(door.start, section.host, section.port, reuse_port=process.shares_ports)
     stack.push_async_callback(door.stop)

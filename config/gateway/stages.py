@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
 from bridges.arriving.following import FollowedStage
 from bridges.composing import ComposeStage
 from bridges.hl7 import reader as hl7_reader
@@ -17,6 +14,7 @@ from bridges.report import Report
 from bridges.routing import RoutingOptions
 from bridges.screening import ScreenStage
 from config.directory_service import learn_with
+from config.dkim_key import load_dkim_key
 from config.gateway.arriving import Arriving
 from config.gateway.places import Places
 from config.gateway.store import Store
@@ -24,7 +22,7 @@ from config.gateway.submission import compose_options, plain_mail_stage
 from config.incoming import Incoming
 from config.reading import ReadOnce
 from config.screening_service import scan_stages
-from config.settings import Loaded, Settings, SettingsError
+from config.settings import Loaded, Settings
 from mta.agreements import Agreements
 from mta.answering import Answers
 from mta.correspondents import Correspondents
@@ -139,16 +137,11 @@ def report_reader(settings: Settings) -> Parse:
 
 def dkim_keys(loaded: Loaded) -> DkimKeyOf:
     """The DKIM key by sender domain: one key and selector for all our domains. Raises `SettingsError`."""
-    section = loaded.settings.dkim
-    if not section.key:
+    key = load_dkim_key(loaded)
+    if key is None:
         return lambda domain: None
-    try:
-        key = load_pem_private_key(loaded.path(section.key).read_bytes(), None)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"dkim.key {loaded.path(section.key)} must hold an unencrypted RSA key in PEM") from error
-    if not isinstance(key, rsa.RSAPrivateKey):
-        raise SettingsError("dkim.key must be an RSA key")
-    keys = {domain: DkimKey(domain, section.selector, key) for domain in loaded.settings.operator.domains}
+    selector = loaded.settings.dkim.selector
+    keys = {domain: DkimKey(domain, selector, key) for domain in loaded.settings.operator.domains}
     return keys.get
 
 

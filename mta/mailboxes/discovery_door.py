@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import formatdate
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, cast
 
+import h11
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.applications import Starlette
@@ -37,6 +38,8 @@ from mta.mailboxes.autodiscover import MAX_REQUEST, autodiscover, autodiscover_r
 from mta.mailboxes.discovery_page import page
 from mta.mailboxes.mobileconfig import CONTENT_TYPE, signed_profile
 from mta.mailboxes.services import ClientServices
+from mta.smtp.limits import network_of
+from mta.smtp.proxy_protocol import ProxyHeaderError, is_proxy, octets_missing, read_header
 from smime.signing import SignerFailedError, UnfitSignerError
 from trust.keys import Signer
 from trust.tls import Context, in_force
@@ -45,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 _EARLY_OCTETS = 16 * 1024
 """Of a request that came with the end of the TLS handshake; a whole head may not be longer."""
+_SIGNATURES = 32
+"""Made or waited for at the same time: beyond that people would wait behind whoever asks for the fun of it."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
@@ -67,6 +72,8 @@ class DiscoveryOptions:
     handshake_seconds: float = 10.0
     idle_seconds: int = 5
     """Between two requests."""
+    proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Load balancers, whose PROXY header is required and believed."""
 
 
 class DiscoveryDoor:
@@ -135,6 +142,7 @@ def application(
 
     A wrong path is 404, a wrong method 405, a body that is too long 413; the text never repeats the request.
     """
+    signatures = 0
     # Made once: they say the same to everybody.
     configuration = autoconfig(services)
     authorities = b"".join(each.public_bytes(Encoding.PEM) for each in services.authorities)
@@ -149,12 +157,18 @@ def application(
         return Response(page(services, address_of(request)), media_type="text/html")
 
     async def profile(request: Request) -> Response:
+        nonlocal signatures
+        if signatures >= _SIGNATURES:
+            raise HTTPException(503)
         sign = functools.partial(_sign, services, address_of(request), signer)
+        signatures += 1  # until it is made: who went away meanwhile has not given it up
         try:
             content = await asyncio.get_running_loop().run_in_executor(threads, sign)
         except (SignerFailedError, UnfitSignerError, OSError, ValueError) as error:
             log.error("discovery.not-signed", problem=type(error).__name__)
             raise HTTPException(503) from None
+        finally:
+            signatures -= 1
         named = {"Content-Disposition": 'attachment; filename="messagerie.mobileconfig"'}
         return Response(content, media_type=CONTENT_TYPE, headers=named)
 
@@ -237,13 +251,21 @@ class _Gate:
     def __init__(self, options: DiscoveryOptions) -> None:
         self._options = options
         self._of: Counter[str] = Counter()
-        self._open: dict[asyncio.BaseTransport, str] = {}
+        self._open: dict[asyncio.BaseTransport, str | None] = {}
+        """With the network each counts for, as soon as that is known."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def enter(self, transport: asyncio.BaseTransport) -> bool:
         """Whether it may come in; who may must `leave`."""
-        network = _network(transport.get_extra_info("peername"))
-        if len(self._open) >= self._options.connections or self._of[network] >= self._options.connections_per_network:
+        if len(self._open) >= self._options.connections:
+            return False
+        self._open[transport] = None
+        return True
+
+    def known(self, transport: asyncio.BaseTransport, client: str) -> bool:
+        """Whether one more may stay of where this one, which came in, is from."""
+        network = network_of(client)
+        if self._of[network] >= self._options.connections_per_network:
             return False
         self._of[network] += 1
         self._open[transport] = network
@@ -268,16 +290,6 @@ class _Gate:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for transport in tuple(self._open):
             cast(asyncio.Transport, transport).abort()
-
-
-def _network(peer: Any) -> str:
-    try:
-        address = ipaddress.ip_address(peer[0].partition("%")[0])
-    except (TypeError, ValueError, IndexError, AttributeError):
-        return ""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
 
 
 class _Connection(H11Protocol):
@@ -308,6 +320,18 @@ class _Connection(H11Protocol):
             return
         self._raw = raw
         self._deadline = self.loop.call_later(self._options.seconds, raw.abort)
+        name = raw.get_extra_info("peername")
+        peer = str(name[0]) if isinstance(name, tuple) and name else ""
+        if is_proxy(peer, self._options.proxies):
+            raw.set_protocol(_Introduction(self, raw, peer))
+        else:
+            self.introduced(raw, peer)
+
+    def introduced(self, raw: asyncio.Transport, client: str) -> None:
+        """It is known on whose behalf the connection is, and nothing of theirs has been read."""
+        if not self._gate.known(raw, client):
+            raw.abort()
+            return
         raw.pause_reading()
         self._gate.keep(self.loop.create_task(self._secure(raw)))
 
@@ -341,6 +365,13 @@ class _Connection(H11Protocol):
         if len(self._early) > _EARLY_OCTETS and self._raw is not None:
             self._raw.abort()
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's raises where the answer is out already, and then every stranger could fill the log."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._left()
@@ -352,3 +383,30 @@ class _Connection(H11Protocol):
             self._deadline.cancel()
         if self._raw is not None:
             self._gate.leave(self._raw)
+
+
+class _Introduction(asyncio.BufferedProtocol):
+    """A load balancer's PROXY header, read to its last octet and no further: what follows is TLS's."""
+
+    def __init__(self, connection: _Connection, raw: asyncio.Transport, proxy: str) -> None:
+        self._connection, self._raw, self._proxy = connection, raw, proxy
+        self._data, self._room = b"", bytearray()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        self._room = bytearray(octets_missing(self._data))
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._data += self._room[:nbytes]
+        try:
+            header = read_header(self._data)
+        except ProxyHeaderError as error:
+            log.warning("discovery.proxy-header-refused", proxy=self._proxy, reason=str(error))
+            self._raw.abort()
+            return
+        if header is not None:
+            self._raw.set_protocol(self._connection)
+            self._connection.introduced(self._raw, header.source or self._proxy)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 from html import escape
 
-from mta.mailboxes.services import ClientServices, Security, Service
+from mta.mailboxes.services import AddressBook, ClientServices, Security, Service
 
 _SECURITY = {Security.TLS: "SSL/TLS", Security.STARTTLS: "STARTTLS"}
+OUTLOOK = (
+    "Outlook : version classique pour Windows seulement. Le « nouvel Outlook » et Outlook pour téléphone confieraient "
+    "votre mot de passe et votre courrier à leur éditeur : ne les utilisez pas."
+)
 _STYLE = """
 body { font: 1.1rem/1.5 system-ui, sans-serif; max-width: 42rem; margin: 0 auto; padding: 1rem; color: #1b1b1b;
   background: #fff }
@@ -39,6 +43,12 @@ def settings_rows(services: ClientServices) -> list[tuple[str, str, int, str]]:
     return rows
 
 
+def address_book_words(book: AddressBook) -> str:
+    """What somebody types who configures the address book by hand, besides its server; in French."""
+    login = f" Identifiant : {book.login} ; son mot de passe vous est remis à part." if book.login else ""
+    return f"Annuaire : base de recherche {book.base}.{login}"
+
+
 def page(services: ClientServices, address: str) -> bytes:
     """HTML, UTF-8. `address` is one of our domains', or empty."""
     name = escape(services.name)
@@ -49,7 +59,7 @@ def page(services: ClientServices, address: str) -> bytes:
         for use, host, port, security in settings_rows(services)
     )
     book = services.address_book
-    directory = f"<p>Annuaire : base de recherche <code>{escape(book.base)}</code>.</p>" if book else ""
+    directory = f"<p>{escape(address_book_words(book))}</p>" if book else ""
     authority = ""
     if services.authorities:
         authority = (
@@ -68,7 +78,8 @@ def page(services: ClientServices, address: str) -> bytes:
 moment.</p>
 <h2>Thunderbird, ou une application Android comme K-9 Mail</h2>
 <p>Ajoutez un compte : votre adresse et votre mot de passe suffisent, le reste est trouvé tout seul.</p>
-<h2>Outlook et les autres logiciels</h2>
+<h2>Les autres logiciels</h2>
+<p>{OUTLOOK}</p>
 <p>Donnez votre adresse. Si le logiciel demande des réglages, choisissez IMAP et recopiez ceux-ci :</p>
 <table><thead><tr><th scope="col">Usage</th><th scope="col">Serveur</th><th scope="col">Port</th>
 <th scope="col">Sécurité</th></tr></thead><tbody>{rows}</tbody></table>

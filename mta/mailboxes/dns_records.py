@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -55,8 +56,9 @@ class MailHost:
     """The `p=` value; empty: mail is not signed."""
 
 
-def client_records(services: ClientServices) -> Iterator[DnsRecord]:
-    """What mail programs look for, for each of our domains."""
+def client_records(services: ClientServices, *, door: bool = True) -> Iterator[DnsRecord]:
+    """What mail programs look for, for each of our domains. Without a `door` no name leads to it: whoever were there
+    would be sent addresses."""
     target = services.site.host
     for domain in services.domains:
         yield _service(domain, "imaps", services.imap.host, services.imap.port, "IMAP under TLS (RFC 6186)")
@@ -74,24 +76,32 @@ def client_records(services: ClientServices) -> Iterator[DnsRecord]:
         if services.address_book is not None:
             book = services.address_book.service
             yield _service(domain, "ldaps", book.host, book.port, "address book")
+        if not door:
+            yield _absent(domain, "autodiscover")
+            continue
         yield _service(domain, "autodiscover", target, services.site.port, "Outlook")
         for label in DOOR_NAMES[:2]:
             yield from _door(f"{label}.{domain}", target)
 
 
-def mail_records(services: ClientServices, mail: MailHost) -> Iterator[DnsRecord]:
-    """What other operators look for, for each of our domains."""
-    for domain in services.domains:
+def mail_records(domains: Iterable[str], mail: MailHost, policy: str = "", door: str = "") -> Iterator[DnsRecord]:
+    """What other operators look for. `policy`: that of MTA-STS, which the HTTPS door of that name serves; empty: none
+    is."""
+    domains = tuple(domains)
+    for domain in domains:
         yield DnsRecord(domain, "MX", f"10 {mail.host}.", "where mail comes in")
         yield DnsRecord(domain, "TXT", f"v=spf1 a:{mail.host} -all", "who sends (SPF, RFC 7208)")
         if mail.dkim_public_key:
             name = f"{mail.dkim_selector}._domainkey.{domain}"
             yield DnsRecord(name, "TXT", f"v=DKIM1; k=rsa; p={mail.dkim_public_key}", "signatures (DKIM, RFC 6376)")
         yield DnsRecord(f"_dmarc.{domain}", "TXT", "v=DMARC1; p=reject", "what fails both is refused (RFC 7489)")
-        if services.mta_sts:
-            digest = hashlib.sha256(services.mta_sts.encode()).hexdigest()[:32]
+        if policy:
+            digest = hashlib.sha256(policy.encode()).hexdigest()[:32]
             yield DnsRecord(f"_mta-sts.{domain}", "TXT", f"v=STSv1; id={digest}", "our policy's number (RFC 8461)")
-            yield from _door(f"mta-sts.{domain}", services.site.host)
+            yield from _door(f"mta-sts.{domain}", door)
+    if mail.host not in domains:  # whose own text says it already; two would count for none
+        why = "notifications have no sender, so this name is asked for (RFC 7208 §2.4)"
+        yield DnsRecord(mail.host, "TXT", "v=spf1 a -all", why)
     if mail.certificate is not None:
         key = mail.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         value = f"3 1 1 {hashlib.sha256(key).hexdigest()}"
@@ -99,11 +109,16 @@ def mail_records(services: ClientServices, mail: MailHost) -> Iterator[DnsRecord
         yield DnsRecord(f"_25._tcp.{mail.host}", "TLSA", value, why)
 
 
-def mta_sts_policy(mail: MailHost) -> str:
-    """The policy of our domains (RFC 8461 §3.2). `enforce` when the certificate of port 25 names the host; else
-    `testing`, for nobody who heeds the policy could deliver."""
-    named = mail.certificate is not None and unnamed(mail.certificate, [mail.host]) == []
-    mode = "enforce" if named else "testing"
+def mta_sts_policy(mail: MailHost, at: datetime | None = None) -> str:
+    """The policy of our domains (RFC 8461 §3.2). `enforce` when the certificate of port 25 names the host and is valid
+    now; else `testing`, for nobody who heeds the policy could deliver."""
+    shown = mail.certificate
+    believed = (
+        shown is not None
+        and not unnamed(shown, [mail.host])
+        and shown.not_valid_before_utc <= (at or datetime.now(UTC)) <= shown.not_valid_after_utc
+    )
+    mode = "enforce" if believed else "testing"
     return f"version: STSv1\r\nmode: {mode}\r\nmx: {mail.host}\r\nmax_age: 604800\r\n"
 
 

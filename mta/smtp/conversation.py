@@ -11,14 +11,12 @@ import hmac
 import secrets
 import ssl
 from abc import abstractmethod
-from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import structlog
 
 from mta.smtp.connection import Connection, LineTooLongError, SessionEnded
 from mta.smtp.policy import SessionOptions
-from mta.smtp.proxy_protocol import MAX_HEADER, ProxyHeaderError, read_header
+from mta.smtp.proxy_protocol import MAX_HEADER, ProxyHeaderError, is_proxy, read_header
 from mta.smtp.sasl import MECHANISMS, TOKEN_FAILED, Claim, PasswordClaim, TokenClaim, decoded, encoded
 from trust.names import DistinguishedName
 from trust.refusals import Refused
@@ -171,7 +169,7 @@ class Conversation(Connection):
 
     async def _begin(self) -> None:
         """Everything before the greeting."""
-        if _within(self.peer, self._options.proxies):
+        if is_proxy(self.peer, self._options.proxies):
             await self._read_proxy_header()
         refused = await self.admitted()
         if refused is not None:
@@ -424,12 +422,3 @@ def _command_text(line: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if text.isprintable() and text.strip(" ") else None
-
-
-def _within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    return any((mapped or found) in network for network in networks)

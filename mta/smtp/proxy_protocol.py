@@ -8,10 +8,13 @@ address.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_HEADER = 16 + 65535
 """Version 2: fixed part and what its length field can say."""
+_SHORTEST = 15
+"""`PROXY UNKNOWN` and CRLF; version 2 has one octet more."""
 _V1_LONGEST = 107
 """With CRLF, as the specification computes it."""
 _V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -29,6 +32,25 @@ class ProxyHeader:
     """The client's address; empty when the proxy speaks for itself (LOCAL, UNKNOWN)."""
     length: int
     """Octets of the header; what follows is the client's."""
+
+
+def is_proxy(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether a header is required from there."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return any((mapped or found) in network for network in networks)
+
+
+def octets_missing(data: bytes) -> int:
+    """How many octets at least an incomplete header still lacks: who reads no more reads nothing of what follows."""
+    if len(data) < _SHORTEST:
+        return _SHORTEST - len(data)
+    if data[:1] == b"\r" and len(data) >= 16:
+        return 16 + int.from_bytes(data[14:16], "big") - len(data)
+    return 1
 
 
 def read_header(data: bytes) -> ProxyHeader | None:

@@ -10,6 +10,7 @@ import pytest
 import zxingcpp
 
 from bridges.mailbox_sheet import mailbox_sheet
+from mta.mailboxes.records import Custody, ReadingPreferences
 from mta.mailboxes.services import AddressBook, ClientServices, Security, Service
 
 SERVICES = ClientServices(
@@ -50,6 +51,36 @@ def test_the_code_leads_to_the_page_with_the_address() -> None:
         assert words in text
 
 
+def words_of(pdf: bytes) -> str:
+    return " ".join(text_of(pdf).split())
+
+
+def test_nobody_is_sent_to_a_cloud() -> None:
+    words = words_of(mailbox_sheet(SERVICES, DOCTOR, "", AT))
+    assert "Outlook : version classique pour Windows seulement." in words
+    assert "ne les utilisez pas" in words
+
+
+def test_the_address_book_says_who_logs_in() -> None:
+    book = AddressBook(Service("annuaire.cabinet.example", 636), "dc=mssante,dc=fr", "cn=carnet,cn=lecteurs")
+    words = words_of(mailbox_sheet(replace(SERVICES, address_book=book), DOCTOR, "", AT))
+    assert "base de recherche dc=mssante,dc=fr. Identifiant : cn=carnet,cn=lecteurs" in words
+    words = words_of(mailbox_sheet(replace(SERVICES, address_book=replace(book, login="")), DOCTOR, "", AT))
+    assert "Identifiant" not in words
+
+
+def test_nothing_is_promised_that_is_not_done() -> None:
+    """A holder of keys signs himself; who wants no line before the text has none."""
+
+    def said(preferences: ReadingPreferences) -> tuple[bool, bool]:
+        words = words_of(mailbox_sheet(SERVICES, DOCTOR, "", AT, preferences))
+        return "signé et chiffré sans que" in words, "la première ligne" in words
+
+    assert said(ReadingPreferences()) == (True, True)
+    assert said(ReadingPreferences(verdict_line=False)) == (True, False)
+    assert said(ReadingPreferences(custody=Custody.HOLDER)) == (False, False)
+
+
 def test_a_patients_code_holds_no_matricule() -> None:
     assert code_of(mailbox_sheet(SERVICES, PATIENT, "", AT)) == ["https://aide.cabinet.example/"]
 
@@ -67,12 +98,14 @@ def test_the_longest_words_stay_on_one_page() -> None:
         imap=Service(host, 65535),
         site=Service(host, 65535),
         sieve=Service(host, 4190),
-        address_book=AddressBook(Service(host, 636), "dc=" + "x" * 200),
+        address_book=AddressBook(Service(host, 636), "dc=" + "x" * 200, "cn=carnet,cn=lecteurs"),
     )
     address = f"{'l' * 64}@{host}"
     sheet = mailbox_sheet(long, address, "É" * 300 + "\u200f\U0001f600", AT)
     assert code_of(sheet) == [long.link(address)]
-    assert "\x00" not in text_of(sheet)
+    text = text_of(sheet)
+    assert "\x00" not in text
+    assert "si c’est prouvé" in text  # the last words: what is drawn below the edge nobody reads
 
 
 @pytest.mark.parametrize("address", ["", "x", "a@ailleurs.example", "a b@cabinet.example"])

@@ -6,10 +6,12 @@ import asyncio
 import fcntl
 import json
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pypdfium2
 import pytest
 from click.testing import CliRunner, Result
 
@@ -185,6 +187,55 @@ def test_a_patient_s_address_need_not_be_on_the_command_line(place: Place) -> No
     assert place.document("suspend", made["id"][:12])["state"] == "suspended"
     assert place.document("show", "-", text=patient)["state"] == "suspended"
     assert "no mailbox" in place.refusal("show", "0123456789ab")
+
+
+def words_of(sheet: Path) -> str:
+    with pypdfium2.PdfDocument(sheet) as document:
+        text = document[0].get_textpage()
+        try:
+            return " ".join(text.get_text_bounded().split())
+        finally:
+            text.close()
+
+
+def test_a_sheet_for_a_mailbox_that_can_be_opened(place: Place) -> None:
+    output = place.root / "fiche.pdf"
+    sheet = ("sheet", "-o", str(output))
+    place.document("create", DOCTOR, "--kind", "PER", "--label", "Dr Camille FICTIF", "--no-password")
+    assert "no [discovery] section" in place.refusal(*sheet, DOCTOR)
+    text = (place.root / "relais.toml").read_text()
+    text = text.replace(f'domains = ["{DOMAIN}"]', f'domains = ["{DOMAIN}", "patient.cabinet.example"]')
+    text = text.replace("[trust]", '[identity]\npatient_domains = ["patient.cabinet.example"]\n[trust]', 1)
+    text += '[discovery]\n[submission]\nport = 587\nchain = "server.pem"\nkey = "server.key"\n'
+    (place.root / "relais.toml").write_text(text)
+    assert place.run(*sheet, DOCTOR).exit_code == 0
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    words = words_of(output)
+    assert "Dr Camille FICTIF" in words
+    assert "Ce que votre messagerie fait pour vous" in words
+    place.document("preferences", DOCTOR, "custody=holder")
+    assert place.run(*sheet, DOCTOR, "--name", "Cabinet médical").exit_code == 0
+    words = words_of(output)
+    assert "Cabinet médical" in words
+    assert "Ce que votre messagerie fait pour vous" not in words
+
+    patient = "299019900100133@patient.cabinet.example"
+    made = place.document("create", "-", "--kind", "PATIENT", "--no-password", text=patient)
+    for name, given in (("-", f"{patient}\n"), (made["id"][:12], "")):
+        output.unlink()
+        assert place.run(*sheet, name, text=given).exit_code == 0
+        assert patient in words_of(output)
+
+    output.unlink()
+    wrong = place.refusal(*sheet, "-", text="299019900100134@patient.cabinet.example")
+    assert "no mailbox" in wrong
+    assert "29901990010013" not in wrong
+    place.document("create", MACHINE, "--kind", "APP", "--label", "Automate")
+    assert "certificate" in place.refusal(*sheet, MACHINE)
+    place.document("close", DOCTOR, "--reason", "départ")
+    assert "log in" in place.refusal(*sheet, DOCTOR)
+    assert not output.exists()
+    assert "cannot be written" in place.refusal("sheet", "-o", f"{output}/x/y.pdf", made["id"][:12])
 
 
 def test_what_cannot_be_done_is_a_sentence(place: Place) -> None:

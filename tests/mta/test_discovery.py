@@ -13,8 +13,10 @@ import plistlib
 import re
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
+from mta.mailboxes import discovery_door
 from mta.mailboxes.autoconfig import autoconfig
 from mta.mailboxes.autodiscover import autodiscover
 from mta.mailboxes.discovery_door import DiscoveryDoor, DiscoveryOptions
@@ -202,6 +205,13 @@ def test_a_profile_replaces_itself_and_no_other_mailbox() -> None:
     assert identifiers(PATIENT) == identifiers(PATIENT)
     assert not set(identifiers(PATIENT)) & set(identifiers(OURS))
     assert not any("279035121518989" in each for each in identifiers(PATIENT))
+
+
+def test_the_page_sends_nobody_to_a_cloud_and_says_who_logs_in_to_the_address_book() -> None:
+    shown = page(SERVICES, OURS).decode()
+    assert "Outlook : version classique pour Windows seulement." in shown
+    assert "Identifiant : cn=carnet,cn=lecteurs" in shown
+    assert "Identifiant" not in page(replace(SERVICES, address_book=None), OURS).decode()
 
 
 def test_a_link_holds_no_patient() -> None:
@@ -393,6 +403,125 @@ async def test_connections_are_counted_from_their_first_octet_to_their_end(opene
     async with asyncio.timeout(5):
         while not await lets_in():
             pass
+
+
+def behind(*networks: str) -> DiscoveryOptions:
+    return DiscoveryOptions(connections_per_network=1, proxies=tuple(map(ip_network, networks)))
+
+
+def shaken(port: int, ca: Path, header: bytes) -> socket.socket:
+    """A connection whose handshake is done, `header` before it in the same packet as the ClientHello."""
+    context = ssl.create_default_context(cafile=str(ca))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    try:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(header + outgoing.read())
+                header = b""
+                octets = connection.recv(65536)
+                if not octets:
+                    raise ConnectionResetError from None
+                incoming.write(octets)
+        tls.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.sendall(outgoing.read())
+        while True:
+            try:
+                assert tls.read(12) == b"HTTP/1.1 200"
+                return connection
+            except ssl.SSLWantReadError:
+                octets = connection.recv(65536)
+                if not octets:
+                    raise ConnectionResetError from None
+                incoming.write(octets)
+    except BaseException:
+        connection.close()
+        raise
+
+
+V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes([198, 51, 100, 9, 127, 0, 0, 1, 0, 80, 1, 187])
+
+
+@pytest.mark.parametrize("opened", [behind("127.0.0.0/8")], indirect=True)
+async def test_behind_a_load_balancer_each_network_counts_for_itself(opened: Opened) -> None:
+    headers = (b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 443\r\n", b"PROXY TCP6 2001:db8::7 ::1 4711 443\r\n", V2)
+    held = [await asyncio.to_thread(shaken, opened.port, opened.ca, header) for header in headers]
+    for header in headers:  # one of each is there
+        with pytest.raises(OSError):
+            await asyncio.to_thread(shaken, opened.port, opened.ca, header)
+    for each in held:
+        each.close()
+    gate = opened.door._gate
+    await asyncio.to_thread(until, lambda: not (gate._open or gate._of))
+
+
+@pytest.mark.parametrize("opened", [behind("127.0.0.0/8")], indirect=True)
+async def test_a_load_balancer_must_say_for_whom_it_connects(opened: Opened) -> None:
+    for noise in (b"\x16\x03\x01" + b"\x00" * 40, b"PROXY TCP4 x y 1 2\r\n", b"EHLO x\r\n" * 4, V2[:12] + b"\x31" * 4):
+        reader, writer = await opened.plain()
+        writer.write(noise)
+        assert await ended(reader) == b""
+        writer.transport.abort()
+    reader, writer = await opened.plain()  # goes in the middle of its header
+    writer.write(b"PROXY TCP4 192.0")
+    writer.transport.abort()
+    gate = opened.door._gate
+    await asyncio.to_thread(until, lambda: not (gate._open or gate._of or gate._tasks))
+
+
+@pytest.mark.parametrize("opened", [behind("192.0.2.0/24")], indirect=True)
+async def test_nobody_else_says_for_whom_he_connects(opened: Opened) -> None:
+    with pytest.raises(OSError):
+        await asyncio.to_thread(shaken, opened.port, opened.ca, V2)
+    assert (await opened.ask("/"))[0] == 200
+
+
+async def test_a_body_that_is_none_is_no_error_of_ours(opened: Opened) -> None:
+    """After the answer, in the middle of the body: whoever wants to fill a log would do that."""
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    reader, writer = await opened.secure()
+    writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n405\n"), 5)).startswith(b"HTTP/1.1 405")
+    writer.write(b"no chunk\r\n")
+    await ended(reader)
+    writer.transport.abort()
+    assert told == []
+
+
+async def test_signatures_that_wait_are_bounded(
+    files: tuple[Path, Path, Path], signer: Callable[[], CertifiedKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking and going away does not make people wait behind it; once it is done, they are served."""
+    monkeypatch.setattr(discovery_door, "_SIGNATURES", 3)
+    begun, go = threading.Event(), threading.Event()
+
+    def slow() -> CertifiedKey:
+        begun.set()
+        go.wait(20)
+        return signer()
+
+    door = DiscoveryDoor(SERVICES, service_server_context(files[0], files[1]), slow)
+    opened = Opened(door, await door.start("127.0.0.1", 0), files[2])
+    try:
+        for number in range(1, 4):
+            _, writer = await opened.secure()
+            writer.write(b"GET /profil.mobileconfig HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await asyncio.to_thread(until, lambda number=number: len(door._state.tasks) == number and begun.is_set())
+            writer.transport.abort()
+        async with asyncio.timeout(10):
+            assert (await opened.ask("/profil.mobileconfig"))[0] == 503
+        assert (await opened.ask("/"))[0] == 200
+        go.set()
+        await asyncio.to_thread(until, lambda: not door._state.tasks)
+        assert (await opened.ask("/profil.mobileconfig"))[0] == 200
+    finally:
+        go.set()
+        await door.stop()
 
 
 async def test_clients_that_go_at_once_leave_nothing_behind(opened: Opened) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from datetime import timedelta
 
 import dns.rdata
 import dns.rdataclass
@@ -70,15 +71,16 @@ def test_a_record_says_how_its_port_is_protected() -> None:
 
 def test_no_name_is_its_own_alias() -> None:
     door = replace(SERVICES, site=Service("autoconfig.a.example", 443), mta_sts="x")
-    records = [*client_records(door), *mail_records(door, MailHost(host="mx.a.example"))]
+    mail = mail_records(door.domains, MailHost(host="mx.a.example"), "x", door.site.host)
+    records = [*client_records(door), *mail]
     assert not any(each.kind == "CNAME" and each.value == f"{each.name}." for each in records)
     assert any(each.name == "autoconfig.b.example" for each in records)
 
 
 def test_name_servers_take_every_line(issued: Issued) -> None:
     mail = MailHost(host="mx.a.example", certificate=issued.certificate, dkim_selector="s", dkim_public_key="A" * 736)
-    services = replace(SERVICES, mta_sts=mta_sts_policy(mail))
-    records = [*client_records(services), *mail_records(services, mail)]
+    published = mail_records(SERVICES.domains, mail, mta_sts_policy(mail), SERVICES.site.host)
+    records = [*client_records(SERVICES), *published]
     for each in records:
         kind = dns.rdatatype.from_text(each.kind)
         text = each.zone_line().removeprefix(f"{each.name}. IN {each.kind} ")
@@ -93,7 +95,7 @@ def test_texts_are_quoted() -> None:
 
 
 def test_the_key_of_port_25_is_bound_not_its_certificate(issued: Issued) -> None:
-    records = mail_records(SERVICES, MailHost(host="mx.a.example", certificate=issued.certificate))
+    records = mail_records(SERVICES.domains, MailHost(host="mx.a.example", certificate=issued.certificate))
     (tlsa,) = [each for each in records if each.kind == "TLSA"]
     public = issued.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert (tlsa.name, tlsa.value) == ("_25._tcp.mx.a.example", f"3 1 1 {hashlib.sha256(public).hexdigest()}")
@@ -107,9 +109,32 @@ def test_a_policy_is_enforced_only_when_the_certificate_names_the_host(issued: I
     assert "mode: testing" in mta_sts_policy(MailHost(host="mx.a.example"))
 
 
+def test_a_certificate_that_has_ended_enforces_nothing(issued: Issued) -> None:
+    mail, ends = MailHost(host="mx.a.example", certificate=issued.certificate), issued.certificate.not_valid_after_utc
+    assert "mode: enforce" in mta_sts_policy(mail, ends)
+    assert "mode: testing" in mta_sts_policy(mail, ends + timedelta(seconds=1))
+    assert "mode: testing" in mta_sts_policy(mail, issued.certificate.not_valid_before_utc - timedelta(seconds=1))
+
+
+def test_the_name_that_notifications_come_from_says_who_sends() -> None:
+    def texts(host: str) -> list[str]:
+        records = mail_records(SERVICES.domains, MailHost(host=host))
+        return [each.value for each in records if each.name == host and each.kind == "TXT"]
+
+    assert texts("mx.a.example") == ["v=spf1 a -all"]
+    assert texts("a.example") == ["v=spf1 a:a.example -all"]  # two would count for none
+
+
+def test_no_name_leads_to_a_door_that_is_not_there() -> None:
+    names = {each.name: each.value for each in client_records(SERVICES, door=False)}
+    assert not any(name.startswith(("autoconfig.", "autodiscover.")) for name in names)
+    assert names["_autodiscover._tcp.a.example"] == "0 0 0 ."
+    assert names["_imaps._tcp.a.example"] == "0 1 993 imap.a.example."
+
+
 def test_the_number_of_a_policy_changes_with_it() -> None:
     def number(policy: str) -> str:
-        records = mail_records(replace(SERVICES, mta_sts=policy), MailHost(host="mx.a.example"))
+        records = mail_records(SERVICES.domains, MailHost(host="mx.a.example"), policy, "aide.a.example")
         return next(each.value for each in records if each.name == "_mta-sts.a.example")
 
     assert number("a") != number("b")
@@ -117,9 +142,10 @@ def test_the_number_of_a_policy_changes_with_it() -> None:
 
 
 def test_nothing_is_published_of_what_is_not_there() -> None:
-    kinds = {each.kind for each in mail_records(SERVICES, MailHost(host="mx.a.example"))}
-    assert "TLSA" not in kinds
-    assert not any("DKIM" in each.value for each in mail_records(SERVICES, MailHost(host="mx.a.example")))
+    records = list(mail_records(SERVICES.domains, MailHost(host="mx.a.example")))
+    assert "TLSA" not in {each.kind for each in records}
+    assert not any("DKIM" in each.value for each in records)
+    assert not any("mta-sts" in each.name for each in records)
     assert "mta-sts.a.example" not in door_names(SERVICES)
 
 

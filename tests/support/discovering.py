@@ -79,7 +79,8 @@ class Network:
     def get(
         self, host: str, path: str, method: str = "GET", body: bytes | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """One request to that name, its certificate judged as a program does. The port is the one the DNS names."""
+        """One request to that name, its certificate judged as a program does. Programs ask on 443 and nowhere else; a
+        test's door cannot have that, and the port of another record stands for it."""
         domain = host.partition(".")[2]
         asked = self.service("autodiscover", domain)
         assert asked is not None
