@@ -159,6 +159,18 @@ def test_members(place: Place) -> None:
     assert "ORG, CAB" in place.refusal("members", NURSE, TEAM, "--read")
 
 
+def test_the_kind_of_an_account_s_mailbox_is_said_once(place: Place) -> None:
+    place.document("create", TEAM, "--kind", "ORG", "--label", "Équipe")  # makes the database
+    database, _, accounts = place.opened()
+    accounts.create(MACHINE, [MACHINE], None)
+    database.close()
+    assert place.document("quota", MACHINE, "1G")["kind_guessed"]
+    assert "--kind" in place.refusal("describe", MACHINE, "--label", "Automate")
+    shown = place.document("describe", MACHINE, "--kind", "APP", "--label", "Automate")
+    assert (shown["kind"], shown["kind_guessed"]) == ("APP", False)
+    assert "never changes" in place.refusal("describe", MACHINE, "--kind", "PER")
+
+
 def test_preferences_and_quota(place: Place) -> None:
     place.document("create", TEAM, "--kind", "CAB", "--label", "Cabinet")
     shown = place.document("preferences", TEAM, "custody=holder", "hprim=yes", "flags=no")
@@ -188,18 +200,6 @@ def test_a_patient_s_address_need_not_be_on_the_command_line(place: Place) -> No
     assert place.document("suspend", made["id"][:12])["state"] == "suspended"
     assert place.document("show", "-", text=patient)["state"] == "suspended"
     assert "no mailbox" in place.refusal("show", "0123456789ab")
-
-
-def test_the_kind_of_an_account_s_mailbox_is_said_once(place: Place) -> None:
-    place.document("create", TEAM, "--kind", "ORG", "--label", "Équipe")  # makes the database
-    database, _, accounts = place.opened()
-    accounts.create(MACHINE, [MACHINE], None)
-    database.close()
-    assert place.document("quota", MACHINE, "1G")["kind_guessed"]
-    assert "--kind" in place.refusal("describe", MACHINE, "--label", "Automate")
-    shown = place.document("describe", MACHINE, "--kind", "APP", "--label", "Automate")
-    assert (shown["kind"], shown["kind_guessed"]) == ("APP", False)
-    assert "never changes" in place.refusal("describe", MACHINE, "--kind", "PER")
 
 
 def test_what_cannot_be_done_is_a_sentence(place: Place) -> None:
