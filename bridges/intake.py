@@ -98,14 +98,17 @@ class Intake:
         options: IntakeOptions,
         *,
         accepted: Callable[[], None] = lambda: None,
+        sends: Callable[[str], Refused | None] = lambda _: None,
     ) -> None:
-        """`parse` reads a frame; `accepted` is called after each commit (it wakes the worker)."""
+        """`parse` reads a frame; `accepted` is called after each commit (it wakes the worker). `sends`, which may
+        block: why nothing is sent in the name of a mailbox now."""
         self._spool = spool
         self._directory = directory
         self._trust_list = trust_list
         self._parse = parse
         self._options = options
         self._accepted = accepted
+        self._sends = sends
         self._resolvers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
 
     def close(self) -> None:
@@ -124,7 +127,7 @@ class Intake:
         if before is not None:
             log.info("intake.duplicate", partner=system.name, spool_id=before.spool_id)
             return self._taken_before(before)
-        report = self._read(frame)
+        report = self._sends(system.sender) or self._read(frame)
         now = datetime.now(UTC)
         control_id = _control_id()
         if isinstance(report, Refused):

@@ -69,12 +69,20 @@ class AccountAnswers:
         return _shown(self.administration.show(request["name"]))
 
     def create(self, request: Request) -> Any:
-        self.administration.create(request["name"], request["addresses"], request["password"], request["by"])
+        self.administration.create(
+            request["name"],
+            request["addresses"],
+            request["password"],
+            request["by"],
+            former=request.get("former", False),
+        )
         return self.show(request)
 
     def addresses(self, request: Request) -> Any:
         before = self.administration.show(request["name"])
-        self.administration.set_addresses(request["name"], request["addresses"], request["by"])
+        self.administration.set_addresses(
+            request["name"], request["addresses"], request["by"], former=request.get("former", False)
+        )
         after = self.administration.show(before.identity.login)
         return _shown(after) | self._ended(set(before.identity.addresses) - set(after.identity.addresses))
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 _LONGEST_FILE = 1 << 20
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NAME = click.argument("name", metavar="LOGIN")
+_FORMER = click.option(
+    "--former-mailbox",
+    "former",
+    is_flag=True,
+    help="Also an address that was a mailbox before: whoever gets it reads what is in it.",
+)
 
 
 class Accounts(Gateway):
@@ -35,13 +41,14 @@ class Accounts(Gateway):
 
     def calls(self, loaded: Loaded, database: Database, vault: KeyVault, call: str) -> Calls:
         from config.accounts_answers import answers_about_accounts
+        from config.gateway.mailboxes import make_registry
         from trust import accounts
         from trust.accounts_administration import Administration
         from trust.journal import Journal
 
-        administration = Administration(
-            accounts.Accounts(database, vault), Journal(vault, loaded.settings.operator.host)
-        )
+        kept = accounts.Accounts(database, vault)
+        journal = Journal(vault, loaded.settings.operator.host)
+        administration = Administration(kept, journal, make_registry(kept, vault, loaded))
         # Only there, so that a broken file of anchors keeps nobody from closing an account.
         validator = _validator(self.place) if call == "account.certificate.bind" else None
         return answers_about_accounts(administration, validator, loaded).calls()
@@ -83,10 +90,17 @@ def account_show(where: Where, name: str, as_json: bool) -> None:
 @click.option("--address", "addresses", multiple=True, help="A mailbox of its own, the main one first.")
 @click.option("--password-file", type=click.File("rb"), help="First line is the password; - is standard input.")
 @click.option("--no-password", is_flag=True, help="For teams, and who logs in another way.")
+@_FORMER
 @_JSON
 @on_gateway
 def account_create(
-    where: Where, name: str, addresses: tuple[str, ...], password_file: Any, no_password: bool, as_json: bool
+    where: Where,
+    name: str,
+    addresses: tuple[str, ...],
+    password_file: Any,
+    no_password: bool,
+    former: bool,
+    as_json: bool,
 ) -> None:
     """Make a new account; a login that is an address is its mailbox when none is named."""
     owned = list(addresses) or ([name] if "@" in name else [])
@@ -95,21 +109,22 @@ def account_create(
         if not gateway.place.serves(each):
             fail(f"The domain of {each} is not one of {gateway.place.name}'s.")
     password = read_password(password_file, no_password)
-    _tell(gateway.do("create", name=name, addresses=owned, password=password), as_json)
+    _tell(gateway.do("create", name=name, addresses=owned, password=password, former=former), as_json)
 
 
 @account.command("addresses")
 @_NAME
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
+@_FORMER
 @_JSON
 @on_gateway
-def account_addresses(where: Where, name: str, addresses: tuple[str, ...], as_json: bool) -> None:
+def account_addresses(where: Where, name: str, addresses: tuple[str, ...], former: bool, as_json: bool) -> None:
     """Replace an account's own addresses, the main one first."""
     gateway = _of(where, name)
     for each in addresses:
         if not gateway.place.serves(each):
             fail(f"The domain of {each} is not one of {gateway.place.name}'s.")
-    _tell(gateway.do("addresses", name=name, addresses=list(addresses)), as_json)
+    _tell(gateway.do("addresses", name=name, addresses=list(addresses), former=former), as_json)
 
 
 @account.command("password")

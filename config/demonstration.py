@@ -397,7 +397,7 @@ def _record(registry: Registry, database: Database, mailbox: Mailbox) -> None:
             organisation=mailbox.organisation,
             created_at=time.time(),
         )
-        registry.put(connection, replace(entry, record=record), tell=False)
+        registry.put(connection, replace(entry, record=record, guessed=False), tell=False)
 
     database.transact(work)
 

@@ -36,8 +36,8 @@ _WORDS = {"yes": True, "no": False}
 @dataclass(frozen=True, slots=True)
 class MailboxAnswers:
     """`listing` tells the directory; None where a running gateway will. `end_sessions` ends what is open on these
-    mailboxes and says whether it did; None where nobody can. `adoption` asks the directory what an account's mailbox is
-    before an act writes it down; None where it cannot be asked."""
+    mailboxes and says whether it did; None where nobody can. `adoption` asks the directory what a mailbox is whose kind
+    nobody has said; None where it cannot be asked."""
 
     administration: MailboxAdministration
     listing: Listing | None = None
@@ -59,20 +59,7 @@ class MailboxAnswers:
             "mailbox.password": self.password,
             "mailbox.member": self.member,
         }
-        return {name: told(self._once_adopted(call)) for name, call in calls.items()}
-
-    def _once_adopted(self, call: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        def answer(request: Request) -> Any:
-            self._adopt()
-            return call(request)
-
-        return answer
-
-    def _adopt(self) -> None:
-        if self.adoption is not None:
-            with suppress(DirectoryUnavailableError):
-                while self.adoption.turn():
-                    pass
+        return {name: told(call) for name, call in calls.items()}
 
     def list(self, request: Request) -> Any:
         """Keys `after` (an id), `kind`, `state`, which may be empty; `next` is where to go on, empty at the end."""
@@ -106,20 +93,25 @@ class MailboxAnswers:
         return self._after(self.administration.close(request["name"], request["reason"], request["by"]), shut=True)
 
     def open(self, request: Request) -> Any:
+        self._adopt(request["name"])
         return self._after(self.administration.open(request["name"], request["by"]))
 
     def describe(self, request: Request) -> Any:
-        """Key `values`: label, id_nat, organisation, those that change."""
+        """Key `values`: kind, label, id_nat, organisation, those that change."""
         values = {name: str(request["values"][name]) for name in sorted(request["values"])}
-        if unknown := set(values) - {"label", "id_nat", "organisation"}:
+        if unknown := set(values) - {"kind", "label", "id_nat", "organisation"}:
             raise AccountError(f"there is nothing called {unknown.pop()}")
-        return self._after(self.administration.describe(request["name"], request["by"], **values))
+        self._adopt(request["name"])
+        kind = MailboxKind(values.pop("kind")) if "kind" in values else None
+        return self._after(self.administration.describe(request["name"], request["by"], kind, **values))
 
     def quota(self, request: Request) -> Any:
+        self._adopt(request["name"])
         return self._after(self.administration.set_quota(request["name"], request["quota_bytes"], request["by"]))
 
     def preferences(self, request: Request) -> Any:
         """Key `values`: words by name of the preference, those that change."""
+        self._adopt(request["name"])
         now = self.administration.show(request["name"]).entry.record.preferences
         changed = changed_preferences(now, request["values"])
         if changed == now:
@@ -127,31 +119,39 @@ class MailboxAnswers:
         return self._after(self.administration.set_preferences(request["name"], changed, request["by"]))
 
     def password(self, request: Request) -> Any:
-        changed = self.administration.set_password(request["name"], request["password"], request["by"])
-        return self._after(changed, shut=True)
+        shown = self.administration.set_password(request["name"], request["password"], request["by"])
+        return _shown(shown) | self._ended(shown.reach)
 
     def member(self, request: Request) -> Any:
         """Keys `login` and `rights`, names of `MemberRight`; none: no member any more."""
         rights = MemberRight(0)
         for each in request["rights"]:
             rights |= MemberRight[each.upper()]
+        self._adopt(request["name"])
         shown = self.administration.set_member(request["name"], request["login"], rights, request["by"])
         return _shown(shown) | self._ended(shown.reach)
 
     def _after(self, entry: Entry, *, shut: bool = False) -> dict[str, Any]:
-        """The mailbox as it is after an act; `shut`: whoever has it open loses it, and comes back if they still may."""
+        """The mailbox as it is after an act; `shut`: whoever has it open loses it, and comes back if they still may.
+        That first: whatever the directory does, nobody reads on."""
+        ended = self._ended(self.administration.show(entry.id).reach) if shut else {}
         self._tell(entry)
-        shown = self.administration.show(entry.id)
-        return _shown(shown) | (self._ended(shown.reach) if shut else {})
+        return _shown(self.administration.show(entry.id)) | ended
+
+    def _adopt(self, name: str) -> None:
+        """Before an act writes its row: what it is, as far as the directory can say it now."""
+        entry = self.administration.show(name).entry
+        if self.adoption is not None and entry.guessed:
+            with suppress(DirectoryUnavailableError):
+                self.adoption.one(entry.id)
 
     def _tell(self, entry: Entry) -> None:
-        """The directory, as far as it can be told now: what it was not told waits in the rows."""
+        """The directory, as far as it can be told now: what it was not told waits in the rows, and why is in the log
+        of who tries again."""
         if self.listing is None or entry.published >= entry.version:
             return
-        try:
+        with suppress(DirectoryUnavailableError, DirectoryRefusedError, ValueError):
             self.listing.tell(entry.id)
-        except (DirectoryUnavailableError, DirectoryRefusedError):
-            return
 
     def _ended(self, addresses: Collection[str]) -> dict[str, bool]:
         return {"sessions_ended": self.end_sessions is not None and self.end_sessions(sorted(addresses))}
@@ -190,6 +190,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "id": entry.id,
         "address": record.address,
         "kind": record.kind.value,
+        "kind_guessed": entry.guessed,
         "label": record.label,
         "state": record.state.value,
         "reason": record.reason,

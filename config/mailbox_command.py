@@ -78,7 +78,8 @@ def mailbox_list(where: Where, kind: str | None, in_state: str | None, as_json: 
         return
     for row in rows:
         said = f"  {row['reason']}" if row["reason"] else ""
-        shown = f"{row['operator']:<15} {row['kind']:<8} {row['state']:<10} {row['id'][:12]}  {row['address']:<45}"
+        kind = row["kind"] + ("?" if row["kind_guessed"] else "")
+        shown = f"{row['operator']:<15} {kind:<8} {row['state']:<10} {row['id'][:12]}  {row['address']:<45}"
         click.echo(f"{shown} {row['label']}{said}")
     if not rows:
         click.echo("No mailboxes.")
@@ -176,6 +177,7 @@ def mailbox_open(where: Where, name: str, as_json: bool) -> None:
 
 @mailbox.command("describe")
 @_NAME
+@click.option("--kind", type=click.Choice([each.value for each in MailboxKind]), help="While nobody has said it.")
 @click.option("--label")
 @click.option("--id-nat")
 @click.option("--organisation")
@@ -315,7 +317,9 @@ def _given(name: str) -> str:
     """`-`: from standard input, where nobody else sees it."""
     if name != "-":
         return name
-    return sys.stdin.readline(_LONGEST_ADDRESS).strip()
+    # bytes, of which it takes no more than the line: a password may come next
+    line = sys.stdin.buffer.readline(_LONGEST_ADDRESS)
+    return line.decode("utf-8", "surrogateescape").strip()
 
 
 def _size(text: str) -> int:
@@ -348,6 +352,10 @@ def _tell(shown: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name:<10} {value}")
     if not shown["account"]:
         click.echo("Its account was deleted.", err=True)
+    if shown["kind_guessed"]:
+        click.echo(
+            "Nobody has said its kind yet: this is a guess. Say it with relais mailbox describe --kind.", err=True
+        )
     if not shown["directory_told"]:
         click.echo("The directory has not been told yet; a running gateway does so as soon as it answers.", err=True)
 

@@ -156,7 +156,16 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     await open_discovery(process, trust, stack)
     mail_collectors = MailCollectors()
     letters = await open_systems(
-        process, spooling, places.directory, trust_list, parse, exists, mail_collectors, intake_threads, running, stack
+        process,
+        spooling,
+        places.directory,
+        trust_list,
+        parse,
+        mailboxes,
+        mail_collectors,
+        intake_threads,
+        running,
+        stack,
     )
 
     # What looks after it, and what can be asked of it.

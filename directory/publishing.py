@@ -32,6 +32,8 @@ _VERSION = "entryCSN"
 """Operational: another value with each change of the entry."""
 _DOMAINS = "domaines"
 _CERTIFICATE = "usercertificate"
+_CERTIFICATES = (schema.CERTIFICATE, schema.LOCAL_ATTRIBUTES)
+"""Attributes of an entry of the local overlay that say what its certificates are, and where from."""
 _DOMAIN_PREFIX = "dns:"
 
 
@@ -46,7 +48,12 @@ def is_domain(attributes: Attributes) -> bool:
 
 
 def publish(
-    connection: Connection, deadline: float, base: str, recipient: Recipient, red_list: bool | None = None
+    connection: Connection,
+    deadline: float,
+    base: str,
+    recipient: Recipient,
+    red_list: bool | None = None,
+    certificates: bool = True,
 ) -> None:
     """See `Directory.publish`."""
     entry = from_recipient(recipient, base, bool(red_list))
@@ -55,13 +62,13 @@ def publish(
         attributes[DEPARTMENT] = (recipient.department.encode(),)
     if recipient.rank is not None:
         attributes[RANK] = (str(recipient.rank).encode(),)
-    if recipient.domain_certificate:  # those are the domain's, and stay where they are
+    if recipient.domain_certificate or not certificates:  # those are others', and stay where they are
         attributes.pop(schema.CERTIFICATE, None)
     entry = LdifEntry(entry.dn, attributes)
     try:
-        _publish(connection, deadline, base, recipient, entry, red_list)
+        _publish(connection, deadline, base, recipient, entry, red_list, certificates)
     except ldap.ALREADY_EXISTS:  # somebody published it between our search and our addition
-        _publish(connection, deadline, base, recipient, entry, red_list)
+        _publish(connection, deadline, base, recipient, entry, red_list, certificates)
 
 
 def withdraw(connection: Connection, deadline: float, base: str, address: str) -> bool:
@@ -160,18 +167,28 @@ def modify(
 
 
 def _publish(
-    connection: Connection, deadline: float, base: str, recipient: Recipient, entry: LdifEntry, red_list: bool | None
+    connection: Connection,
+    deadline: float,
+    base: str,
+    recipient: Recipient,
+    entry: LdifEntry,
+    red_list: bool | None,
+    certificates: bool,
 ) -> None:
     mailboxes = mailboxes_at(connection, deadline, base, recipient.address)
     national = next((each for each in mailboxes if each.source == schema.NATIONAL.decode()), None)
     if national is not None:
-        modify(connection, deadline, national.dn, national.attributes, _overlay(recipient, national, red_list))
+        wanted = _overlay(recipient, national, red_list, certificates)
+        modify(connection, deadline, national.dn, national.attributes, wanted)
         return
     same = next((each for each in mailboxes if each.recipient.kind is recipient.kind), None)
     hidden = next((each.attributes["listeRouge"] for each in mailboxes if "listeRouge" in each.attributes), None)
     attributes = dict(entry.attributes)
     if red_list is None and hidden:
         attributes["listeRouge"] = tuple(hidden)
+    if not certificates and mailboxes:  # as they are, with what marks where they were learned
+        present = (same or mailboxes[0]).attributes
+        attributes |= {name: tuple(present[name]) for name in _CERTIFICATES if present.get(name)}
     if same is None:
         modlist = [(name, list(values)) for name, values in attributes.items()]
         wait(connection, connection.add_ext(entry.dn, modlist), deadline)
@@ -186,25 +203,27 @@ def _publish(
             wait(connection, connection.delete_ext(each.dn), deadline)
 
 
-def _overlay(recipient: Recipient, national: Mailbox, red_list: bool | None) -> dict[str, tuple[bytes, ...]]:
+def _overlay(
+    recipient: Recipient, national: Mailbox, red_list: bool | None, certificates: bool
+) -> dict[str, tuple[bytes, ...]]:
     """What the overlay wants of a national entry, an empty tuple for an attribute to remove.
 
-    What it owns there besides certificates and red list stays as it is.
+    What it owns there besides red list and, with `certificates`, certificates stays as it is.
     """
-    certificates = () if recipient.domain_certificate else tuple(certificate_values(recipient))
+    wanted: dict[str, tuple[bytes, ...]] = {}
+    owned, replaced = [], ["listerouge"]
+    if certificates:
+        own = () if recipient.domain_certificate else tuple(certificate_values(recipient))
+        wanted[schema.CERTIFICATE] = own
+        owned = [b"userCertificate"] if own else []
+        replaced.append(_CERTIFICATE)
     hidden = national.red_list if red_list is None else red_list
-    owned = [b"userCertificate"] if certificates else []
     if hidden:
         owned.append(b"listeRouge")
-    replaced = ("usercertificate", "listerouge")
     for value in national.attributes.get(schema.LOCAL_ATTRIBUTES, ()):
         if value.decode("utf-8", "replace").lower().partition(";")[0] not in replaced:
             owned.append(value)
-    return {
-        schema.CERTIFICATE: certificates,
-        "listeRouge": (b"TRUE",) if hidden else (),
-        schema.LOCAL_ATTRIBUTES: tuple(owned),
-    }
+    return wanted | {"listeRouge": (b"TRUE",) if hidden else (), schema.LOCAL_ATTRIBUTES: tuple(owned)}
 
 
 def _add_if_missing(connection: Connection, deadline: float, dn: str, attributes: dict[str, list[bytes]]) -> bool:

@@ -188,17 +188,19 @@ class Directory:
         """How each server fares."""
         return self._pool.states()
 
-    def publish(self, recipient: Recipient, red_list: bool | None = None) -> None:
+    def publish(self, recipient: Recipient, red_list: bool | None = None, *, certificates: bool = True) -> None:
         """Write one mailbox of the local overlay: create it, or make it say exactly this. Idempotent.
 
         A mailbox of the national register keeps the register's identity: only its certificates are replaced, and marked
         as local so that renewing the national data leaves them. `red_list` hides the mailbox from the public's address
-        books (True), shows it (False) or leaves it as it is (None). Needs the administrator's identity.
-        Raises `DirectoryUnavailableError`, `DirectoryRefusedError`, ValueError for an address that cannot be one.
+        books (True), shows it (False) or leaves it as it is (None). Without `certificates` those of the entry stay as
+        they are, whoever they are from. Needs the administrator's identity. Raises `DirectoryUnavailableError`,
+        `DirectoryRefusedError`, ValueError for an address that cannot be one.
         """
         if not is_address(recipient.address):
             raise ValueError("a mailbox cannot be published without a valid address")
-        self.write(lambda connection, deadline: publish(connection, deadline, self._options.base, recipient, red_list))
+        base = self._options.base
+        self.write(lambda connection, deadline: publish(connection, deadline, base, recipient, red_list, certificates))
 
     def withdraw(self, address: str) -> bool:
         """A mailbox is no more: its entry of the local overlay goes; of one of the national register, which says itself

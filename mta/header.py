@@ -68,6 +68,11 @@ def is_automatic(header: Entity) -> bool:
     return any(_keyword(value[:_LONGEST]) not in ("", "no") for value in header.values("auto-submitted"))
 
 
+def answers_by_itself(header: Entity) -> bool:
+    """A program sent this as its answer to a mail (RFC 3834 §5.1): a notice of absence, say."""
+    return any(_keyword(value[:_LONGEST]) == "auto-replied" for value in header.values("auto-submitted"))
+
+
 def _keyword(value: str) -> str:
     """The first word that stands in no comment (RFC 5322 §3.2.2), lower case; what cannot be told is itself."""
     while (bare := _COMMENT.sub(" ", value)) != value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cryptography import x509
 from sqlalchemy import Connection, delete, exists, insert, select
@@ -20,6 +20,7 @@ from trust.client_certificates import Binding, BoundCertificate
 from trust.identities import AccountError, Identity, Right, Service, checked_address, checked_login
 from trust.journal import Journal, JournalEntry
 from trust.oidc_subjects import LinkedSubject
+from trust.shared_addresses import owner_of
 from trust.tables import (
     address_grants,
     credentials,
@@ -60,12 +61,27 @@ class Account:
     members: tuple[str, ...]
 
 
+class AddressWatch(Protocol):
+    """Who is to know which addresses accounts get and lose; addresses are said by their pseudonyms, in the transaction
+    that does it, and before it is done."""
+
+    def taken(self, connection: Connection, address: str, *, former: bool) -> None:
+        """An account is about to have an address that nobody has. `former`: if it was somebody's before, that is
+        known and meant. Raises `AccountError` when it may not have it."""
+        ...
+
+    def left(self, connection: Connection, address: str) -> None:
+        """An account is about to have this address no more."""
+        ...
+
+
 class Administration:
     """Thread-safe, as `Accounts` is."""
 
-    def __init__(self, accounts: Accounts, journal: Journal) -> None:
+    def __init__(self, accounts: Accounts, journal: Journal, watch: AddressWatch | None = None) -> None:
         self._accounts = accounts
         self._journal = journal
+        self._watch = watch
         self._known = accounts.identities
 
     def list(self) -> list[Account]:
@@ -81,8 +97,11 @@ class Administration:
         """By login or address."""
         return self._accounts.database.read(lambda c: self._account(c, self._known.required(c, name)))
 
-    def create(self, login: str, addresses: Sequence[str], password: str | None, by: str) -> None:
-        """A new account; none must have the name."""
+    def create(
+        self, login: str, addresses: Sequence[str], password: str | None, by: str, *, former: bool = False
+    ) -> None:
+        """A new account; none must have the name. `former`: also addresses that were mailboxes before, with what is in
+        them."""
         login = checked_login(login)
         owned = [checked_address(each) for each in addresses]
         password_hash = None if password is None else self._accounts.hash_password(password)
@@ -90,20 +109,24 @@ class Administration:
         def work(connection: Connection) -> None:
             if self._known.named(connection, login) is not None:
                 raise AccountError("an account of this name exists already")
+            self._changed(connection, (), owned, former)
             identity_id = self._accounts.put(connection, login, owned)
             self._accounts.put_password(connection, identity_id, password_hash)
-            details = {"addresses": str(len(owned)), "password": "yes" if password_hash else "no"}
+            details = {"addresses": str(len(owned)), "password": "yes" if password_hash else "no"} | _FORMER[former]
             self._note(connection, by, "account.created", identity_id, details)
 
         self._do(work)
 
-    def set_addresses(self, name: str, addresses: Sequence[str], by: str) -> None:
-        """Replace its addresses, the main one first; what others were granted on one that goes ends with it."""
+    def set_addresses(self, name: str, addresses: Sequence[str], by: str, *, former: bool = False) -> None:
+        """Replace its addresses, the main one first; what others were granted on one that goes ends with it. `former`
+        as in `create`."""
         owned = [checked_address(each) for each in addresses]
 
         def work(connection: Connection, identity_id: str) -> None:
+            self._changed(connection, self._owned_by(connection, identity_id), owned, former)
             self._accounts.put(connection, self._known.load(connection, identity_id).login, owned)
-            self._note(connection, by, "account.addresses-changed", identity_id, {"addresses": str(len(owned))})
+            details = {"addresses": str(len(owned))} | _FORMER[former]
+            self._note(connection, by, "account.addresses-changed", identity_id, details)
 
         self._on(name, work)
 
@@ -146,6 +169,7 @@ class Administration:
         """With all it may log in with and all grants. Mail, keys and journal stay."""
 
         def work(connection: Connection, identity_id: str) -> None:
+            self._changed(connection, self._owned_by(connection, identity_id), ())
             connection.execute(delete(identities).where(identities.c.id == identity_id))
             self._note(connection, by, "account.deleted", identity_id)
 
@@ -266,6 +290,23 @@ class Administration:
 
         self._on(name, work)
 
+    def _owned_by(self, connection: Connection, identity_id: str) -> Collection[str]:
+        theirs = select(identity_addresses.c.address).where(identity_addresses.c.identity_id == identity_id)
+        return connection.scalars(theirs).all()
+
+    def _changed(
+        self, connection: Connection, before: Collection[str], addresses: Sequence[str], former: bool = False
+    ) -> None:
+        """Tell who watches: `before` are the pseudonyms of those it had. Raises `AccountError`."""
+        if self._watch is None:
+            return
+        after = {self._known.pseudonym(each) for each in addresses}
+        for each in sorted(after - set(before)):
+            if owner_of(connection, each) is None:  # else it cannot be had, which `Accounts.put` says
+                self._watch.taken(connection, each, former=former)
+        for each in sorted(set(before) - after):
+            self._watch.left(connection, each)
+
     def _account(self, connection: Connection, identity_id: str) -> Account:
         accounts, now = self._accounts, self._accounts.clock()
         row = connection.execute(select(identities).where(identities.c.id == identity_id)).one()
@@ -335,6 +376,10 @@ class Administration:
             by, action, "done", object_id=identity_id, reason=reason, purpose="administration", details=details or {}
         )
         self._journal.append(connection, entry)
+
+
+_FORMER = {True: {"former": "yes"}, False: dict[str, str]()}
+"""For the journal."""
 
 
 def _grant_of(address: str, identity_id: str) -> Any:

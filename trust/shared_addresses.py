@@ -83,6 +83,11 @@ def teams_of(connection: Connection, identity_id: str) -> list[str]:
     return list(connection.scalars(theirs))
 
 
+def members_of_team(connection: Connection, team: str) -> list[str]:
+    """Identities that may whatever this one may."""
+    return list(connection.scalars(select(team_members.c.member_id).where(team_members.c.team_id == team)))
+
+
 def holders(connection: Connection, address: str) -> Iterator[tuple[str, Access]]:
     """Identities besides its owner that may do something with the address (a pseudonym): by grant, or as members of
     the team that owns it. One may come twice."""
@@ -90,7 +95,7 @@ def holders(connection: Connection, address: str) -> Iterator[tuple[str, Access]
     for identity_id, right in connection.execute(granted).all():
         yield identity_id, access_of(right)
     owner = owner_of(connection, address)
-    for member in connection.scalars(select(team_members.c.member_id).where(team_members.c.team_id == owner)).all():
+    for member in members_of_team(connection, owner) if owner else ():
         yield member, EVERYTHING
 
 

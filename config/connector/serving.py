@@ -203,7 +203,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
         places.directory,
         _EveryDomain(),
         parse,
-        exists,
+        mailboxes,
         mail_collectors,
         intake_threads,
         running,

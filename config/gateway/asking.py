@@ -15,6 +15,7 @@ from config.directory_answers import DirectoryAnswers
 from config.directory_service import open_register, open_writer
 from config.follow_up_answers import FollowUpAnswers
 from config.gateway.belief import Belief
+from config.gateway.mailboxes import make_registry
 from config.gateway.serving import copies_of
 from config.gateway.store import Store
 from config.housekeeping import Housekeeping
@@ -61,7 +62,9 @@ async def open_control(
         functools.partial(open_writer, loaded),
         functools.partial(open_register, loaded),
     )
-    about_accounts = answers_about_accounts(Administration(accounts, store.journal), belief.validator, loaded)
+    about_accounts = answers_about_accounts(
+        Administration(accounts, store.journal, make_registry(accounts, store.vault, loaded)), belief.validator, loaded
+    )
     about_copies = MailboxCopyAnswers(
         copies_of(loaded, store.vault),
         store.database,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -66,7 +67,7 @@ async def open_doors(
     doors.append(operators)
     answered = answered_marks(process.loaded, mailboxes)
     if answered is not None:
-        stack.callback(answered.close)
+        stack.push_async_callback(asyncio.to_thread, answered.close)
     if settings.submission is not None and trust.submission is not None:
         submission = SubmissionDoor(
             spool,

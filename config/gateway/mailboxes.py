@@ -80,8 +80,12 @@ class Mailboxes:
         return sign_in
 
     def opened(self, address: str, found: Identity | Refused, *, certified: bool = False) -> Identity | Refused:
-        """Whoever was let in by their account, unless the mailbox is shut, or wants a certificate."""
-        return found if isinstance(found, Refused) else self.rules.opens(address, certified=certified) or found
+        """Whoever was let in by their account, unless the mailbox is shut, or wants a certificate, or all of their own
+        do: who has left reads no team's mailbox either."""
+        if isinstance(found, Refused):
+            return found
+        refused = self.rules.enters(found, certified=certified) or self.rules.opens(address, certified=certified)
+        return refused or found
 
     def certificate_sign_in(self, certificates: CertificateSignIn) -> CertificateSignIn:
         """Who opens a mailbox with a certificate, `certificates` having said whose that is. Whether they may open the
@@ -147,7 +151,7 @@ def look_after_mailboxes(
     directory and who tells it; None where nobody may write there."""
     loaded, database, journal = process.loaded, store.database, store.journal
     adoption = Adoption(mailboxes.registry, database, journal, places.directory, store.clock)
-    listing = None if writer is None else Listing(mailboxes.registry, database, store.vault, writer)
+    listing = None if writer is None else Listing(mailboxes.registry, database, store.vault, writer, adoption)
     running.start(spooling.once_for_all(functools.partial(Records, adoption, listing)), "mailbox records")
     if process.first:  # each machine purges the mail it has
         retention = loaded.settings.retention
@@ -179,13 +183,16 @@ class MailboxCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            counts = self._registry.counts()
+            counts, untold = self._registry.counts(), self._registry.untold()
         except SQLAlchemyError:  # `relais_up` says it
             return
         gauge = GaugeMetricFamily("relais_mailboxes", "Mailboxes, by kind and state.", labels=["kind", "state"])
         for (kind, state), number in sorted(counts.items()):
             gauge.add_metric([kind, state], number)
         yield gauge
+        yield GaugeMetricFamily(
+            "relais_mailboxes_untold", "Mailboxes of which the directory does not know the last yet.", untold
+        )
 
 
 class Records(Repeating):
@@ -198,19 +205,26 @@ class Records(Repeating):
         self._said = ""
 
     async def _turn(self) -> float:
-        try:
-            done = await asyncio.to_thread(self._work)
-        except (DirectoryUnavailableError, DirectoryRefusedError) as error:
-            self._say(type(error).__name__)
-            return _SOON_SECONDS
-        except Exception as error:  # its text may name whose mailbox it was about
-            self._say(type(error).__name__)
-            return _LOOK_SECONDS
-        self._say("")
-        return _BREATH_SECONDS if done else _LOOK_SECONDS
+        done, problem = await asyncio.to_thread(self._work)
+        if problem is not None:  # its text may name whose mailbox it was about
+            self._say(type(problem).__name__)
+        elif not done:
+            self._say("")
+        if done:
+            return _BREATH_SECONDS
+        return (
+            _SOON_SECONDS if isinstance(problem, DirectoryUnavailableError | DirectoryRefusedError) else _LOOK_SECONDS
+        )
 
-    def _work(self) -> int:
-        return self._adoption.turn() + (self._listing.turn() if self._listing is not None else 0)
+    def _work(self) -> tuple[int, Exception | None]:
+        """How many there were, and what kept some of them waiting. Neither keeps the other from its turn."""
+        done, problem = 0, None
+        for each in (self._adoption, self._listing):
+            try:
+                done += 0 if each is None else each.turn()
+            except Exception as error:
+                problem = error
+        return done, problem
 
     def _say(self, problem: str) -> None:
         """Once when it begins, once when it is over."""

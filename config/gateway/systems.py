@@ -14,6 +14,7 @@ from bridges.hl7.mllp import FrameError
 from bridges.intake import Intake, IntakeOptions, SendingSystem, TrustedDomains
 from bridges.letters import Letters
 from config.gateway.doors import listen
+from config.gateway.mailboxes import Mailboxes
 from config.gateway.running import Running
 from config.gateway.spooling import Spooling
 from config.gateway.stages import Parse, routing_options
@@ -35,24 +36,32 @@ async def open_systems(
     directory: Directory,
     trust_list: TrustedDomains,
     parse: Parse,
-    exists: Callable[[str], bool],
+    mailboxes: Mailboxes,
     collectors: MailCollectors,
     threads: ThreadPoolExecutor,
     running: Running,
     stack: AsyncExitStack,
 ) -> Letters:
-    """`exists`: whether a mailbox is ours; `collectors` tells of those collected; `threads` acknowledge. Returns who
-    takes letters. Raises `SettingsError`."""
+    """`collectors` tells of the mailboxes collected; `threads` acknowledge. Returns who takes letters. Raises
+    `SettingsError`."""
     loaded, settings = process.loaded, process.loaded.settings
     spool = spooling.spool
-    intake = Intake(spool, directory, trust_list, parse, IntakeOptions(routing_options(settings)))
+    intake = Intake(
+        spool,
+        directory,
+        trust_list,
+        parse,
+        IntakeOptions(routing_options(settings)),
+        # the configuration names who sends: as good as a certificate
+        sends=functools.partial(mailboxes.rules.sends, certified=True),
+    )
     stack.callback(intake.close)
     for listener in settings.mllp:
         door = _mllp_door(listener, intake, threads)
         await listen(door.start, listener.host, listener.port, reuse_port=process.shares_ports)
         stack.push_async_callback(door.stop)
     for each in settings.collect:
-        collect = functools.partial(_collector, collectors, collector_options(loaded, each), spool, exists)
+        collect = functools.partial(_collector, collectors, collector_options(loaded, each), spool, mailboxes.exists)
         running.start(spooling.once_for_all(collect), f"collect {each.name}")
     letters = Letters(
         intake,

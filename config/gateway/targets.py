@@ -84,7 +84,7 @@ def open_targets(
     stack.push_async_callback(acknowledge.close)
     by_kind: dict[TargetKind, Target] = {
         TargetKind.MAILBOX: ReceiptDoorkeeper(
-            GuardedMailboxes(lmtp, mailboxes.rules),
+            GuardedMailboxes(lmtp, mailboxes.rules, lmtp.filed),
             spool,
             Believed(spool, incoming.speaks_for),
             notices,

@@ -10,7 +10,7 @@ user of the machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,12 +18,12 @@ from sqlalchemy import Connection
 
 from directory.records import MailboxKind
 from mta.mailboxes.records import MailboxRecord, MailboxState, Member, MemberRight, ReadingPreferences
-from mta.mailboxes.registry import TEAMS, Entry, Registry, access_in, is_ours
+from mta.mailboxes.registry import TEAMS, Entry, Registry, access_in, rights_in
 from mta.smtp.address import domain_of
 from trust.accounts import Accounts
 from trust.identities import AccountError, checked_address, normalised
 from trust.journal import Journal, JournalEntry
-from trust.shared_addresses import set_access
+from trust.shared_addresses import access_of_others, members_of_team, owner_of, set_access
 
 T = TypeVar("T")
 
@@ -44,7 +44,8 @@ class Shown:
     entry: Entry
     members: tuple[Member, ...]
     reach: tuple[str, ...]
-    """Addresses under which it may be open now: its own, and those of its members."""
+    """Addresses under which it, or by its owner another, may be open now: its own, those of its members, and those of
+    the teams its owner has a share in."""
 
 
 class MailboxAdministration:
@@ -96,8 +97,9 @@ class MailboxAdministration:
                 raise AccountError("there is a mailbox of this address already")
             if known is not None:  # its mail may be there still
                 raise AccountError(
-                    "this address was a mailbox before, and is never given to somebody else: give it back with relais "
-                    "mailbox open, or relais account create if its account was deleted, or choose another"
+                    "this address was a mailbox before, and is never given to somebody else: give it back to whose it "
+                    "was with relais mailbox open, or with relais account create --former-mailbox if its account was "
+                    "deleted; or choose another"
                 )
             self._put_account(connection, login or address, address, password_hash)
             entry = self._registry.put(connection, Entry(self._registry.id_of(address), record))
@@ -148,25 +150,31 @@ class MailboxAdministration:
 
     # What it is
 
-    def describe(self, name: str, by: str, **values: str) -> Entry:
-        """Its label, IdNat or organisation; its address and kind never change (TRE_R257)."""
+    def describe(self, name: str, by: str, kind: MailboxKind | None = None, **values: str) -> Entry:
+        """Its label, IdNat or organisation; its kind while nobody has said it. Its address and kind never change
+        (TRE_R257)."""
 
         def change(connection: Connection, entry: Entry) -> Entry:
-            record = checked(replace(entry.record, **values))  # type: ignore[arg-type]
+            if entry.guessed and kind is None:
+                raise AccountError("what kind of mailbox this is has not been said yet: say it with --kind")
+            if not entry.guessed and kind not in (None, entry.record.kind):
+                raise AccountError(f"this is a mailbox of kind {entry.record.kind.value}: its kind never changes")
+            record = checked(replace(entry.record, kind=kind or entry.record.kind, **values))  # type: ignore[arg-type]
+            if entry.guessed:
+                self._check_kind(record)
             _check_label(record)
-            entry = self._registry.put(connection, replace(entry, record=record))
-            self._note(connection, by, "mailbox.described", entry.id, {"fields": " ".join(sorted(values))})
+            entry = self._registry.put(connection, replace(entry, record=record, guessed=False))
+            details = {"fields": " ".join(sorted(values))} | ({"kind": kind.value} if kind else {})
+            self._note(connection, by, "mailbox.described", entry.id, details)
             return entry
 
         return self._on(name, change)
 
     def set_quota(self, name: str, quota_bytes: int, by: str) -> Entry:
         """0: the gateway's default."""
-        if not 0 <= quota_bytes <= LARGEST_QUOTA:
-            raise AccountError("a quota is between 0 (the default) and one pebibyte")
 
         def change(connection: Connection, entry: Entry) -> Entry:
-            record = replace(entry.record, quota_bytes=quota_bytes)
+            record = checked(replace(entry.record, quota_bytes=quota_bytes))
             entry = self._registry.put(connection, replace(entry, record=record), tell=False)
             self._note(connection, by, "mailbox.quota-set", entry.id, {"bytes": str(quota_bytes)})
             return entry
@@ -182,18 +190,19 @@ class MailboxAdministration:
 
         return self._on(name, change)
 
-    def set_password(self, name: str, password: str | None, by: str) -> Entry:
-        """Of the account that has it; None takes it away."""
+    def set_password(self, name: str, password: str | None, by: str) -> Shown:
+        """Of the account that has it; None takes it away. Its reach is what that password opened."""
         password_hash = None if password is None else self._accounts.hash_password(password)
 
-        def change(connection: Connection, entry: Entry) -> Entry:
+        def change(connection: Connection, entry: Entry) -> Shown:
             if entry.record.kind is MailboxKind.APP and password_hash is not None:
                 raise AccountError("a machine logs in with its client certificate, never with a password")
             identity_id = self._accounts.identities.required(connection, entry.record.address)
             self._accounts.put_password(connection, identity_id, password_hash)
             act = "mailbox.password-set" if password_hash else "mailbox.password-removed"
             self._note(connection, by, act, entry.id, {"account": identity_id})
-            return entry
+            theirs = self._accounts.identities.load(connection, identity_id).addresses
+            return replace(self._shown(connection, entry), reach=theirs)
 
         return self._on(name, change)
 
@@ -204,7 +213,8 @@ class MailboxAdministration:
 
         def change(connection: Connection, entry: Entry) -> Shown:
             if entry.record.kind not in TEAMS:
-                raise AccountError("only a team's or a practice's mailbox (ORG, CAB) has members")
+                say = "; if this is one, say so first with relais mailbox describe --kind" if entry.guessed else ""
+                raise AccountError(f"only a team's or a practice's mailbox (ORG, CAB) has members{say}")
             member = self._accounts.identities.required(connection, login)
             if member == self._accounts.identities.named(connection, entry.record.address):
                 raise AccountError("that is the mailbox's own account")
@@ -212,23 +222,35 @@ class MailboxAdministration:
             known = self._accounts.identities.load(connection, member).login
             if not rights and known not in {each.login for each in before}:
                 raise AccountError("this account is no member of the mailbox")
+            owner = owner_of(connection, entry.id)
+            if owner is None:
+                raise AccountError("its account was deleted: nobody has rights in it")
             set_access(connection, entry.id, member, access_in(rights))
-            shown = self._shown(connection, entry)
-            if not rights and known in {each.login for each in shown.members}:
-                raise AccountError("it is a member of the team's account: use relais account revoke --member-of")
+            if rights_in(access_of_others(connection, member, entry.id, owner)) != rights:
+                raise AccountError(
+                    "it may do more as a member of the team's account, or of another that has rights here: end that "
+                    "first with relais account revoke --member-of"
+                )
             details = {"account": member, "rights": words_of(rights) or "none"}
             self._note(connection, by, "mailbox.member-set", entry.id, details)
-            theirs = self._accounts.identities.load(connection, member).addresses
-            return replace(shown, reach=(entry.record.address, *theirs))
+            reach = (entry.record.address, *self._addresses(connection, [member]))
+            return replace(self._shown(connection, entry), reach=reach)
 
         return self._on(name, change)
 
     def _shown(self, connection: Connection, entry: Entry) -> Shown:
         members = self._registry.members_of(connection, entry)
-        whose = [self._accounts.identities.named(connection, each.login) for each in members]
-        theirs = [self._accounts.identities.load(connection, each).addresses for each in whose if each]
-        reach = dict.fromkeys((entry.record.address, *(address for each in theirs for address in each)))
-        return Shown(entry, members, tuple(reach))
+        named = [self._accounts.identities.named(connection, each.login) for each in members]
+        theirs = self._addresses(connection, [each for each in named if each])
+        owner = owner_of(connection, entry.id)
+        shares = [] if owner is None else [address for address, _ in self._registry.shares_of(connection, owner)]
+        return Shown(entry, members, tuple(dict.fromkeys((entry.record.address, *theirs, *shares))))
+
+    def _addresses(self, connection: Connection, whose: Iterable[str]) -> tuple[str, ...]:
+        """Of these identities and, where one is a team's, of its members."""
+        acting = dict.fromkeys(each for one in whose for each in (one, *members_of_team(connection, one)))
+        found = (self._accounts.identities.load(connection, each).addresses for each in acting)
+        return tuple(address for each in found for address in each)
 
     def _put_account(self, connection: Connection, login: str, address: str, password_hash: str | None) -> None:
         identities = self._accounts.identities
@@ -261,7 +283,7 @@ class MailboxAdministration:
             if len(found) > 1:
                 raise AccountError("several mailboxes have ids that begin so: give more of it")
             entry = self._registry.entry_of(connection, found[0]) if found else None
-        if entry is None or not (is_ours(entry) or entry.version):
+        if entry is None:
             raise AccountError("there is no mailbox of this address or id")
         return entry
 
@@ -310,6 +332,8 @@ def checked(record: MailboxRecord) -> MailboxRecord:
     """With texts as they are kept. Raises `AccountError`."""
     if not _IDENTIFIER.fullmatch(record.id_nat):
         raise AccountError("an identifier (IdNat) has letters and digits only")
+    if not 0 <= record.quota_bytes <= LARGEST_QUOTA:
+        raise AccountError("a quota is between 0 (the default) and one pebibyte")
     return replace(
         record,
         label=checked_text(record.label, "a label"),

@@ -7,6 +7,7 @@ account sent it is in its trace for good.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -45,19 +46,28 @@ class AnsweredMarks:
         self._timeout = timeout_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answered")
         self._waiting = threading.BoundedSemaphore(_MOST_WAITING)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._connection: socket.socket | None = None
 
     def sent(self, identity: Identity, content: bytes) -> None:
         """A mail of this account is kept. Returns at once and never raises."""
-        if not self._waiting.acquire(blocking=False):
+        end = content.find(b"\r\n\r\n")  # on the event loop: nothing of the body is copied
+        header = content[: end + 4] if end >= 0 else b""
+        if b"in-reply-to" not in header.lower() or not self._waiting.acquire(blocking=False):
             return
         try:
-            header = content.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
             self._thread.submit(self._work, identity, header)
         except RuntimeError:  # the gateway ends
             self._waiting.release()
 
     def close(self) -> None:
-        """What has not begun is left."""
+        """What has not begun is left, and what waits for Dovecot's answer does not wait on. Blocks for a moment."""
+        with self._lock:
+            self._closed = True
+            if self._connection is not None:
+                with contextlib.suppress(OSError):
+                    self._connection.shutdown(socket.SHUT_RDWR)
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, identity: Identity, header: bytes) -> None:
@@ -77,6 +87,8 @@ class AnsweredMarks:
         record = self._registry.find(author)
         if record is not None and record.kind in TEAMS:
             for message_id in answered[:_MOST]:
+                if self._closed:
+                    return
                 self._mark(author, f"\\Answered {keyword_of(identity.login)}", message_id)
 
     def _mark(self, address: str, flags: str, message_id: str) -> None:
@@ -84,14 +96,25 @@ class AnsweredMarks:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(self._timeout)
             connection.connect(str(self._doveadm))
-            with connection.makefile("rb") as answers:
-                connection.sendall(b"VERSION\tdoveadm-server\t1\t0\n")
-                if answers.readline(_LINE_LIMIT) != b"+\n":  # of a Unix socket the peer is known: no authentication
+            with self._lock:
+                if self._closed:
+                    return
+                self._connection = connection
+            try:
+                self._ask(connection, command)
+            finally:
+                with self._lock:
+                    self._connection = None
+
+    def _ask(self, connection: socket.socket, command: tuple[str, ...]) -> None:
+        with connection.makefile("rb") as answers:
+            connection.sendall(b"VERSION\tdoveadm-server\t1\t0\n")
+            if answers.readline(_LINE_LIMIT) != b"+\n":  # of a Unix socket the peer is known: no authentication
+                raise EOFError
+            connection.sendall(("\t".join(command) + "\n").encode("ascii"))
+            while (line := answers.readline(_LINE_LIMIT)) != b"+\n":
+                if line.startswith(b"-") or not line.endswith(b"\n"):
                     raise EOFError
-                connection.sendall(("\t".join(command) + "\n").encode("ascii"))
-                while (line := answers.readline(_LINE_LIMIT)) != b"+\n":
-                    if line.startswith(b"-") or not line.endswith(b"\n"):
-                        raise EOFError
 
 
 def keyword_of(login: str) -> str:

@@ -94,8 +94,8 @@ class Exchanges:
         """Patients' mailboxes, and only they, are in the patients' domains. Does not block."""
         return domain_of(address) in self._patient_domains
 
-    def may_write_to(self, patient: str, correspondent: str, *, receipt: bool = False) -> bool:
-        """Whether an exchange with that address is open; for a reading receipt it may be over as well."""
+    def knows(self, patient: str, correspondent: str) -> bool:
+        """Whether there is an exchange with that address, open or over."""
         theirs = (
             select(patient_exchanges.c.id)
             .join(patient_exchange_people, patient_exchange_people.c.exchange == patient_exchanges.c.id)
@@ -104,8 +104,6 @@ class Exchanges:
                 patient_exchange_people.c.correspondent == self._person(patient, correspondent),
             )
         )
-        if not receipt:
-            theirs = theirs.where(patient_exchanges.c.ended_at.is_(None))
         return self._database.read(lambda connection: connection.scalar(theirs.limit(1))) is not None
 
     def answers(self, patient: str, header: Entity, recipients: Iterable[str]) -> bool:
@@ -132,6 +130,32 @@ class Exchanges:
 
             self._database.transact(note)
         return found is not None
+
+    def receipts(self, patient: str, message_id: str, recipients: Iterable[str], digest: str) -> bool:
+        """Whether what the patient sends may be the receipt for that mail: it is of an exchange with all these people,
+        open or over, and there was no receipt for it before but this one, whose octets have this digest."""
+        try:
+            return self._receipts(patient, message_id, recipients, digest)
+        except IntegrityError:  # another node has just written it
+            return self._receipts(patient, message_id, recipients, digest)
+
+    def _receipts(self, patient: str, message_id: str, recipients: Iterable[str], digest: str) -> bool:
+        wanted = {self._person(patient, each) for each in recipients}
+        about = self._message(patient, message_id)
+        first = self._vault.pseudonym("exchange receipt", patient.lower(), message_id)
+        same = self._vault.pseudonym("exchange receipt", patient.lower(), message_id, digest)
+
+        def write(connection: Connection) -> bool:
+            exchange = connection.scalar(_exchange_of(about))
+            if exchange is None or not wanted or not wanted <= _people_of(connection, exchange):
+                return False
+            if connection.scalar(_exchange_of(first)) is None:
+                for each in (first, same):
+                    connection.execute(insert(patient_exchange_mail).values(message=each, exchange=exchange))
+                return True
+            return connection.scalar(_exchange_of(same)) is not None
+
+        return self._database.transact(write)
 
     def purge(self, before: float, size: int) -> int:
         """Forget exchanges without a professional's mail since then, so many at most; how many there were."""

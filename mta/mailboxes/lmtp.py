@@ -64,13 +64,9 @@ class LmtpTarget:
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
-        if message.repeated and self._held is not None:
-            since = message.accepted_at - _CLOCK_SLACK_SECONDS
-            held = await self._held.holds(message.recipient, message.delivery_id, since)
-            if held is None:
-                return Deferred(Refused(refusals.UNREACHABLE, "mailbox search"))
-            if held:
-                return Delivered("already filed")
+        before = await self.filed(message)
+        if before is not None:
+            return before
         transaction = Transaction(message.sender, message.recipient, message.content)
         job = Job(
             transaction,
@@ -78,6 +74,16 @@ class LmtpTarget:
             lambda _, each: self._concluded(each, now() - message.accepted_at),
         )
         return await self._pool.to("mailboxes", self._open).deliver(job)
+
+    async def filed(self, message: Message) -> Outcome | None:
+        """What became of this delivery if it was begun before: it lies in the mailbox, or nobody can tell now."""
+        if not message.repeated or self._held is None:
+            return None
+        since = message.accepted_at - _CLOCK_SLACK_SECONDS
+        held = await self._held.holds(message.recipient, message.delivery_id, since)
+        if held is None:
+            return Deferred(Refused(refusals.UNREACHABLE, "mailbox search"))
+        return Delivered("already filed") if held else None
 
     def _concluded(self, answered: Answered, age: float) -> Outcome:
         outcome = delivered(answered)

@@ -93,10 +93,10 @@ class MailboxPurge:
     def _purge(self, entry: Entry) -> int:
         """Whether there was something. It is marked first: from then on it cannot be opened again."""
         home = self._home_of(entry.record.address)
-        if not self._database.transact(lambda connection: self._mark(connection, entry)):
-            return 0
         there = home is not None and (home.exists() or _going(home).exists())
         if entry.purged_at is not None and not there:
+            return 0
+        if not self._database.transact(lambda connection: self._mark(connection, entry)):
             return 0
         for each in self._forget:
             each(entry.record.address)

@@ -30,8 +30,8 @@ MAILBOX_SUSPENDED = _entry(
     "mailbox-suspended",
     550,
     "5.7.13",
-    "This mailbox is suspended and sends nothing: ask your operator to open it again.",
-    "Cette boîte aux lettres est suspendue et n'envoie rien : demandez à votre opérateur de la rouvrir.",
+    "This mailbox is suspended or closed and sends nothing: ask your operator to open it again.",
+    "Cette boîte aux lettres est suspendue ou fermée et n'envoie rien : demandez à votre opérateur de la rouvrir.",
 )
 MAILBOX_SHUT = _entry(
     "mailbox-shut",

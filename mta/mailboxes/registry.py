@@ -2,8 +2,9 @@
 
 A mailbox is found by the pseudonym of its address, which is the one its account has (`trust.identities`). An account's
 address that has no row yet, because the account is older than its row or was made a moment ago, is a mailbox all the
-same: it is active, and `mta.mailboxes.adopting` will write down what the directory says it is. A row whose account is
-gone is no mailbox any more, unless it was closed: then its senders are still told why.
+same: it is active, and `mta.mailboxes.adopting` writes down what the directory says it is. A kind that nobody has said
+is guessed, and said to be (`Entry.guessed`), until the directory or an operator says it. A row whose account is gone is
+no mailbox any more, unless it was closed: then its senders are still told why.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, exists, func, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Row, and_, exists, func, insert, select, update
 
 from directory.records import MailboxKind
 from mta.mailboxes.records import Custody, MailboxRecord, MailboxState, Member, MemberRight, ReadingPreferences
 from mta.mailboxes.tables import mailboxes
 from mta.smtp.address import domain_of
 from trust.accounts import Accounts
-from trust.identities import normalised
+from trust.identities import AccountError, normalised
 from trust.shared_addresses import Access, holders, owner_of, reach
 from trust.tables import identity_addresses
 from trust.vault import KeyVault
@@ -42,6 +43,8 @@ class Entry:
     version: int = 0
     """0: no row yet."""
     published: int = 0
+    guessed: bool = False
+    """Its kind is what it is taken for until somebody says it; then it never changes."""
     owned: bool = True
     """Whether an account has the address."""
 
@@ -77,14 +80,7 @@ class Registry:
 
         def read(connection: Connection) -> tuple[tuple[str, MemberRight], ...]:
             identity_id = self._accounts.identities.named(connection, login)
-            if identity_id is None or self._accounts.identities.disabled(connection, identity_id):
-                return ()
-            found: dict[str, MemberRight] = {}
-            for row, access in list(reach(connection, identity_id)):
-                entry = self._owned(connection, row)
-                if entry.record.kind in TEAMS and entry.record.state is MailboxState.ACTIVE:
-                    found[entry.record.address] = found.get(entry.record.address, MemberRight(0)) | rights_in(access)
-            return tuple(sorted(found.items()))
+            return () if identity_id is None else self.shares_of(connection, identity_id)
 
         return self._accounts.database.read(read)
 
@@ -101,11 +97,14 @@ class Registry:
         """By its id; `address` when the caller has it, so that it need not be unsealed."""
         row = connection.execute(select(mailboxes).where(mailboxes.c.address == mailbox_id)).first()
         if row is not None:
-            return self._entry(row, owned=owner_of(connection, mailbox_id) is not None)
+            return self._entry(connection, row, owned=owner_of(connection, mailbox_id) is not None)
         owned = connection.execute(select(identity_addresses).where(identity_addresses.c.address == mailbox_id)).first()
         if owned is None:
             return None
-        return Entry(mailbox_id, self.provisional(connection, normalised(address) or self._address(owned), mailbox_id))
+        address = normalised(address) or self._address(owned)
+        kind = self._kind(connection, address, mailbox_id)
+        record = MailboxRecord(address=address, kind=kind, label="")
+        return Entry(mailbox_id, record, guessed=kind is not MailboxKind.PATIENT)
 
     def starting_with(self, connection: Connection, beginning: str) -> list[str]:
         """Ids that begin so, two at most."""
@@ -132,25 +131,37 @@ class Registry:
             query = query.where(mailboxes.c.state == state.value)
         owned = exists().where(identity_addresses.c.address == mailboxes.c.address)
         rows = connection.execute(query.add_columns(owned.label("owned"))).all()
-        return [self._entry(row, owned=bool(row.owned)) for row in rows]
+        return [self._entry(connection, row, owned=bool(row.owned)) for row in rows]
 
-    def without_row(self, connection: Connection, size: int) -> list[str]:
-        """Addresses of accounts of which nothing was written down yet."""
+    def without_row(self, connection: Connection, size: int, after: str = "") -> list[str]:
+        """Ids of accounts' addresses of which nothing was written down yet, in their order."""
         missing = ~exists().where(mailboxes.c.address == identity_addresses.c.address)
-        rows = connection.execute(select(identity_addresses).where(missing).limit(size)).all()
-        return [self._address(row) for row in rows]
+        return _ids(connection, identity_addresses.c.address, missing, size, after)
 
-    def unpublished(self, connection: Connection, size: int, after: str = "") -> list[Entry]:
-        """Of which the directory does not know the last yet, in the order of their ids."""
-        waiting = and_(mailboxes.c.published < mailboxes.c.version, mailboxes.c.address > after)
-        rows = connection.execute(select(mailboxes).where(waiting).order_by(mailboxes.c.address).limit(size)).all()
-        return [self._entry(row, owned=owner_of(connection, row.address) is not None) for row in rows]
+    def guessed(self, connection: Connection, size: int, after: str = "") -> list[str]:
+        """Ids of those whose kind nobody has said yet, in their order."""
+        return _ids(connection, mailboxes.c.address, mailboxes.c.guessed, size, after)
+
+    def unpublished(self, connection: Connection, size: int, after: str = "") -> list[str]:
+        """Ids of those of which the directory does not know the last yet, in their order."""
+        return _ids(connection, mailboxes.c.address, mailboxes.c.published < mailboxes.c.version, size, after)
 
     def closed_before(self, connection: Connection, moment: float, size: int, after: str = "") -> list[Entry]:
         """Closed since longer than that, in the order of their ids."""
         closed = and_(mailboxes.c.state == MailboxState.CLOSED.value, mailboxes.c.closed_at < moment)
         query = select(mailboxes).where(closed, mailboxes.c.address > after).order_by(mailboxes.c.address).limit(size)
-        return [self._entry(row, owned=False) for row in connection.execute(query).all()]
+        return [self._entry(connection, row, owned=False) for row in connection.execute(query).all()]
+
+    def shares_of(self, connection: Connection, identity_id: str) -> tuple[tuple[str, MemberRight], ...]:
+        """See `shared_with`."""
+        if self._accounts.identities.disabled(connection, identity_id):
+            return ()
+        found: dict[str, MemberRight] = {}
+        for row, access in list(reach(connection, identity_id)):
+            entry = self._owned(connection, row)
+            if entry.record.kind in TEAMS and entry.record.state is MailboxState.ACTIVE:
+                found[entry.record.address] = found.get(entry.record.address, MemberRight(0)) | rights_in(access)
+        return tuple(sorted(found.items()))
 
     def members_of(self, connection: Connection, entry: Entry) -> tuple[Member, ...]:
         if entry.record.kind not in TEAMS:
@@ -161,14 +172,11 @@ class Registry:
             found[login] = found.get(login, MemberRight(0)) | rights_in(access)
         return tuple(Member(login, rights) for login, rights in sorted(found.items()))
 
-    def provisional(self, connection: Connection, address: str, mailbox_id: str) -> MailboxRecord:
-        """What an account's address is taken for until the directory has said what it is."""
-        kind = MailboxKind.PER
+    def _kind(self, connection: Connection, address: str, mailbox_id: str) -> MailboxKind:
+        """What an address is taken for until somebody says it: a patient's is one by its domain, and no guess."""
         if domain_of(address) in self.patient_domains:
-            kind = MailboxKind.PATIENT
-        elif any(True for _ in holders(connection, mailbox_id)):
-            kind = MailboxKind.ORG
-        return MailboxRecord(address=address, kind=kind, label="")
+            return MailboxKind.PATIENT
+        return MailboxKind.ORG if any(True for _ in holders(connection, mailbox_id)) else MailboxKind.PER
 
     def put(self, connection: Connection, entry: Entry, *, tell: bool = True) -> Entry:
         """Write a mailbox as `entry.record` has it, over whatever row it had; `tell`: the directory is to know."""
@@ -179,6 +187,7 @@ class Registry:
         hidden["preferences"] = written(record.preferences)
         values = {
             "kind": record.kind.value,
+            "guessed": entry.guessed,
             "state": record.state.value,
             "quota_bytes": record.quota_bytes,
             "sealed": self._vault.seal(msgspec.json.encode(hidden), _context(entry.id, "record")),
@@ -198,9 +207,35 @@ class Registry:
         connection.execute(select(mailboxes.c.address).where(mailboxes.c.address == mailbox_id).with_for_update())
 
     def mark_published(self, connection: Connection, entry: Entry) -> None:
-        """The directory knows it as it was in this version."""
-        told = (mailboxes.c.address == entry.id, mailboxes.c.published < entry.version)
-        connection.execute(update(mailboxes).where(*told).values(published=entry.version))
+        """The directory knows it as it was in this version; unless another node has told of it meanwhile: nobody knows
+        then whose word came last, and it is told again."""
+        its = mailboxes.c.address == entry.id
+        alone = update(mailboxes).where(its, mailboxes.c.published == entry.published)
+        if connection.execute(alone.values(published=entry.version)).rowcount == 0:
+            connection.execute(update(mailboxes).where(its).values(published=0))
+
+    # What accounts do to addresses (`trust.accounts_administration.AddressWatch`)
+
+    def taken(self, connection: Connection, mailbox_id: str, *, former: bool) -> None:
+        """See `trust.accounts_administration.AddressWatch`."""
+        if self._to_be_told(connection, mailbox_id) and not former:
+            raise AccountError(
+                "an address was a mailbox before, and its mail may be there still: to give it back to whose it was, "
+                "mail included, say --former-mailbox; to anybody else give another address"
+            )
+
+    def left(self, connection: Connection, mailbox_id: str) -> None:
+        """See `trust.accounts_administration.AddressWatch`. Its row stays, also one that was not written yet: it says
+        that the address was somebody's."""
+        if not self._to_be_told(connection, mailbox_id):
+            entry = self.entry_of(connection, mailbox_id)
+            if entry is not None:
+                self.put(connection, entry)
+
+    def _to_be_told(self, connection: Connection, mailbox_id: str) -> bool:
+        """The directory is to know; whether there is a row."""
+        its = update(mailboxes).where(mailboxes.c.address == mailbox_id)
+        return connection.execute(its.values(version=mailboxes.c.version + 1)).rowcount == 1
 
     def mark_purged(self, connection: Connection, entry: Entry, at: float) -> bool:
         """Whether it was still closed, and nobody had said so before."""
@@ -217,6 +252,11 @@ class Registry:
         query = select(mailboxes.c.kind, mailboxes.c.state, func.count()).group_by(mailboxes.c.kind, mailboxes.c.state)
         return self._accounts.database.read(lambda c: {(kind, state): n for kind, state, n in c.execute(query)})
 
+    def untold(self) -> int:
+        """Of how many the directory does not know the last yet."""
+        query = select(func.count()).select_from(mailboxes).where(mailboxes.c.published < mailboxes.c.version)
+        return self._accounts.database.read(lambda connection: connection.scalar(query) or 0)
+
     def _owned(self, connection: Connection, row: Row[Any]) -> Entry:
         """Of a row of `identity_addresses`."""
         entry = self.entry_of(connection, row.address)
@@ -226,11 +266,12 @@ class Registry:
     def _address(self, row: Row[Any]) -> str:
         return self._accounts.identities.address(row)
 
-    def _entry(self, row: Row[Any], *, owned: bool) -> Entry:
+    def _entry(self, connection: Connection, row: Row[Any], *, owned: bool) -> Entry:
         hidden = msgspec.json.decode(self._vault.unseal(row.sealed, _context(row.address, "record")))
+        address = self._vault.unseal(row.sealed_address, _context(row.address, "address")).decode()
         record = MailboxRecord(
-            address=self._vault.unseal(row.sealed_address, _context(row.address, "address")).decode(),
-            kind=MailboxKind(row.kind),
+            address=address,
+            kind=self._kind(connection, address, row.address) if row.guessed else MailboxKind(row.kind),
             state=MailboxState(row.state),
             quota_bytes=row.quota_bytes,
             created_at=row.created_at,
@@ -238,7 +279,11 @@ class Registry:
             preferences=preferences_of(hidden["preferences"]),
             **{name: hidden[name] for name in _SEALED},
         )
-        return Entry(row.address, record, row.purged_at, row.version, row.published, owned)
+        return Entry(row.address, record, row.purged_at, row.version, row.published, row.guessed, owned)
+
+
+def _ids(connection: Connection, ids: Column[str], wanted: ColumnElement[bool], size: int, after: str) -> list[str]:
+    return list(connection.scalars(select(ids).where(wanted, ids > after).order_by(ids).limit(size)))
 
 
 def is_ours(entry: Entry) -> bool:

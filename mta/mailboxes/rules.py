@@ -9,14 +9,17 @@ closed also for sessions that were open before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
 
 from directory.records import MailboxKind
 from mta import refusals as road
+from mta.header import answers_by_itself
 from mta.mailboxes import refusals
 from mta.mailboxes.exchanges import Exchanges
 from mta.mailboxes.records import MailboxRecord, MailboxRegistry, MailboxState
 from mta.message import Failed, Message, Outcome, Target
+from mta.notifications import DispositionNotification, parse_notification
 from smime.mime import Entity, MimeError, parse_entity
 from trust.identities import Identity
 from trust.refusals import Refused
@@ -75,28 +78,35 @@ class MailboxRules:
         """Does not block."""
         return self._exchanges.is_patient(address)
 
-    def writes_to(self, patient: str, recipient: str, *, receipt: bool = False) -> Refused | None:
-        """Before the content: why a patient does not write to that address. `receipt`: what comes may be a reading
-        receipt, which an exchange that is over still brings."""
-        if self._exchanges.may_write_to(patient, recipient, receipt=receipt):
-            return None
-        if not receipt and self._exchanges.may_write_to(patient, recipient, receipt=True):
-            return Refused(refusals.PATIENT_EXCHANGE_OVER)
-        return Refused(refusals.PATIENT_INITIATES)
+    def writes_to(self, patient: str, recipient: str) -> Refused | None:
+        """Before the content: why a patient does not write to that address. Whoever has ever written to the patient may
+        at least be told that it was read; and many mail programs send their user a copy."""
+        known = recipient == patient or self._exchanges.knows(patient, recipient)
+        return None if known else Refused(refusals.PATIENT_INITIATES)
 
-    def answers(self, patient: str, header: Entity, recipients: Iterable[str]) -> Refused | None:
-        """With the content: why a patient's mail is no answer."""
-        if self._exchanges.answers(patient, header, recipients):
-            return None
-        return Refused(refusals.PATIENT_EXCHANGE_OVER)
+    def answers(self, patient: str, header: Entity, content: bytes, recipients: Iterable[str]) -> Refused | None:
+        """With the content: why a patient's mail is neither an answer in an exchange that is open, nor the receipt for
+        a mail of one, be it over."""
+        others = {each for each in recipients if each != patient}
+        notification = parse_notification(content)
+        if isinstance(notification, DispositionNotification):
+            digest = hashlib.sha256(content).hexdigest()
+            if self._exchanges.receipts(patient, notification.original_message_id, others, digest):
+                return None
+        return None if self._exchanges.answers(patient, header, others) else Refused(refusals.PATIENT_EXCHANGE_OVER)
 
     def arrives(self, recipient: str, content: bytes) -> None:
-        """A mail is about to be filed: where a patient receives it, it may be answered."""
-        if self.is_patient(recipient):
-            try:
-                self._exchanges.arrived(recipient, parse_entity(content))
-            except MimeError:  # whatever a stage left of it, it has no author to answer
-                return
+        """A mail is about to be filed: where a patient receives it, it may be answered. A receipt and a notice of
+        absence, which programs send by themselves, also with a sender, neither begin an exchange nor go on with one."""
+        if not self.is_patient(recipient):
+            return
+        try:
+            header = parse_entity(content)
+            report = header.content_type().media_type == "multipart/report"
+        except MimeError:  # whatever a stage left of it, it has no author to answer
+            return
+        if not report and not answers_by_itself(header) and parse_notification(content) is None:
+            self._exchanges.arrived(recipient, header)
 
     def _uncertified(self, record: MailboxRecord, certified: bool) -> Refused | None:
         if record.kind is not MailboxKind.APP or certified or self._machine_passwords:
@@ -107,14 +117,23 @@ class MailboxRules:
 class GuardedMailboxes:
     """A `mta.message.Target` before the mailbox server: what was closed since its mail was accepted takes none."""
 
-    def __init__(self, target: Target, rules: MailboxRules) -> None:
+    def __init__(
+        self, target: Target, rules: MailboxRules, filed: Callable[[Message], Awaitable[Outcome | None]] | None = None
+    ) -> None:
+        """`filed`: what became of a delivery that was begun before; None when it was not, or when nothing of it is
+        there."""
         self._target = target
         self._rules = rules
+        self._filed = filed
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. What the database raises makes the worker try again."""
         refused = await asyncio.to_thread(self._look, message)
-        return Failed(refused) if refused is not None else await self._target.deliver(message)
+        if refused is None:
+            return await self._target.deliver(message)
+        # It may lie there since before the mailbox was closed: its sender must not be told otherwise.
+        before = None if self._filed is None else await self._filed(message)
+        return before or Failed(refused)
 
     def _look(self, message: Message) -> Refused | None:
         refused = self._rules.receives(message.recipient)

@@ -6,7 +6,7 @@ Who may do what in a team's mailbox stands where all such rights stand, in `trus
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, LargeBinary, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, String, Table
 
 from trust.store import metadata
 
@@ -16,6 +16,9 @@ mailboxes = Table(
     Column("address", String(64), primary_key=True, comment="pseudonym, as in identity_addresses"),
     Column("sealed_address", LargeBinary, nullable=False),
     Column("kind", String(8), nullable=False, comment="`directory.records.MailboxKind`"),
+    Column(
+        "guessed", Boolean, nullable=False, comment="nobody has said the kind yet: the directory or an operator may"
+    ),
     Column("state", String(16), nullable=False, comment="`mta.mailboxes.records.MailboxState`"),
     Column("quota_bytes", BigInteger, nullable=False, comment="0: the gateway's default"),
     Column("sealed", LargeBinary, nullable=False, comment="sealed JSON: label, reason, identifiers, preferences"),
@@ -56,6 +59,6 @@ patient_exchange_people = Table(
 patient_exchange_mail = Table(
     "mta_patient_exchange_mail",
     metadata,
-    Column("message", String(64), primary_key=True, comment="of a Message-ID and the patient"),
+    Column("message", String(64), primary_key=True, comment="of a Message-ID and the patient; or of their receipt"),
     Column("exchange", ForeignKey("mta_patient_exchanges.id", ondelete="CASCADE"), nullable=False, index=True),
 )

@@ -80,11 +80,11 @@ class Conversation(Connection):
         self.peer = self.client = ""
         """The IP addresses at the other end, and, which a proxy may have said, of the client."""
         self.identity: object | None = None
+        """Who authenticated, as the policy put it."""
         self.certified = False
         """Whether `identity` showed a certificate."""
         self.machine = False
         """Whether it is a machine's mailbox that did."""
-        """Who authenticated, as the policy put it."""
         self.refusals = 0
         """How often something was refused for good."""
 

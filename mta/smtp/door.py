@@ -207,15 +207,15 @@ class SubmissionDoor(Door):
         return refused.reply_fr
 
     async def check_recipient(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
-        found = await self._in_thread(self._route, recipient.lower())
+        return await self._in_thread(self._reached, session, recipient.lower())
+
+    def _reached(self, session: DoorSession, recipient: str) -> TargetKind | Refused:
+        """How that address is, or why a mail as far as it is known by now does not go there."""
+        found = self._route(recipient)
         if isinstance(found, Refused):
             return found
-        return await self._in_thread(self._against_recipient, session, recipient.lower()) or found
-
-    def _against_recipient(self, session: DoorSession, recipient: str) -> Refused | None:
-        """Why a mail as far as it is known by now does not go to that address, which there is."""
         too_large = self._rules.too_large(recipient, session.transaction.size)
-        return too_large or self._patient_writes_to(session, recipient)
+        return too_large or self._patient_writes_to(session, recipient) or found
 
     def _route(self, recipient: str) -> TargetKind | Refused:
         domain = domain_of(recipient)
@@ -232,10 +232,8 @@ class SubmissionDoor(Door):
         rules, sender = self._mailboxes, session.transaction.sender or ""
         if rules is None:
             return None
-        if sender:
-            return rules.writes_to(sender, recipient) if rules.is_patient(sender) else None
-        own = [each for each in self._own_addresses(session) if rules.is_patient(each)]
-        refused = [rules.writes_to(each, recipient, receipt=True) for each in own]
+        own = (sender.lower(),) if sender else self._own_addresses(session)
+        refused = [rules.writes_to(each, recipient) for each in own if rules.is_patient(each)]
         return refused[0] if refused and all(refused) else None
 
     def _own_addresses(self, session: DoorSession) -> tuple[str, ...]:
@@ -265,22 +263,18 @@ class SubmissionDoor(Door):
             return refused
         if not transaction.sender and not isinstance(parse_notification(content), DispositionNotification):
             return Refused(refusals.SENDER_NOT_ALLOWED)
-        refused = self._patient_answers(transaction, header, {author, *originators})
+        refused = self._patient_answers(transaction, header, content, {author, *originators})
         return refused or self._judge_content(transaction, content)
 
-    def _patient_answers(self, transaction: Transaction, header: Entity, authors: set[str]) -> Refused | None:
+    def _patient_answers(
+        self, transaction: Transaction, header: Entity, content: bytes, authors: set[str]
+    ) -> Refused | None:
         rules, sender = self._mailboxes, transaction.sender or ""
         if rules is None:
             return None
         recipients = [each.address.lower() for each in transaction.recipients]
         for patient in sorted({each.lower() for each in (*authors, sender) if each}):
-            if not rules.is_patient(patient):
-                continue
-            if sender:
-                refused = rules.answers(patient, header, recipients)
-            else:
-                found = (rules.writes_to(patient, each, receipt=True) for each in recipients)
-                refused = next((each for each in found if each is not None), None)
+            refused = rules.answers(patient, header, content, recipients) if rules.is_patient(patient) else None
             if refused is not None:
                 return refused
         return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -25,6 +26,7 @@ from bridges.letters import LetterResult, Letters
 from bridges.routing import RoutingOptions
 from directory.records import MailboxKind, Recipient
 from mta import refusals as mta_refusals
+from mta.mailboxes.refusals import MAILBOX_SUSPENDED
 from mta.message import DeliveryState
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
@@ -58,7 +60,7 @@ class House:
     letters: Letters
 
 
-def open_house(state: Path, stack: ExitStack) -> House:
+def open_house(state: Path, stack: ExitStack, **more: Any) -> House:
     database = Database(f"sqlite:///{state / 'relais.db'}")
     stack.callback(database.close)
     metadata.create_all(database.engine)
@@ -71,6 +73,7 @@ def open_house(state: Path, stack: ExitStack) -> House:
         Everybody(),
         functools.partial(reader.parse, environment="test"),
         options,
+        **more,
     )
     stack.callback(intake.close)
     return House(spool, Letters(intake, read_cda, {SERVICE: SendingSystem("hopital", SERVICE, "Médecine")}))
@@ -385,3 +388,14 @@ async def test_a_missing_folder_is_told_once_and_waited_for(tmp_path: Path, hous
     assert [entry["event"] for entry in captured].count("dropfolder.unusable") == 1
     for secret in (PATIENT.matricule, PATIENT.family, DOCTOR, "lettre"):
         assert secret not in str(captured)
+
+
+def test_a_mailbox_that_is_shut_sends_no_letter(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with ExitStack() as stack:
+        house = open_house(tmp_path / "state", stack, sends=lambda _: Refused(MAILBOX_SUSPENDED))
+        drop(folder)
+        looked(folder, house.letters)
+        assert house.spool.claim(10, 60) == []
+    (where,) = {path.parent.name for path in folder.rglob("lettre.result.json")}
+    assert "mailbox-suspended" in (folder / where / "lettre.result.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import threading
@@ -9,18 +10,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from sqlalchemy import select
 
 from bridges.hl7 import reader
-from bridges.hl7.mllp import FrameError
+from bridges.hl7.door import MllpDoor, MllpOptions
+from bridges.hl7.mllp import FrameError, encode
 from bridges.intake import Intake, IntakeOptions, SendingSystem
 from bridges.routing import RoutingOptions
 from directory.records import MailboxKind, Recipient
 from directory.refusals import RECIPIENT_UNKNOWN
 from directory.resolve import DirectoryUnavailableError
+from mta.mailboxes.refusals import MAILBOX_SUSPENDED
 from mta.message import DeliveryState, Failed, TargetKind
 from mta.priority import Priority
 from mta.refusals import REMOTE_REFUSED
@@ -86,8 +90,8 @@ Make = Callable[..., Intake]
 def make(spool: Spool) -> Iterator[Make]:
     made: list[Intake] = []
 
-    def intake(directory: FakeDirectory | None = None, read: Callable = parse) -> Intake:
-        made.append(Intake(spool, directory or FakeDirectory(), Trusting(), read, IntakeOptions(ROUTING)))  # type: ignore[arg-type]
+    def intake(directory: FakeDirectory | None = None, read: Callable = parse, **more: Any) -> Intake:
+        made.append(Intake(spool, directory or FakeDirectory(), Trusting(), read, IntakeOptions(ROUTING), **more))  # type: ignore[arg-type]
         return made[-1]
 
     yield intake
@@ -126,6 +130,40 @@ def test_the_sender_is_warned_of_what_was_read_through(make: Make) -> None:
     (warning,) = [line for line in answer.split(b"\r") if line.startswith(b"ERR|")]
     assert warning.split(b"|")[4] == b"W" and b"body-truncated OBX-" in warning
     assert [entry["findings"] for entry in logged if entry["event"] == "intake.accepted"] == [["body-truncated"]]
+
+
+async def test_a_mailbox_that_is_shut_sends_no_report(make: Make, spool: Spool) -> None:
+    shut: dict[str, Refused] = {}
+    intake = make(sends=shut.get)
+    threads = ThreadPoolExecutor(2)
+    door = MllpDoor(
+        MllpOptions(),
+        functools.partial(intake.receive, system=SYSTEM),
+        functools.partial(intake.refuse, system=SYSTEM),
+        threads,
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", await door.start("127.0.0.1", 0))
+
+    async def answer(frame: bytes) -> bytes:
+        writer.write(encode(frame))
+        async with asyncio.timeout(10):
+            return (await reader.readuntil(b"\x1c\r"))[1:-2]
+
+    try:
+        first, second = reports.message(), reports.message(control_id="RLS-000002")
+        taken = await answer(first)
+        shut[SYSTEM.sender] = Refused(MAILBOX_SUSPENDED)
+        refused = await answer(second)
+        assert code(refused) == "AE"
+        assert b"mta.mailbox-suspended" in refused
+        assert await answer(first) == taken, "what was taken before is not unsaid"
+        assert not spool.find("RLS-000002")
+        shut.clear()
+        assert code(await answer(second)) == "AA"
+    finally:
+        writer.transport.abort()
+        await door.stop()
+        threads.shutdown()
 
 
 def test_an_impossible_recipient_is_located_by_segment_field(make: Make) -> None:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pypdfium2
 import pytest
@@ -19,6 +20,7 @@ from bridges.report import Report
 from bridges.routing import RoutingOptions
 from directory.records import MailboxKind, Recipient
 from directory.resolve import DirectoryUnavailableError
+from mta.mailboxes.refusals import MAILBOX_SUSPENDED
 from mta.message import DeliveryState, Failed, TargetKind
 from mta.refusals import REMOTE_REFUSED
 from mta.schedule import RetrySchedule
@@ -77,10 +79,10 @@ Make = Callable[..., Letters]
 def make(spool: Spool) -> Iterator[Make]:
     made: list[Intake] = []
 
-    def letters(down: bool = False, environment: str = "test", dossier: bool = True) -> Letters:
+    def letters(down: bool = False, environment: str = "test", dossier: bool = True, **more: Any) -> Letters:
         read = functools.partial(reader.parse, environment=environment)  # type: ignore[arg-type]
         options = IntakeOptions(replace(ROUTING, dossier=dossier), resolve_seconds=5)
-        made.append(Intake(spool, FakeDirectory(down), Trusting(), read, options))  # type: ignore[arg-type]
+        made.append(Intake(spool, FakeDirectory(down), Trusting(), read, options, **more))  # type: ignore[arg-type]
         return Letters(made[-1], read_cda, {SERVICE: SYSTEM})
 
     yield letters
@@ -273,3 +275,12 @@ def test_the_official_discharge_letter(make: Make, spool: Spool) -> None:
     assert isinstance(report, Report)
     assert report.documents[0].content == LETTER.read_bytes()
     assert "Lettre de liaison à la sortie" in " ".join(text_of(result.unreached[0].printed).split())
+
+
+def test_a_mailbox_that_is_shut_sends_no_letter(make: Make, spool: Spool) -> None:
+    letters = make(sends=lambda sender: Refused(MAILBOX_SUSPENDED) if sender == SERVICE else None)
+    result = submit(letters, REACHED[0])
+    assert not result.accepted
+    assert result.refused is not None
+    assert result.refused.refusal is MAILBOX_SUSPENDED
+    assert spool.claim(10, 60) == []

@@ -25,6 +25,7 @@ from config.answers import off_loop
 from config.cli import relais
 from config.control import ControlSocket
 from config.migrations import upgrade
+from mta.mailboxes.registry import Registry
 from tests.config.test_keys_command import CONFIGURATION
 from tests.support.private import service_directory
 from tests.trust.certificate_authority import NOW, name
@@ -132,7 +133,9 @@ class Running(threading.Thread):
         database = Database(f"sqlite:///{state}/relais.db")
         upgrade(database)
         vault = KeyVault.open(state / "vault")
-        administration = Administration(Accounts(database, vault), Journal(vault, "relais.cabinet.example"))
+        accounts = Accounts(database, vault)
+        journal = Journal(vault, "relais.cabinet.example")
+        administration = Administration(accounts, journal, Registry(accounts, vault))
         from trust.certificates import CertificateValidator
 
         anchors = x509.load_pem_x509_certificates((self.place.root / "anchors.pem").read_bytes())
@@ -207,6 +210,19 @@ def test_the_life_of_an_account(place) -> None:
     assert [row["login"] for row in place.document("list")] == [SECRETARY]
     actions = place.actions()
     assert len(actions) == 16 and actions[-1] == "account.deleted"
+
+
+def test_whoever_gets_a_former_mailbox_gets_it_knowingly(place) -> None:
+    """A homonym would read what is in it."""
+    place.document("create", DOCTOR, "--no-password")
+    place.run("delete", DOCTOR, "--yes")
+    assert "--former-mailbox" in place.refusal("create", DOCTOR, "--no-password")
+    place.document("create", SECRETARY, "--no-password")
+    assert "--former-mailbox" in place.refusal("addresses", SECRETARY, SECRETARY, DOCTOR)
+    shown = place.document("addresses", SECRETARY, SECRETARY, DOCTOR, "--former-mailbox")
+    assert shown["addresses"] == [SECRETARY, DOCTOR]
+    place.document("addresses", SECRETARY, SECRETARY)
+    assert place.document("create", DOCTOR, "--no-password", "--former-mailbox")["addresses"] == [DOCTOR]
 
 
 def test_certificates(place) -> None:

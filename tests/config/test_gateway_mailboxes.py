@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,17 @@ from prometheus_client.registry import CollectorRegistry
 from structlog.testing import capture_logs
 
 from config.gateway.mailboxes import MailboxCollector, Mailboxes, Records
+from config.mailbox_answers import MailboxAnswers
+from directory.records import MailboxKind
 from directory.resolve import DirectoryRefusedError, DirectoryUnavailableError
 from mta.mailboxes import refusals
+from mta.mailboxes.records import MailboxRecord
 from tests.mta.conftest import Clock, with_tables
 from tests.mta.mailbox_house import DOCTOR, MACHINE, PASSWORD, READ, SECRETARY, TEAM, WRITE, House
 from trust.catalogue import AUTHENTICATION_FAILED
 from trust.identities import Identity, Service
 from trust.refusals import Refused
-from trust.vault import KeyVault
+from trust.vault import KeyVault, VaultError
 
 
 class Work:
@@ -35,11 +38,12 @@ class Work:
 
 async def test_a_directory_that_is_away_is_asked_again_soon_and_told_of_once() -> None:
     away = DirectoryUnavailableError("timeout")
-    records = Records(Work(0, away, away, 3, 0), Work(0, 0, DirectoryRefusedError("no"), 0))  # type: ignore[arg-type]
+    listing = Work(0, 0, 0, 0, 0, DirectoryRefusedError("no"), 0)
+    records = Records(Work(0, away, away, 3, 0, 0, 0), listing)  # type: ignore[arg-type]
     with capture_logs() as logs:
-        pauses = [await records._turn() for _ in range(6)]
-    assert pauses[0] == pauses[5] == 300.0
-    assert pauses[1] == pauses[2] == pauses[4] == 20.0
+        pauses = [await records._turn() for _ in range(7)]
+    assert pauses[0] == pauses[4] == pauses[6] == 300.0
+    assert pauses[1] == pauses[2] == pauses[5] == 20.0
     assert pauses[3] < 1, "there may be more"
     assert [(each["event"], each.get("error")) for each in logs] == [
         ("mailboxes.directory-not-told", "DirectoryUnavailableError"),
@@ -47,6 +51,14 @@ async def test_a_directory_that_is_away_is_asked_again_soon_and_told_of_once() -
         ("mailboxes.directory-not-told", "DirectoryRefusedError"),
         ("mailboxes.directory-told", None),
     ]
+
+
+async def test_neither_keeps_the_other_from_its_turn() -> None:
+    listing = Work(100, DirectoryRefusedError("no"))
+    records = Records(Work(ValueError(), 100), listing)  # type: ignore[arg-type]
+    assert await records._turn() < 1
+    assert await records._turn() < 1
+    assert listing.turns == []
 
 
 async def test_nothing_that_breaks_ends_the_gateway_or_names_anybody() -> None:
@@ -92,6 +104,57 @@ def test_who_opens_what(house: House) -> None:
     assert tokens(TEAM, "hers") == secretary
     assert tokens(MACHINE, "its") == Refused(refusals.CERTIFICATE_ONLY)
     assert mailboxes.opened(MACHINE, machine, certified=True) == machine
+    house.administration.close(SECRETARY, "partie", "root")
+    assert tokens(TEAM, "hers") == Refused(refusals.MAILBOX_SHUT), "who has left reads the team's no more"
+
+
+class Slow:
+    """A directory's writer that fails in a way nobody thought of."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def tell(self, mailbox_id: str) -> None:
+        self.events.append("told")
+        raise VaultError("altered")
+
+
+def test_sessions_end_before_the_directory_is_told_and_whatever_it_does(house: House) -> None:
+    events: list[str] = []
+
+    def ends(addresses: Collection[str]) -> bool:
+        events.append(" ".join(sorted(addresses)))
+        return True
+
+    answers = MailboxAnswers(house.administration, Slow(events), ends, None)  # type: ignore[arg-type]
+    shown = answers.calls()["mailbox.close"]({"name": SECRETARY, "reason": "partie", "by": "root"})
+    assert (shown["state"], shown["sessions_ended"]) == ("closed", True)
+    assert events == [f"{SECRETARY} {TEAM}", "told"], "her own, and what she shares"
+
+
+class Broken:
+    """A directory that must not be asked."""
+
+    def one(self, mailbox_id: str) -> None:
+        raise VaultError("altered")
+
+
+def test_what_shuts_a_mailbox_waits_for_no_directory(house: House) -> None:
+    house.accounts.create("ancien@op1.example", ["ancien@op1.example"], None)
+    calls = MailboxAnswers(house.administration, None, None, Broken()).calls()  # type: ignore[arg-type]
+    for name in ("ancien@op1.example", DOCTOR):
+        for act in ("mailbox.suspend", "mailbox.close"):
+            shown = calls[act]({"name": name, "reason": "volée", "by": "root"})
+        assert shown["state"] == "closed"
+
+
+def test_a_password_ends_what_it_opened(house: House) -> None:
+    second = MailboxRecord(address="recherche@op1.example", kind=MailboxKind.PER, label="Dr Camille GRIS")
+    house.administration.create(second, DOCTOR, None, "root")
+    ended: list[list[str]] = []
+    calls = MailboxAnswers(house.administration, None, lambda each: bool(ended.append(sorted(each)) or True)).calls()
+    calls["mailbox.password"]({"name": DOCTOR, "password": "nouveau", "by": "root"})
+    assert ended == [sorted([DOCTOR, second.address])]
 
 
 def test_they_are_counted(house: House) -> None:
@@ -100,3 +163,4 @@ def test_they_are_counted(house: House) -> None:
     house.administration.suspend(TEAM, "", "root")
     assert registry.get_sample_value("relais_mailboxes", {"kind": "PER", "state": "active"}) == 3
     assert registry.get_sample_value("relais_mailboxes", {"kind": "ORG", "state": "suspended"}) == 1
+    assert registry.get_sample_value("relais_mailboxes_untold") == 6

@@ -161,6 +161,18 @@ def test_members(place: Place) -> None:
     assert "ORG, CAB" in place.refusal("members", NURSE, TEAM, "--read")
 
 
+def test_the_kind_of_an_account_s_mailbox_is_said_once(place: Place) -> None:
+    place.document("create", TEAM, "--kind", "ORG", "--label", "Équipe")  # makes the database
+    database, _, accounts = place.opened()
+    accounts.create(MACHINE, [MACHINE], None)
+    database.close()
+    assert place.document("quota", MACHINE, "1G")["kind_guessed"]
+    assert "--kind" in place.refusal("describe", MACHINE, "--label", "Automate")
+    shown = place.document("describe", MACHINE, "--kind", "APP", "--label", "Automate")
+    assert (shown["kind"], shown["kind_guessed"]) == ("APP", False)
+    assert "never changes" in place.refusal("describe", MACHINE, "--kind", "PER")
+
+
 def test_preferences_and_quota(place: Place) -> None:
     place.document("create", TEAM, "--kind", "CAB", "--label", "Cabinet")
     shown = place.document("preferences", TEAM, "custody=holder", "hprim=yes", "flags=no")
@@ -182,8 +194,11 @@ def test_a_patient_s_address_need_not_be_on_the_command_line(place: Place) -> No
     text = text.replace("[trust]", '[identity]\npatient_domains = ["patient.cabinet.example"]\n[trust]', 1)
     (place.root / "relais.toml").write_text(text)
     patient = "299019900100133@patient.cabinet.example"
-    made = place.document("create", "-", "--kind", "PATIENT", "--no-password", text=f"{patient}\n")
+    made = place.document(
+        *("create", "-", "--kind", "PATIENT", "--password-file", "-"), text=f"{patient}\nmot de passe\n"
+    )
     assert made["address"] == patient
+    assert isinstance(place.authenticate(patient, "mot de passe"), Identity)
     assert place.document("suspend", made["id"][:12])["state"] == "suspended"
     assert place.document("show", "-", text=patient)["state"] == "suspended"
     assert "no mailbox" in place.refusal("show", "0123456789ab")
@@ -262,8 +277,12 @@ def test_a_running_gateway_is_asked_and_ends_sessions(place: Place) -> None:
         gateway.ended.clear()
         place.document("suspend", TEAM)
         assert gateway.ended == [[TEAM, NURSE]], "whoever has it open through a share of it"
-        shown = place.document("suspend", "ancien@cabinet.example")
-        assert (shown["kind"], shown["label"]) == ("CAB", "Cabinet fictif"), "asked of the directory first"
+        assert place.document("suspend", "ancien@cabinet.example")["kind_guessed"], "that waits for no directory"
+        assert "Nobody has said its kind" in place.run("show", "ancien@cabinet.example").stderr
+        assert "PER?" in place.run("list").stdout
+        shown = place.document("quota", "ancien@cabinet.example", "1G")
+        assert (shown["kind"], shown["label"], shown["kind_guessed"]) == ("CAB", "Cabinet fictif", False), "asked first"
+        assert shown["state"] == "suspended"
     finally:
         gateway.end.set()
         gateway.join(20)

@@ -154,6 +154,25 @@ def test_what_a_person_holds_is_not_sent_by_an_older_version(database: Database,
     assert waiting(database) == 1
 
 
+def test_a_narrow_right_does_not_become_every_right(database: Database) -> None:
+    upgrade(database)
+    rows = (
+        "INSERT INTO identities VALUES ('team', x'00', 0, 0, 0)",
+        "INSERT INTO identities VALUES ('member', x'00', 0, 0, 0)",
+        "INSERT INTO identity_addresses (address, identity_id, position, sealed) VALUES ('a', 'team', 0, x'00')",
+        "INSERT INTO address_grants VALUES ('a', 'member', 'r')",
+    )
+    for each in rows:
+        database.transact(lambda connection, each=each: connection.execute(text(each)) and None)
+    with pytest.raises(RuntimeError, match="1 rights of members"):
+        roll_back(database, "0009")
+    assert revision_of(database) == "0010"
+    upgrade(database)
+    use = "UPDATE address_grants SET \"right\" = 'use'"
+    database.transact(lambda connection: connection.execute(text(use)) and None)
+    roll_back(database, "0009")
+
+
 def test_a_revision_that_fails_leaves_nothing_half_done(database: Database, tmp_path: Path) -> None:
     upgrade(database)
     spool = small_in_files(database, tmp_path)

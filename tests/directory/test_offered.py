@@ -83,6 +83,24 @@ def offer(directory: Directory, address: str, offered: x509.Certificate) -> Offe
     return directory.offer_certificate(address, offered, evidence(offered, address))
 
 
+def test_what_was_learned_stays_learned_when_the_rest_is_written(learning: Server) -> None:
+    address = "card@demo-x.mssante.fr"
+    first, second, third = (cert(address) for _ in range(3))
+    with learning.directory("admin") as admin:
+        admin.publish(Recipient(address, MailboxKind.PER, "Dr Carte"))
+        assert offer(admin, address, first) is OfferOutcome.LEARNED
+        found = admin.resolve(address)
+        assert found is not None
+        admin.publish(replace(found, display_name="Pr Carte"), certificates=False)
+        admin.publish(Recipient(address, MailboxKind.ORG, "Service"), certificates=False)
+        found = admin.resolve(address)
+        assert found is not None
+        assert (found.kind, found.encryption_certificates) == (MailboxKind.ORG, (first,))
+        assert offer(admin, address, second) is OfferOutcome.LEARNED, "the next card too"
+        admin.publish(replace(found, encryption_certificates=(third,)))
+        assert offer(admin, address, cert(address)) is OfferOutcome.MANUAL
+
+
 def test_learned_known_and_never_over_a_manual_one(learning: Server) -> None:
     with learning.directory("admin") as admin, learning.directory() as directory:
         first, second = cert(), cert()

@@ -116,6 +116,8 @@ def test_certificates_go_to_the_register_s_mailbox_and_leave_its_identity(server
         ((_, values),) = stored(server, address)
         assert values["SourceBAL"] == [b"NATIONAL"]
         assert values["AttributLocal"] == [b"userCertificate"]
+        admin.publish(Recipient(address, MailboxKind.ORG, ""), certificates=False)
+        assert admin.resolve(address) == found, "not said to be none"
         admin.publish(replace(mine, encryption_certificates=(), signing_certificates=()))
         assert admin.resolve(address) == national
         assert "AttributLocal" not in stored(server, address)[0][1]

@@ -14,6 +14,7 @@ from mta.mailboxes.records import MailboxRecord, MemberRight
 from mta.mailboxes.registry import Entry, Registry
 from mta.mailboxes.rules import MailboxRules
 from trust.accounts import Accounts
+from trust.accounts_administration import Administration
 from trust.journal import Journal
 from trust.store.database import Database
 from trust.vault import KeyVault
@@ -38,6 +39,7 @@ class House:
         self.accounts = Accounts(self.database, self.vault, hasher=QUICK, clock=self.clock)
         self.registry = Registry(self.accounts, self.vault, [PATIENTS])
         self.journal = Journal(self.vault, "here")
+        self.people = Administration(self.accounts, self.journal, self.registry)
         self.administration = MailboxAdministration(self.registry, self.accounts, self.journal, [DOMAIN, PATIENTS])
         self.exchanges = Exchanges(self.database, self.vault, [PATIENTS], self.clock)
         self.rules = MailboxRules(self.registry, self.exchanges)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import smtplib
+import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from cryptography import x509
 from config.door_service import certificate_sign_in
 from directory.records import MailboxKind
 from mta.mailboxes import refusals
+from mta.mailboxes.answered import AnsweredMarks
 from mta.mailboxes.rules import MailboxRules
 from mta.message import TargetKind
 from mta.refusals import MAILBOX_UNKNOWN, RATE_EXCEEDED, SENDER_NOT_ALLOWED
@@ -98,6 +101,11 @@ async def port(house: House, spool: Spool, space: TrustSpace, listed: Listed, qu
 
 
 def text(refusal: object, detail: str = "") -> str:
+    """As submission tells it."""
+    return Refused(refusal, detail).reply_fr  # type: ignore[arg-type]
+
+
+def told_a_server(refusal: object, detail: str = "") -> str:
     return Refused(refusal, detail).reply  # type: ignore[arg-type]
 
 
@@ -160,6 +168,7 @@ async def test_a_closed_mailbox_says_why_at_every_door(
     assert expected.endswith("(depart a la retraite)")
     replies = await say(port, space, OTHER, f"MAIL FROM:<{OTHER}>", f"RCPT TO:<{DOCTOR}>", "RCPT TO:<x@op1.example>")
     assert replies[1:] == [expected, text(MAILBOX_UNKNOWN)]
+    expected = told_a_server(refusals.MAILBOX_CLOSED, "départ à la retraite")
     operators = OperatorDoor(
         spool, lambda: listed, lambda address: False, space.server("one"), OPTIONS, mailboxes=house.rules
     )
@@ -168,7 +177,7 @@ async def test_a_closed_mailbox_says_why_at_every_door(
             await client.say("MAIL FROM:<labo@op2.example>")
             assert await client.say(f"RCPT TO:<{DOCTOR.upper()}>") == expected
             assert (await client.say(f"RCPT TO:<{OTHER}>")).startswith("250")
-            assert await client.say("RCPT TO:<personne@op1.example>") == text(MAILBOX_UNKNOWN)
+            assert await client.say("RCPT TO:<personne@op1.example>") == told_a_server(MAILBOX_UNKNOWN)
     finally:
         await operators.stop()
     house_server = lmtp_door(spool, house, TEAM)
@@ -179,7 +188,7 @@ async def test_a_closed_mailbox_says_why_at_every_door(
             assert await client.say(f"RCPT TO:<{DOCTOR}>") == expected
             assert (await client.say("RSET")).startswith("250")
             house.administration.suspend(TEAM, "", "root")
-            assert await client.say(f"MAIL FROM:<{TEAM}>") == text(refusals.MAILBOX_SUSPENDED)
+            assert await client.say(f"MAIL FROM:<{TEAM}>") == told_a_server(refusals.MAILBOX_SUSPENDED)
     finally:
         await house_server.stop()
 
@@ -218,6 +227,25 @@ async def test_members_send_in_the_team_s_name_as_far_as_their_rights_go(
     assert await send(port, space, SECRETARY, as_team, TEAM, DOCTOR) == text(refusals.MAILBOX_SUSPENDED)
     assert await send(port, space, SECRETARY, as_team, SECRETARY, DOCTOR) == text(refusals.MAILBOX_SUSPENDED)
     assert await send(port, space, SECRETARY, as_self, SECRETARY, DOCTOR) == ""
+
+
+def test_the_end_waits_for_no_dovecot_that_hangs(house: House, tmp_path: Path) -> None:
+    """A mark is a courtesy: the gateway stops while doveadm has not answered yet."""
+    secretary = house.accounts.by_address(SECRETARY)
+    assert secretary is not None
+    with socket.socket(socket.AF_UNIX) as doveadm:
+        doveadm.settimeout(30)
+        doveadm.bind(str(tmp_path / "doveadm"))
+        doveadm.listen()
+        marks = AnsweredMarks(house.registry, tmp_path / "doveadm", timeout_seconds=60)
+        marks.sent(secretary, letter(TEAM, DOCTOR, In_Reply_To="<1@x.example>"))
+        asked, _ = doveadm.accept()
+        with asked:
+            asked.settimeout(30)
+            assert asked.recv(100).startswith(b"VERSION")
+            began = time.monotonic()
+            marks.close()
+            assert time.monotonic() - began < 30
 
 
 async def test_a_member_s_telephone_opens_the_team_only_with_all_it_takes(house: House) -> None:
@@ -293,7 +321,7 @@ def with_kind(house: House, address: str, kind: MailboxKind) -> None:
     def work(connection) -> None:
         entry = house.registry.entry(connection, address)
         assert entry is not None
-        house.registry.put(connection, replace(entry, record=replace(entry.record, kind=kind)))
+        house.registry.put(connection, replace(entry, record=replace(entry.record, kind=kind), guessed=False))
 
     house.database.transact(work)
 
@@ -317,19 +345,42 @@ async def test_a_patient_answers_and_never_begins(port: int, house: House, spool
 
 
 async def test_a_receipt_is_no_way_round(port: int, house: House, spool: Spool, space: TrustSpace) -> None:
-    def receipt(to: str) -> bytes:
-        return (
-            f"From: {PATIENT}\r\nTo: {to}\r\nMessage-ID: <lu@op1.example>\r\nMIME-Version: 1.0\r\n"
-            'Content-Type: multipart/report; report-type=disposition-notification; boundary="b"\r\n\r\n'
-            "--b\r\nContent-Type: text/plain\r\n\r\nlu\r\n--b\r\nContent-Type: message/disposition-notification\r\n\r\n"
-            f"Final-Recipient: rfc822;{PATIENT}\r\nOriginal-Message-ID: <1@x.example>\r\n"
-            "Disposition: manual-action/MDN-sent-manually; displayed\r\n\r\n--b--\r\n"
-        ).encode()
-
-    assert await send(port, space, PATIENT, receipt(AWAY), "", AWAY) == text(refusals.PATIENT_INITIATES)
+    assert await send(port, space, PATIENT, receipt(), "", AWAY) == text(refusals.PATIENT_INITIATES)
     house.rules.arrives(PATIENT, mail("1", AWAY, "X-MSS-MES: FIN"))
-    assert await send(port, space, PATIENT, receipt(AWAY), "", AWAY) == ""
+    house.rules.arrives(PATIENT, mail("2", AWAY, "References: <1@x.example>", "X-MSS-MES: FIN"))
+    over = text(refusals.PATIENT_EXCHANGE_OVER)
+    assert await send(port, space, PATIENT, receipt("9"), "", AWAY) == over, "of nothing he wrote"
+    assert await send(port, space, PATIENT, receipt(), "", AWAY) == ""
+    assert await send(port, space, PATIENT, receipt(), "", AWAY) == "", "it did not hear that it was taken"
+    assert await send(port, space, PATIENT, receipt(words="j'ai encore mal"), "", AWAY) == over, "one for each mail"
+    assert await send(port, space, PATIENT, receipt(words="j'ai encore mal"), PATIENT, AWAY) == over
     assert (await send(port, space, PATIENT, letter(PATIENT, AWAY), "", AWAY)).startswith("550"), "only a receipt"
+    assert await send(port, space, PATIENT, letter(PATIENT, AWAY), PATIENT, AWAY) == over
+
+
+async def test_a_receipt_that_has_a_sender_is_one_all_the_same(port: int, house: House, space: TrustSpace) -> None:
+    """As mail programs submit it: the laboratory that asked for it with its last word hears that it was read."""
+    house.rules.arrives(PATIENT, mail("1", AWAY, "X-MSS-MES: FIN"))
+    assert await send(port, space, PATIENT, receipt(), PATIENT, AWAY) == ""
+    assert await send(port, space, PATIENT, receipt(), PATIENT, DOCTOR) == text(refusals.PATIENT_INITIATES)
+
+
+async def test_a_patient_may_send_himself_a_copy(port: int, house: House, spool: Spool, space: TrustSpace) -> None:
+    house.rules.arrives(PATIENT, mail("1", AWAY))
+    reply = letter(PATIENT, AWAY, In_Reply_To="<1@x.example>", Cc=PATIENT)
+    assert await send(port, space, PATIENT, reply, PATIENT, AWAY, PATIENT) == ""
+    assert sorted(each.recipient for each in spool.claim(10, 60)) == sorted([AWAY, PATIENT])
+
+
+def receipt(about: str = "1", words: str = "lu") -> bytes:
+    return (
+        f"From: {PATIENT}\r\nTo: {AWAY}\r\nMessage-ID: <lu@op1.example>\r\nMIME-Version: 1.0\r\n"
+        'Content-Type: multipart/report; report-type=disposition-notification; boundary="b"\r\n\r\n'
+        f"--b\r\nContent-Type: text/plain\r\n\r\n{words}\r\n"
+        "--b\r\nContent-Type: message/disposition-notification\r\n\r\n"
+        f"Final-Recipient: rfc822;{PATIENT}\r\nOriginal-Message-ID: <{about}@x.example>\r\n"
+        "Disposition: manual-action/MDN-sent-manually; displayed\r\n\r\n--b--\r\n"
+    ).encode()
 
 
 async def test_nor_is_somebody_else_s_envelope(port: int, house: House, space: TrustSpace) -> None:
@@ -345,7 +396,7 @@ async def test_nor_the_house_s_own_server(house: House, spool: Spool, tmp_path: 
     try:
         async with lmtp_client(tmp_path / "lmtp.sock") as client:
             assert (await client.say(f"MAIL FROM:<{PATIENT}>")).startswith("250")
-            assert await client.say(f"RCPT TO:<{AWAY}>") == text(refusals.PATIENT_INITIATES)
+            assert await client.say(f"RCPT TO:<{AWAY}>") == told_a_server(refusals.PATIENT_INITIATES)
     finally:
         await door.stop()
 

@@ -18,6 +18,7 @@ from trust.accounts_administration import Administration
 from trust.identities import AccountError, Right
 from trust.shared_addresses import Access
 from trust.store.database import Database
+from trust.tables import identity_addresses
 from trust.vault import KeyVault, VaultError
 
 from .conftest import Clock
@@ -111,6 +112,12 @@ def test_what_cannot_be_made_says_why(house: House, address: str, kind: MailboxK
     assert "mailbox.created" not in house.actions()[7:]
 
 
+def test_nor_a_quota_that_no_database_holds(house: House) -> None:
+    record = MailboxRecord(address=f"x@{DOMAIN}", kind=MailboxKind.ORG, label="X", quota_bytes=1 << 70)
+    with pytest.raises(AccountError, match="one pebibyte"):
+        house.administration.create(record, "", None, "root")
+
+
 def test_corsica_has_letters(house: House) -> None:
     house.create(f"299012b00100133@{PATIENTS}", MailboxKind.PATIENT)
 
@@ -181,6 +188,28 @@ def test_whoever_is_granted_the_team_s_address_is_a_member(house: House) -> None
     assert house.registry.shared_with(SECRETARY) == ()
 
 
+def test_a_right_that_cannot_be_narrowed_is_not_said_to_be(either: House) -> None:
+    either.people.join(OTHER, TEAM, "root")
+    with pytest.raises(AccountError, match="--member-of"):
+        either.administration.set_member(TEAM, OTHER, READ, "root")
+    either.people.leave(OTHER, TEAM, "root")
+    shown = either.administration.set_member(TEAM, OTHER, READ, "root")
+    assert Member(OTHER, READ) in shown.members
+    either.create(f"garde@{DOMAIN}", MailboxKind.ORG, "Garde")
+    either.people.join(OTHER, f"garde@{DOMAIN}", "root")
+    shown = either.administration.set_member(TEAM, f"garde@{DOMAIN}", READ | WRITE, "root")
+    assert OTHER in shown.reach, "who has rights through another team has it open too"
+    with pytest.raises(AccountError, match="--member-of"):
+        either.administration.set_member(TEAM, OTHER, READ, "root")
+
+
+def test_the_password_of_an_account_opens_all_its_addresses(house: House) -> None:
+    second = MailboxRecord(address=f"recherche@{DOMAIN}", kind=MailboxKind.PER, label="Dr Camille GRIS")
+    house.administration.create(second, DOCTOR, None, "root")
+    shown = house.administration.set_password(second.address, "nouveau", "root")
+    assert set(shown.reach) == {DOCTOR, second.address}
+
+
 def test_only_teams_have_members(house: House) -> None:
     for address in (DOCTOR, MACHINE, PATIENT):
         with pytest.raises(AccountError, match="ORG, CAB"):
@@ -242,7 +271,7 @@ def test_the_address_of_a_closed_mailbox_is_never_given_away(house: House) -> No
     record = MailboxRecord(address=DOCTOR, kind=MailboxKind.PER, label="Un autre")
     with pytest.raises(AccountError, match="never given to somebody else"):
         house.administration.create(record, "", None, "root")
-    Administration(house.accounts, house.journal).delete(DOCTOR, "root")
+    house.people.delete(DOCTOR, "root")
     with pytest.raises(AccountError, match="never given to somebody else"):
         house.administration.create(record, "", None, "root")
     found = house.registry.find(DOCTOR)
@@ -250,6 +279,43 @@ def test_the_address_of_a_closed_mailbox_is_never_given_away(house: House) -> No
     assert found.state is MailboxState.CLOSED, "its senders are still told why"
     with pytest.raises(AccountError, match="account was deleted"):
         house.administration.open(DOCTOR, "root")
+
+
+def test_nor_by_another_account(either: House) -> None:
+    """A homonym would read, at once, all that is in it."""
+    act = either.people
+    fresh = f"a.martin@{DOMAIN}"
+    act.create(fresh, [fresh], None, "root")
+    act.delete(fresh, "root")  # a minute old: nothing of it was written down yet
+    act.delete(OTHER, "root")
+    act.set_addresses(SECRETARY, [SECRETARY, f"accueil@{DOMAIN}"], "root")
+    act.set_addresses(SECRETARY, [SECRETARY], "root")
+    for former in (fresh, OTHER, f"accueil@{DOMAIN}"):
+        for login in (former, "autre"):
+            with pytest.raises(AccountError, match="--former-mailbox"):
+                act.create(login, [former], None, "root")
+        with pytest.raises(AccountError, match="--former-mailbox"):
+            act.set_addresses(DOCTOR, [DOCTOR, former], "root")
+        assert either.registry.find(former) is None
+    act.set_addresses(DOCTOR, [DOCTOR], "root")
+    act.create(OTHER, [OTHER], None, "root", former=True)
+    found = either.registry.find(OTHER)
+    assert found is not None
+    assert found.label == "Dr Dominique NOIR", "it is whose it was"
+    with pytest.raises(AccountError, match="already belongs"):
+        act.create("autre", [DOCTOR], None, "root")
+
+
+def test_the_directory_is_to_know_whose_account_went_and_came_back(house: House) -> None:
+    with house.database.engine.begin() as connection:
+        connection.execute(update(mailboxes).values(published=mailboxes.c.version))
+    assert house.registry.untold() == 0
+    house.people.delete(OTHER, "root")
+    assert house.database.read(lambda c: house.registry.unpublished(c, 10)) == [house.registry.id_of(OTHER)]
+    with house.database.engine.begin() as connection:
+        connection.execute(update(mailboxes).values(published=mailboxes.c.version))
+    house.people.create(OTHER, [OTHER], None, "root", former=True)
+    assert house.registry.untold() == 1
 
 
 def test_without_its_account_it_is_no_mailbox(house: House) -> None:
@@ -336,7 +402,8 @@ class Known:
 def test_accounts_without_a_record_are_mailboxes_and_get_one(either: House, clock: Clock) -> None:
     old, service, unlisted = f"ancien@{DOMAIN}", f"service@{DOMAIN}", f"accueil@{DOMAIN}"
     patient = f"199019900100133@{PATIENTS}"
-    for address in (old, service, unlisted, patient):
+    machine = f"automate2@{DOMAIN}"
+    for address in (old, service, unlisted, patient, machine):
         either.accounts.create(address, [address], PASSWORD)
     Administration(either.accounts, either.journal).grant(SECRETARY, unlisted, Right.SIGN, "root")
     for address, kind in ((old, "PER"), (unlisted, "ORG"), (patient, "PATIENT")):
@@ -353,10 +420,9 @@ def test_accounts_without_a_record_are_mailboxes_and_get_one(either: House, cloc
     directory.down = True
     with pytest.raises(DirectoryUnavailableError):
         adoption.turn()
-    assert "mailbox.adopted" not in either.actions(), "a kind never changes: nothing is guessed for good"
+    assert "mailbox.adopted" not in either.actions(), "asked first"
     directory.down = False
     assert adoption.turn(3) == 3
-    assert adoption.turn(3) == 1
     assert adoption.turn(3) == 0
     found = either.registry.find(old)
     assert found is not None
@@ -364,9 +430,61 @@ def test_accounts_without_a_record_are_mailboxes_and_get_one(either: House, cloc
     kinds = {each: either.registry.find(each) for each in (service, unlisted, patient)}
     assert [each.kind.value for each in kinds.values() if each] == ["CAB", "ORG", "PATIENT"]
     assert kinds[patient].label == ""
-    assert either.actions().count("mailbox.adopted") == 4
+    assert either.actions().count("mailbox.adopted") == 5
     entry = either.administration.show(old).entry
     assert entry.published == entry.version, "the directory has nothing to learn from itself"
+    guesses = {each.record.address for each in either.administration.list("", 100) if each.guessed}
+    assert guesses == {unlisted, machine}, "nobody has said those"
+    directory.recipients[machine] = Recipient(machine, MailboxKind.APP, "Automate")
+    assert adoption.turn(3) == 0
+    found = either.registry.find(machine)
+    assert found is not None
+    assert found.kind is MailboxKind.APP
+    assert not either.administration.show(machine).entry.guessed
+
+
+def test_what_was_guessed_is_said_by_an_operator_once(either: House) -> None:
+    """A machine that no directory lists yet must not be a person for ever, who logs in with a password."""
+    machine, team = f"automate2@{DOMAIN}", f"equipe@{DOMAIN}"
+    for address in (machine, team):
+        either.accounts.create(address, [address], PASSWORD)
+    act = either.administration
+    act.suspend(machine, "", "root")
+    act.set_quota(machine, 1 << 30, "root")
+    act.close(machine, "pas encore", "root")
+    assert act.open(machine, "root").guessed, "whatever is done to it, its kind is still a guess"
+    with pytest.raises(AccountError, match="--kind"):
+        act.describe(machine, "root", label="Automate")
+    with pytest.raises(AccountError, match="patients' domains"):
+        act.describe(machine, "root", MailboxKind.PATIENT)
+    with pytest.raises(AccountError, match="--label"):
+        act.describe(machine, "root", MailboxKind.APP)
+    said = act.describe(machine, "root", MailboxKind.APP, label="Automate")
+    assert (said.guessed, said.record.kind, said.record.quota_bytes) == (False, MailboxKind.APP, 1 << 30)
+    assert either.rules.opens(machine) is not None, "a machine: with its certificate only"
+    for kind in (MailboxKind.PER, MailboxKind.ORG):
+        with pytest.raises(AccountError, match="never changes"):
+            act.describe(machine, "root", kind)
+    act.describe(machine, "root", MailboxKind.APP, label="Automate 2")
+    with pytest.raises(AccountError, match="describe --kind"):
+        act.set_member(team, SECRETARY, READ, "root")
+    act.describe(team, "root", MailboxKind.ORG, label="Équipe")
+    act.set_member(team, SECRETARY, READ, "root")
+
+
+def test_one_that_cannot_be_read_keeps_no_other_from_its_record(house: House, clock: Clock) -> None:
+    addresses = [f"ancien{n}@{DOMAIN}" for n in range(6)]
+    for address in addresses:
+        house.accounts.create(address, [address], None)
+    with house.database.engine.begin() as connection:
+        for address in addresses[:2]:
+            broken = update(identity_addresses).where(identity_addresses.c.address == house.registry.id_of(address))
+            connection.execute(broken.values(sealed=b"altered"))
+    adoption = Adoption(house.registry, house.database, house.journal, Known(), clock)
+    with pytest.raises(VaultError):
+        while adoption.turn(2):
+            pass
+    assert house.actions().count("mailbox.adopted") == 4
 
 
 def test_an_operator_s_act_writes_the_record_down(house: House) -> None:

@@ -7,8 +7,10 @@ import pytest
 from mta.mailboxes import refusals
 from mta.mailboxes.exchanges import MAX_PEOPLE, MAX_REFERENCES, references_of, says_end
 from mta.mailboxes.rules import GuardedMailboxes
-from mta.message import Delivered, Failed, Message, Origin, Outcome
+from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
+from mta.refusals import UNREACHABLE
 from smime.mime import Entity, parse_entity
+from trust.refusals import Refused
 from trust.store.database import Database
 from trust.vault import KeyVault
 
@@ -44,8 +46,8 @@ def header(message_id: str, author: str, *more: str) -> Entity:
 
 def answer(house: House, to: str, *recipients: str, own: str = "r") -> bool:
     """Whether the patient's mail in reply to that one is let through."""
-    reply = header(own, PATIENT, f"In-Reply-To: <{to}@x.example>")
-    return house.rules.answers(PATIENT, reply, recipients) is None
+    reply = mail(own, PATIENT, f"In-Reply-To: <{to}@x.example>")
+    return house.rules.answers(PATIENT, parse_entity(reply), reply, recipients) is None
 
 
 def test_who_was_not_written_to_cannot_begin(house: House) -> None:
@@ -57,7 +59,8 @@ def test_who_was_not_written_to_cannot_begin(house: House) -> None:
     assert house.rules.writes_to(PATIENT, AWAY.upper()) is None
     assert answer(house, "1", AWAY)
     assert not answer(house, "2", AWAY), "a new message is no answer, whatever it refers to"
-    assert house.rules.answers(PATIENT, header("3", PATIENT), [AWAY]) is not None
+    fresh = mail("3", PATIENT)
+    assert house.rules.answers(PATIENT, parse_entity(fresh), fresh, [AWAY]) is not None
     assert not answer(house, "1", AWAY, DOCTOR), "nor one to somebody else as well"
     assert house.rules.writes_to(PATIENT, DOCTOR) is not None
 
@@ -79,10 +82,7 @@ def test_the_professional_has_the_last_word(house: House, last: str) -> None:
     house.exchanges.arrived(PATIENT, header("2", AWAY, "References: <1@x.example>", last))
     assert not answer(house, "1", AWAY)
     assert not answer(house, "2", AWAY)
-    refused = house.rules.writes_to(PATIENT, AWAY)
-    assert refused is not None
-    assert refused.refusal is refusals.PATIENT_EXCHANGE_OVER
-    assert house.rules.writes_to(PATIENT, AWAY, receipt=True) is None, "that it was read may still be said"
+    assert house.rules.writes_to(PATIENT, AWAY) is None, "that it was read may still be said"
     house.exchanges.arrived(PATIENT, header("1", AWAY))
     assert not answer(house, "1", AWAY), "an attempt that is repeated opens nothing again"
     house.exchanges.arrived(PATIENT, header("3", AWAY, "In-Reply-To: <2@x.example>"))
@@ -217,6 +217,35 @@ async def test_a_mail_that_is_filed_may_be_answered(house: House) -> None:
     assert filing.filed == [PATIENT, PATIENT, DOCTOR]
 
 
+@pytest.mark.parametrize(
+    "by_itself",
+    [
+        ("Content-Type: multipart/report; report-type=disposition-notification; boundary=b",),
+        ("Content-Type: multipart/report; boundary=none",),
+        ("Auto-Submitted: auto-replied; owner-email=x@x.example", "X-MSS-MES: FIN"),
+        ("Auto-Submitted: (absence) auto-replied",),
+    ],
+)
+async def test_what_a_program_answers_by_itself_neither_begins_nor_goes_on(
+    house: House, by_itself: tuple[str, ...]
+) -> None:
+    """Under the doctor's own reverse-path, as mail programs send both: it refers to the patient's answer."""
+    guarded = GuardedMailboxes(Filing(), house.rules)
+    await guarded.deliver(delivery(PATIENT, mail("1", AWAY)))
+    assert answer(house, "1", AWAY, own="mine")
+    await guarded.deliver(delivery(PATIENT, mail("2", AWAY, "References: <1@x.example>", "X-MSS-MES: FIN")))
+    await guarded.deliver(delivery(PATIENT, mail("3", AWAY, "In-Reply-To: <mine@x.example>", *by_itself)))
+    await guarded.deliver(delivery(PATIENT, mail("4", DOCTOR, *by_itself)))
+    for about, author in (("1", AWAY), ("3", AWAY), ("4", DOCTOR)):
+        assert not answer(house, about, author)
+
+
+async def test_what_a_laboratory_s_program_sends_may_be_answered(house: House) -> None:
+    result = mail("1", AWAY, "Auto-Submitted: auto-generated")
+    await GuardedMailboxes(Filing(), house.rules).deliver(delivery(PATIENT, result))
+    assert answer(house, "1", AWAY)
+
+
 async def test_what_was_closed_since_its_mail_was_accepted_takes_none(house: House) -> None:
     filing = Filing()
     guarded = GuardedMailboxes(filing, house.rules)
@@ -229,3 +258,22 @@ async def test_what_was_closed_since_its_mail_was_accepted_takes_none(house: Hou
     assert outcome.reason.reply.endswith("(depart a la retraite)")
     assert outcome.reason.reply.startswith("550 5.2.1 ")
     assert filing.filed == [DOCTOR]
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [(None, Failed), (Delivered("already filed"), Delivered), (Deferred(Refused(UNREACHABLE)), Deferred)],
+)
+async def test_what_lies_there_since_before_is_not_said_to_be_refused(
+    house: House, before: Outcome | None, expected: type
+) -> None:
+    """Its reply was lost in a crash, then the mailbox was closed."""
+
+    async def filed(message: Message) -> Outcome | None:
+        return before
+
+    filing = Filing()
+    house.administration.close(DOCTOR, "départ à la retraite", "root")
+    outcome = await GuardedMailboxes(filing, house.rules, filed).deliver(delivery(DOCTOR, mail("1", AWAY)))
+    assert isinstance(outcome, expected)
+    assert filing.filed == []

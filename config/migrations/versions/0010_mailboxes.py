@@ -18,6 +18,12 @@ def upgrade() -> None:
         sa.Column("address", sa.String(length=64), nullable=False, comment="pseudonym, as in identity_addresses"),
         sa.Column("sealed_address", sa.LargeBinary(), nullable=False),
         sa.Column("kind", sa.String(length=8), nullable=False, comment="`directory.records.MailboxKind`"),
+        sa.Column(
+            "guessed",
+            sa.Boolean(),
+            nullable=False,
+            comment="nobody has said the kind yet: the directory or an operator may",
+        ),
         sa.Column("state", sa.String(length=16), nullable=False, comment="`mta.mailboxes.records.MailboxState`"),
         sa.Column("quota_bytes", sa.BigInteger(), nullable=False, comment="0: the gateway's default"),
         sa.Column(
@@ -69,7 +75,12 @@ def upgrade() -> None:
     )
     op.create_table(
         "mta_patient_exchange_mail",
-        sa.Column("message", sa.String(length=64), nullable=False, comment="of a Message-ID and the patient"),
+        sa.Column(
+            "message",
+            sa.String(length=64),
+            nullable=False,
+            comment="of a Message-ID and the patient; or of their receipt",
+        ),
         sa.Column("exchange", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(
             ["exchange"],
@@ -87,6 +98,14 @@ def downgrade() -> None:
     if closed:
         raise RuntimeError(
             f"{closed} mailboxes are suspended or closed: an older version would let them read, send and receive again"
+        )
+    narrowed = op.get_bind().scalar(
+        sa.text("""SELECT count(*) FROM address_grants WHERE "right" NOT IN ('use', 'sign')""")
+    )
+    if narrowed:
+        raise RuntimeError(
+            f"{narrowed} rights of members are narrower than an older version knows, which would take each for a right "
+            "to do everything: take them away with relais mailbox members --remove"
         )
     for name in (
         "mta_patient_exchange_mail",
