@@ -139,8 +139,8 @@ class ProtectStage:
             return Refused(SIGNER_UNAVAILABLE)
         except ValueError:
             return Refused(refusals.CONTENT_INVALID, "the content cannot be signed")
-        own = bytes(protected.source[: protected.body_start])
-        section = join_message(received(self._hostname, message) + transport, own)
+        inner = bytes(protected.source[: protected.body_start])
+        section = join_message(received(self._hostname, message) + transport, inner)
         dkim = self._dkim_key_of(domain_of(author))
         facts = dict(message.facts)
         if own is not OwnProtection.NONE:
