@@ -178,7 +178,8 @@ def mss_headers(report: Report, audience: Audience, options: ComposeOptions) -> 
         joined = ",".join(code for code in codes if code)
         if joined:
             headers.append(folded("X-MSS-CODECDA", [joined] if len(joined) < 60 else joined.replace(",", ", ").split()))
-        real = options.environment == "production" and _qualified(report.patient)
+        carried = (report.patient, *(document.patient for document in report.documents))
+        real = options.environment == "production" and all(map(_qualified, carried))
         headers.append(header_field("X-MSS-INS", "O" if real else "N"))
     if audience is Audience.PATIENT and report.flags.last_of_exchange:
         headers.append(header_field("X-MSS-MES", "FIN"))

@@ -25,7 +25,13 @@ from bridges import xdm_refusals as refusals
 from bridges.labels import type_label
 from bridges.plain import one_line
 from bridges.report import Action, Finding, Report
-from bridges.xdm_metadata import ACTION_SLOT, DOCUMENT_PATIENT_ID, DOCUMENT_UNIQUE_ID, build_metadata
+from bridges.xdm_metadata import (
+    ACTION_SLOT,
+    DOCUMENT_PATIENT_ID,
+    DOCUMENT_UNIQUE_ID,
+    build_metadata,
+    confidentiality_of,
+)
 from trust.refusals import Refused
 
 _SUBSET = "IHE_XDM/SUBSET01/"
@@ -63,6 +69,8 @@ class XdmDocument:
     """SHA-1 and size agree with the metadata; None when the metadata gives no hash."""
     action: str
     """Extra-metadata `action`: `C` replaces, `D` deletes, empty otherwise."""
+    confidentiality: tuple[str, ...] = ()
+    """confidentialityCodes of its DocumentEntry: N, R or V, and who may not read it (`INVISIBLE_PATIENT`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,9 @@ def _read(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], limits: X
         return Refused(refusals.XDM_METADATA, "missing")
     documents: list[XdmDocument] = []
     findings: list[Finding] = []
+    contents: dict[str, bytes] = {}
+    """Each file once, however many entries describe it."""
+    entries = 0
     for path in described:
         if files[path].file_size > limits.metadata_bytes:
             return Refused(refusals.XDM_TOO_LARGE, "METADATA.XML")
@@ -198,11 +209,16 @@ def _read(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], limits: X
         folder = path.rpartition("/")[0]
         for number, described_entry in enumerate(root.iter("{*}ExtrinsicObject"), start=1):
             where = f"ExtrinsicObject[{number}]"
+            entries += 1
+            if entries > limits.entries:
+                return Refused(refusals.XDM_TOO_LARGE, "entries")
             member = files.get(_resolved(folder, _slot(described_entry, "URI")))
             if member is None:
                 findings.append(Finding("xdm-document-missing", where))
                 continue
-            document = _document(described_entry, member.filename, archive.read(member))
+            if member.filename not in contents:
+                contents[member.filename] = archive.read(member)
+            document = _document(described_entry, member.filename, contents[member.filename])
             if document.hash_ok is False:
                 findings.append(Finding("xdm-hash-differs", where))
             if not document.patient_id:
@@ -257,4 +273,5 @@ def _document(entry: etree._Element, name: str, content: bytes) -> XdmDocument:
         unique_id=_identifier(entry, DOCUMENT_UNIQUE_ID),
         hash_ok=hash_ok,
         action=_slot(entry, ACTION_SLOT),
+        confidentiality=confidentiality_of(entry),
     )
