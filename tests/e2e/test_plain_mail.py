@@ -66,7 +66,7 @@ def test_an_attached_document_arrives_as_a_document_mail(up: Running) -> None:
     sent(up, mail)
     found = arrived(up, "hospital", mail)
     assert found["Subject"] == "XDM/1.0/DDM+CR d'examens biologiques ESSAI-UN CAMILLE 30/02/1979"
-    assert str(found["From"]).startswith("DR_Adam_HODA_Cabinet du Dr Hoda")
+    assert str(found["From"]).startswith("Dr_Adam_HODA_Cabinet du Dr Hoda")
     assert found["X-MSS-CODECDA"] == "11502-2"
     assert found["X-MSS-INS"] == "N", "an identity of tests"
     assert found["X-MSS-NIL"] and found["Disposition-Notification-To"]
