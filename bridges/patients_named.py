@@ -47,7 +47,7 @@ def of_identity(patient: PatientIdentity) -> Named:
     pairs = [(patient.matricule_oid, patient.matricule), *((root, value) for value, root in patient.local_ids)]
     birth = patient.birth_date.strip()[:8]
     return Named(
-        frozenset(pair for each in pairs if all(pair := _pair(*each))),
+        frozenset(pair for each in pairs if all(pair := identifier_of(*each))),
         birth if re.fullmatch(r"[0-9]{8}", birth) else "",
         _words([*patient.first_names, *patient.used_first_names]),
     )
@@ -61,7 +61,7 @@ def of_hprim(patient: HprimPatient) -> Named:
 def of_cx(patient_id: str) -> Named:
     """An XDS patientId, `identifier^^^&authority&ISO` (IHE ITI TF-3 §4.2.3.1.7)."""
     match = _CX.match(patient_id.strip())
-    pair = _pair(match[2], match[1]) if match else ("", "")
+    pair = identifier_of(match[2], match[1]) if match else ("", "")
     return Named(frozenset({pair}) if all(pair) else frozenset())
 
 
@@ -143,7 +143,8 @@ def _same_day(one: str, other: str) -> bool:
     return one[2:] == other[2:] and (one[:2] == other[:2] or "??" in (one[:2], other[:2]))
 
 
-def _pair(authority: str, identifier: str) -> tuple[str, str]:
+def identifier_of(authority: str, identifier: str) -> tuple[str, str]:
+    """As `Named.identifiers` holds it: with or without its key, a matricule is the same matricule."""
     authority, identifier = authority.strip(), identifier.strip()
     matricule = canonical_matricule(identifier) if authority in INS_OIDS else None
     return authority, matricule[:13] if matricule else identifier

@@ -172,7 +172,7 @@ class LmtpDoor(SubmissionDoor):
         """Kept for those recipients nothing speaks against; why not for the others is theirs alone."""
         assert isinstance(session, LmtpSession)  # noqa: S101 - `_session` makes no other
         try:
-            outcomes = await self._in_thread(self._against, transaction, content)
+            outcomes = await self._in_content_thread(self._against, transaction, content)
         except Exception as error:  # its text may quote the mail
             log.error("smtp.not-kept", door=self.origin.value, error=type(error).__name__)
             return Refused(refusals.SPOOL_UNAVAILABLE)

@@ -689,7 +689,7 @@ async def test_each_error_has_its_sentence_its_code_and_its_line_in_the_log(
             reply = await client.say(command)
             if content is not None:
                 reply = await client.say(content + b".\r\n")
-    assert reply.startswith(f"{refusal.smtp} {refusal.enhanced} {refusal.text_fr}")
+    assert reply.startswith(Refused(refusal).reply_fr)
     (line,) = logs
     assert (line["event"], line["door"], line["step"]) == ("smtp.refused", "submission", step)
     assert (line["code"], line["client"], len(line["peer"])) == (refusal.code, "127.0.0.1", 64)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import smtplib
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -99,6 +101,45 @@ async def test_at_the_end_of_data_in_words_every_program_shows(port: int, space:
     assert spool.claim(10, 60) == [], "nothing is kept"
     assert await sent(port, space, OWN, NOIR) == {}
     assert len(spool.claim(10, 60)) == 1
+
+
+async def test_a_large_mail_that_is_looked_into_keeps_nobody_elses_commands_waiting(
+    spool: Spool, space: TrustSpace, listed: Listed, accounts: Accounts
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(content: bytes) -> Against:
+        begun.set()
+        assert end.wait(20)
+        return judge(content)
+
+    door = SubmissionDoor(
+        spool,
+        accounts,
+        LOCAL.__contains__,
+        "op1.example".__eq__,
+        lambda domain: bool(listed.operators_of(domain)),
+        space.service(),
+        DoorOptions("gate.op1.example", threads=1),
+        rules=replace(RULES, judge=slow),
+    )
+    port = await door.start("127.0.0.1", 0)
+    try:
+        first = asyncio.create_task(sent(port, space, OWN, NOIR))
+        assert await asyncio.to_thread(begun.wait, 20)
+
+        def recipient(client: smtplib.SMTP) -> object:
+            client.login("gris", "mot de passe")
+            client.mail(GRIS)
+            return client.rcpt(NOIR)[0], client.rcpt("nobody@op1.example")[0]
+
+        assert await with_smtplib(port, space.anonymous(), recipient) == (250, 550)
+        assert not first.done()
+        end.set()
+        assert await first == {}
+    finally:
+        end.set()
+        await door.stop()
 
 
 async def test_the_size_at_rcpt_when_the_program_declares_it(port: int, space: TrustSpace, spool: Spool) -> None:
