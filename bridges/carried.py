@@ -39,6 +39,8 @@ _EXPANDED = XdmLimits().total_bytes
 _MARKS = 1_000_000
 """Elements and attributes, counted by their signs, that are read of all documents of one mail; each costs two hundred
 octets in memory. A report of a thousand results has some seventy thousand."""
+HIDDEN_FROM_REPRESENTATIVES = frozenset({"INVISIBLE_REPRESENTANTS_LEGAUX", "INVISIBLE_REP_LEGAUX"})
+"""Of 1.2.250.1.213.1.1.4.13, as documents and as HL7 spell it."""
 _WRAPPED = 5
 """Signatures around one another."""
 _WITHDRAWN = "D"

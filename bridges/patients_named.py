@@ -24,7 +24,7 @@ from bridges.xdm_metadata import DOCUMENT_PATIENT_ID, confidentiality_of
 MAX_METADATA = 4 * 1024 * 1024
 _MOST = 100
 """Patients compared with each other."""
-_CX = re.compile(r"([^^]+)\^\^\^[^&^]*&([0-9.]+)&ISO")
+_CX = re.compile(r"([^^]+)\^[^^]*\^[^^]*\^[^&^]*&([0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from lxml import etree, html
 
 from bridges import pdf, summary
-from bridges.carried import Carried
+from bridges.carried import HIDDEN_FROM_REPRESENTATIVES, Carried
 from bridges.compose import (
     ComposeOptions,
     attachment,
@@ -139,7 +139,7 @@ def _readable(
     last = envelope.audience is Audience.PATIENT and _LAST.match(subject) is not None
     replaced = set(_DECLARED)
     withdrawn = any(each.withdrawn for each in carried.archives)  # of such a document there never is a page
-    report = report_of(documents) if documents and not withdrawn else None
+    report = report_of(documents, carried.confidentiality) if documents and not withdrawn else None
     prefix, suffix = "", ""
     added += _declaration(carried, documents, envelope.audience, options)
     if last and not header.values("x-mss-mes"):
@@ -216,8 +216,8 @@ def from_label(author: MailboxRecord) -> str:
     return f"{words}_{organisation}"[:100].rstrip() if organisation else words[:100]
 
 
-def report_of(documents: Iterable[Document]) -> Report:
-    """What somebody sends with these documents, at least one, all of one patient."""
+def report_of(documents: Iterable[Document], confidentiality: Collection[str] = ()) -> Report:
+    """What somebody sends with these documents, at least one, all of one patient; `confidentiality` as in `Carried`."""
     kept = tuple(documents)
     identity = next((each.patient for each in kept if each.patient.matricule), kept[0].patient)
     replaces = all(each.parent_id for each in kept)
@@ -232,7 +232,11 @@ def report_of(documents: Iterable[Document]) -> Report:
         documents=kept,
         correspondents=(),
         reply_to="",
-        flags=Flags(),
+        flags=Flags(
+            masked_to_professionals="MASQUE_PS" in confidentiality or None,
+            hidden_from_patient="INVISIBLE_PATIENT" in confidentiality or None,
+            hidden_from_representatives=not HIDDEN_FROM_REPRESENTATIVES.isdisjoint(confidentiality) or None,
+        ),
         body_professional="",
         body_patient="",
         content_type_code="",

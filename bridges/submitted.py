@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from bridges.carried import Carried, carried_by
+from bridges.carried import HIDDEN_FROM_REPRESENTATIVES, Carried, carried_by
 from bridges.cda import INS_OIDS
 from bridges.compose import ComposeOptions
 from bridges.identity import canonical_matricule
@@ -27,7 +27,7 @@ from smime.addresses import AddressError, from_addresses
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refused
 
-_HIDDEN = frozenset({"INVISIBLE_PATIENT", "INVISIBLE_REPRESENTANTS_LEGAUX", "INVISIBLE_REP_LEGAUX"})
+_HIDDEN = HIDDEN_FROM_REPRESENTATIVES | {"INVISIBLE_PATIENT"}
 _MASKED = "MASQUE_PS"
 """Of 1.2.250.1.213.1.1.4.13, where a document or its metadata say who may not read it."""
 _GROWTH = 4

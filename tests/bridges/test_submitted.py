@@ -32,7 +32,7 @@ from tests.smime.people import person
 from tests.support import reports
 from trust.refusals import Refusal, Refused
 
-from .test_plain_mail import OPTIONS, REAL, cda, mail, zipped
+from .test_plain_mail import OPTIONS, REAL, archive_of, cda, mail, ready, zipped
 
 DOCTOR = "dr.gris@op1.example"
 PATIENT = f"{REAL.matricule}@patient.mssante.fr"
@@ -142,6 +142,13 @@ def test_what_metadata_say_of_a_page(attach: Callable[..., tuple[str, str, bytes
 
 def test_masks_stand_in_the_metadata_of_an_archive() -> None:
     assert refusal(mail(zipped(flags=Flags(hidden_from_patient=True))), PATIENT) is HIDDEN_FROM_PATIENT
+
+
+def test_masks_beside_a_document_are_in_its_archive() -> None:
+    metadata = described(Flags(hidden_from_patient=True, hidden_from_representatives=True))
+    made, _ = ready(mail(cda(), ("METADATA.XML", "text/xml", metadata)))
+    masks = archive_of(made).documents[0].confidentiality
+    assert masks == ("N", "INVISIBLE_PATIENT", "INVISIBLE_REPRESENTANTS_LEGAUX")
 
 
 def test_patients_see_who_else_was_written_to() -> None:
