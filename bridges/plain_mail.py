@@ -21,12 +21,12 @@ from bridges import pdf, summary
 from bridges.carried import HIDDEN_FROM_REPRESENTATIVES, Carried
 from bridges.compose import (
     ComposeOptions,
+    archive_part,
     attachment,
     document_subject,
     header_field,
     mailbox_field,
     mss_headers,
-    own_oid,
     pdf_names,
     text_part,
 )
@@ -47,7 +47,6 @@ from bridges.mail_parts import (
 from bridges.patients_named import of_identity, surely_one
 from bridges.plain import ascii_name, french_date, one_line
 from bridges.report import Action, Audience, Document, Flags, Report
-from bridges.xdm import write_xdm
 from directory.records import MailboxKind
 from mta.dispositions import ASKING, is_receipt
 from mta.header import author_of
@@ -277,14 +276,7 @@ def _body(
             pages.add(twin)
             parts.append(attachment("application/pdf", name, twin))
     if packed:
-        archive = write_xdm(
-            report,
-            at=envelope.at,
-            source_id=own_oid("source", options.host_name),
-            submission_id=own_oid("submission", envelope.message_id),
-            action=report.action,
-        )
-        parts.append(attachment("application/zip", "IHE_XDM.zip", archive))
+        parts.append(archive_part(report, envelope.at, envelope.message_id, options))
     boundary = _boundary(envelope.message_id, "document")
     head = f'Content-Type: multipart/mixed;\r\n boundary="{boundary}"\r\n\r\n'
     return head.encode("ascii") + multipart_body(boundary.encode("ascii"), parts)
