@@ -178,6 +178,7 @@ def _patient(role: etree._Element) -> PatientIdentity:
             local.append((extension, root))
     birth, used = "", ""
     first: list[str] = []
+    going_by: list[str] = []
     for family in role.findall(f"{V3}patient/{V3}name/{V3}family"):
         text, qualifier = plain_text(family), family.get("qualifier", "")
         if qualifier in ("SP", "CL"):
@@ -188,7 +189,9 @@ def _patient(role: etree._Element) -> PatientIdentity:
         names, qualifier = plain_text(given).split(), given.get("qualifier", "")
         if qualifier == "BR":
             first = names + [name for name in first if name not in names]
-        elif qualifier not in ("SP", "CL"):
+        elif qualifier in ("SP", "CL"):
+            going_by += names
+        else:
             first += [name for name in names if name not in first]
     return PatientIdentity(
         matricule=ins[0],
@@ -200,6 +203,7 @@ def _patient(role: etree._Element) -> PatientIdentity:
         sex=_attribute(role, "patient/administrativeGenderCode", "code"),
         birth_place=plain_text(_find(role, "patient/birthplace/place/addr/county")),
         local_ids=tuple(local),
+        used_first_names=tuple(going_by),
     )
 
 

@@ -99,14 +99,7 @@ def compose(
             attached.add(twin)
             parts.append(attachment("application/pdf", name, twin))
     if report.documents:
-        archive = write_xdm(
-            report,
-            at=at,
-            source_id=own_oid("source", options.host_name),
-            submission_id=own_oid("submission", message_id),
-            action=report.action,
-        )
-        parts.append(attachment("application/zip", "IHE_XDM.zip", archive))
+        parts.append(archive_part(report, at, message_id, options))
     # "=_" cannot appear in base64 nor in quoted-printable (RFC 2045 §6.7): no part can hold the boundary
     boundary = "=_" + hashlib.sha256(message_id.encode()).hexdigest()[:32]
     headers.append(f'Content-Type: multipart/mixed;\r\n boundary="{boundary}"'.encode())
@@ -115,6 +108,18 @@ def compose(
     for part in parts:
         lines += [delimiter, part]
     return _CRLF.join([*lines, delimiter + b"--", b""])
+
+
+def archive_part(report: Report, at: datetime, message_id: str, options: ComposeOptions) -> bytes:
+    """IHE_XDM.zip with the documents of the report, as an attachment of the mail with this Message-ID."""
+    archive = write_xdm(
+        report,
+        at=at,
+        source_id=own_oid("source", options.host_name),
+        submission_id=own_oid("submission", message_id),
+        action=report.action,
+    )
+    return attachment("application/zip", "IHE_XDM.zip", archive)
 
 
 def pdf_names(report: Report) -> list[str]:
@@ -178,7 +183,8 @@ def mss_headers(report: Report, audience: Audience, options: ComposeOptions) -> 
         joined = ",".join(code for code in codes if code)
         if joined:
             headers.append(folded("X-MSS-CODECDA", [joined] if len(joined) < 60 else joined.replace(",", ", ").split()))
-        real = options.environment == "production" and _qualified(report.patient)
+        carried = (report.patient, *(document.patient for document in report.documents))
+        real = options.environment == "production" and all(map(_qualified, carried))
         headers.append(header_field("X-MSS-INS", "O" if real else "N"))
     if audience is Audience.PATIENT and report.flags.last_of_exchange:
         headers.append(header_field("X-MSS-MES", "FIN"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 _MARKERS = ("****LAB****", "****FIN****", "****FINFICHIER****")
 _SUFFIXES = (".hpr", ".hpm", ".hprim")
+_BOM = b"\xef\xbb\xbf"
 _HEADER_LINES = 12
 _LONGEST = 4 * 1024 * 1024
 """Octets that are looked at."""
@@ -36,7 +37,8 @@ def looks_like_hprim(name: str, data: bytes) -> bool:
     """By its name or by how it begins."""
     suffix = name.lower().rpartition(".")[2]
     named = name.lower().endswith(_SUFFIXES) or re.fullmatch(r"hp[rm]\d", suffix) is not None
-    return named or _is_health(data) or has_markers(data)
+    # free text begins with an H, too; a bar after it is what everybody writes
+    return named or (_is_health(data) and data.removeprefix(_BOM)[1:2] == b"|") or has_markers(data)
 
 
 def has_markers(data: bytes) -> bool:
@@ -60,8 +62,9 @@ def _text(data: bytes) -> str:
 
 
 def _is_health(data: bytes) -> bool:
-    head = data.removeprefix(b"\xef\xbb\xbf")[:6]
-    return len(head) == 6 and head[:1] == b"H" and not head[1:6].isalnum() and len(set(head[1:6])) == 5
+    head = data.removeprefix(_BOM)[:6]
+    signs = head[1:]
+    return head[:1] == b"H" and len(set(signs)) == 5 and all(33 <= c < 127 and not chr(c).isalnum() for c in signs)
 
 
 def _health(text: str) -> list[HprimPatient]:

@@ -10,6 +10,7 @@ import binascii
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from smime.mime import Entity, MimeError, parse_content_type, parse_entity, split_multipart
 from smime.words import CHARSETS, decoded_words
@@ -32,21 +33,48 @@ class Leaf:
     """File name as a client shows it, without folders; empty when there is none."""
     attached: bool
     """Its author attached it: it is no text of the mail."""
+    drawn: bool = False
+    """A page shows it, the logo of a signature for one: nobody attached it as a file."""
+
+    @property
+    def broken(self) -> bool:
+        """A multipart whose parts are not clear; `loose_leaves` has what a lenient program shows of it."""
+        return self.kind.startswith("multipart/") and self.kind not in _FINISHED
 
 
-def leaves(entity: Entity, depth: int = 0) -> Iterator[Leaf]:
-    """In order; a structure that cannot be followed is a leaf."""
+def leaves(entity: Entity, depth: int = 0, *, of_page: bool = False) -> Iterator[Leaf]:
+    """In order; a structure that cannot be followed is a leaf. `of_page`: it stands in a multipart/related."""
     kind = media_type(entity)
     places = _inside(entity, kind) if depth < MAX_DEPTH else None
     if places is None:
-        yield _leaf(entity, kind)
+        yield _leaf(entity, kind, of_page=of_page)
         return
+    yield from _within(entity, places, depth, of_page=of_page or kind == "multipart/related")
+
+
+def loose_leaves(leaf: Leaf) -> Iterator[Leaf]:
+    """What lies between the delimiters of a broken multipart, however many are missing."""
+    entity = leaf.entity
+    try:
+        boundary = entity.content_type().parameters.get("boundary", "").encode("ascii")
+        if not boundary or entity.transfer_encoding() not in _PLAIN:
+            return
+    except (MimeError, UnicodeEncodeError):
+        return
+    delimiters = re.finditer(rb"^--" + re.escape(boundary) + rb"[^\n]*\n?", entity.body, re.MULTILINE)
+    found = [(one.start(), one.end()) for one in islice(delimiters, MAX_PARTS)]
+    starts = [entity.body_start + end for _, end in found]
+    stops = [entity.body_start + start for start, _ in found[1:]] + [entity.stop]
+    yield from _within(entity, list(zip(starts, stops, strict=False)), 1, of_page=False)
+
+
+def _within(entity: Entity, places: Sequence[tuple[int, int]], depth: int, *, of_page: bool) -> Iterator[Leaf]:
     for start, stop in places:
         try:
             inner = parse_entity(entity.source, start, stop)
         except MimeError:
             continue
-        yield from leaves(inner, depth + 1)
+        yield from leaves(inner, depth + 1, of_page=of_page)
 
 
 def rebuilt(entity: Entity, change: Callable[[Leaf], bytes | None], depth: int = 0) -> bytes | None:
@@ -74,6 +102,12 @@ def rebuilt(entity: Entity, change: Callable[[Leaf], bytes | None], depth: int =
     boundary = entity.content_type().parameters["boundary"].encode("ascii")
     header = b"".join(field.raw for field in entity.fields)
     return header + b"\r\n" + multipart_body(boundary, parts)
+
+
+def parts_of(entity: Entity) -> list[bytes] | None:
+    """The parts of a multipart; None for a leaf."""
+    places = _inside(entity, media_type(entity))
+    return None if places is None else [bytes(memoryview(entity.source)[start:stop]) for start, stop in places]
 
 
 def multipart_body(boundary: bytes, parts: Sequence[bytes]) -> bytes:
@@ -104,7 +138,7 @@ def media_type(entity: Entity) -> str:
         return ""
 
 
-def _leaf(entity: Entity, kind: str) -> Leaf:
+def _leaf(entity: Entity, kind: str, *, of_page: bool = False) -> Leaf:
     disposition = next(iter(entity.values("content-disposition")), "")
     name = ""
     for value, parameter in ((disposition, "filename"), (next(iter(entity.values("content-type")), ""), "name")):
@@ -117,8 +151,10 @@ def _leaf(entity: Entity, kind: str) -> Leaf:
         if name:
             break
     name = decoded_words(name).replace("\\", "/").rpartition("/")[2].strip()
-    attached = bool(name) or disposition.strip().lower().startswith("attachment")
-    return Leaf(entity, kind, name, attached)
+    placed = disposition.strip().lower()
+    attached = bool(name) or placed.startswith("attachment")
+    drawn = of_page and (bool(entity.values("content-id")) or placed.startswith("inline"))
+    return Leaf(entity, kind, name, attached, drawn)
 
 
 def data_of(leaf: Leaf) -> bytes | None:
@@ -138,7 +174,8 @@ def is_text(leaf: Leaf) -> bool:
 
 
 def text_of(leaf: Leaf) -> str | None:
-    """What a reader sees, as far as the charset is one that is read here; None when it is not."""
+    """What a reader sees; None when the charset is none that is read here, or the octets are not in it: what would
+    have to be guessed at is left to the reader's program."""
     data = data_of(leaf)
     if data is None:
         return None
@@ -146,14 +183,18 @@ def text_of(leaf: Leaf) -> str | None:
         charset = leaf.entity.content_type().parameters.get("charset", "us-ascii").strip().lower()
     except MimeError:
         return None
-    if charset in ("us-ascii", "utf-8", "utf8", "ascii"):
+    if charset in ("us-ascii", "ascii"):  # careless programs declare nothing and write what Windows has
+        tries: tuple[str, ...] = ("utf-8", "windows-1252")
+    elif charset == "iso-8859-1":  # as browsers do: what is written is the larger set
+        tries = ("windows-1252",)
+    else:
+        tries = (charset,) if charset in CHARSETS or charset == "utf8" else ()
+    for each in tries:
         try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:  # careless programs declare nothing and write what Windows has
-            return data.decode("windows-1252", "replace")
-    if charset == "iso-8859-1":  # as browsers do: what is written is the larger set
-        charset = "windows-1252"
-    return data.decode(charset, "replace") if charset in CHARSETS else None
+            return data.decode(each)
+        except UnicodeDecodeError:
+            continue
+    return None
 
 
 def says_utf8(leaf: Leaf) -> bool:
@@ -180,8 +221,10 @@ def in_utf8(leaf: Leaf, text: str) -> bytes:
     """The leaf with other text, in UTF-8 and quoted-printable; its other fields and parameters stay."""
     if leaf.kind == "text/html":
         text = _CHARSET_IN_HTML.sub(r"\g<1>utf-8", text)
-    replaced = ("content-type", "content-transfer-encoding")
+    replaced = ("content-type", "content-transfer-encoding", "content-md5", "content-length")
     kept = b"".join(field.raw for field in leaf.entity.fields if field.name not in replaced)
+    if kept and not kept.endswith(b"\n"):  # a part that is nothing but a header without its last line end
+        kept += b"\r\n"
     parameters = {"charset": "utf-8"}
     try:
         given = leaf.entity.content_type().parameters

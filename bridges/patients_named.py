@@ -19,12 +19,12 @@ from bridges.hprim_patients import HprimPatient
 from bridges.identity import canonical_matricule
 from bridges.plain import ascii_name
 from bridges.report import PatientIdentity
-from bridges.xdm_metadata import DOCUMENT_PATIENT_ID
+from bridges.xdm_metadata import DOCUMENT_PATIENT_ID, confidentiality_of
 
 MAX_METADATA = 4 * 1024 * 1024
 _MOST = 100
 """Patients compared with each other."""
-_CX = re.compile(r"([^^]+)\^\^\^[^&^]*&([0-9.]+)&ISO")
+_CX = re.compile(r"([^^]+)\^[^^]*\^[^^]*\^[^&^]*&([0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Named:
     birth_date: str = ""
     """`YYYYMMDD`, with `??` for a century nobody gave; empty when not said, or not as a date."""
     first_names: frozenset[str] = frozenset()
-    """Words in ASCII upper case."""
+    """Words in ASCII upper case, those of the name the patient goes by among them."""
 
     def __bool__(self) -> bool:
         return bool(self.identifiers or self.birth_date or self.first_names)
@@ -47,9 +47,9 @@ def of_identity(patient: PatientIdentity) -> Named:
     pairs = [(patient.matricule_oid, patient.matricule), *((root, value) for value, root in patient.local_ids)]
     birth = patient.birth_date.strip()[:8]
     return Named(
-        frozenset(pair for each in pairs if all(pair := _pair(*each))),
+        frozenset(pair for each in pairs if all(pair := identifier_of(*each))),
         birth if re.fullmatch(r"[0-9]{8}", birth) else "",
-        _words(patient.first_names),
+        _words([*patient.first_names, *patient.used_first_names]),
     )
 
 
@@ -61,25 +61,27 @@ def of_hprim(patient: HprimPatient) -> Named:
 def of_cx(patient_id: str) -> Named:
     """An XDS patientId, `identifier^^^&authority&ISO` (IHE ITI TF-3 §4.2.3.1.7)."""
     match = _CX.match(patient_id.strip())
-    pair = _pair(match[2], match[1]) if match else ("", "")
+    pair = identifier_of(match[2], match[1]) if match else ("", "")
     return Named(frozenset({pair}) if all(pair) else frozenset())
 
 
-def of_metadata(data: bytes) -> tuple[Named, ...]:
-    """Of a METADATA.XML that lies beside a file (ebRIM 3.0): patientId and sourcePatientInfo of each document. Empty
-    when it is none. Never raises."""
+def of_metadata(data: bytes) -> tuple[tuple[Named, ...], frozenset[str]]:
+    """Of a METADATA.XML that lies beside a file (ebRIM 3.0): patientId and sourcePatientInfo of each document, and who
+    may read them (confidentialityCode). Empty when it is none. Never raises."""
     if len(data) > MAX_METADATA or b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data[:64]:
-        return ()
+        return (), frozenset()
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError):
-        return ()
+        return (), frozenset()
     found: dict[Named, None] = {}
+    confidentiality: set[str] = set()
     for entry in root.iter("{*}ExtrinsicObject"):
         identifiers = {
             one.get("identificationScheme"): one.get("value", "") for one in entry.iter("{*}ExternalIdentifier")
         }
+        confidentiality.update(confidentiality_of(entry))
         said = dict(
             (value.text or "").strip().partition("|")[::2]
             for slot in entry.iter("{*}Slot")
@@ -95,13 +97,27 @@ def of_metadata(data: bytes) -> tuple[Named, ...]:
         )
         if named:
             found[named] = None
-    return tuple(found)
+    return tuple(found), frozenset(confidentiality)
 
 
 def several(named: Iterable[Named]) -> bool:
     """Whether two of them are surely two patients. Of more than a hundred different ones, those before count."""
     different = list(dict.fromkeys(named))[:_MOST]
     return any(_differ(one, other) for one, other in combinations(different, 2))
+
+
+def surely_one(named: Iterable[Named]) -> bool:
+    """Whether all are one patient beyond doubt: the matricule of the first, or another identifier of his where nothing
+    else differs. More than `several` denies: what is put under one name belongs there."""
+    first, *others = named
+    return all(_same(first, other) for other in others)
+
+
+def _same(one: Named, other: Named) -> bool:
+    common = one.identifiers & other.identifiers
+    if any(authority in INS_OIDS for authority, _ in common):
+        return True
+    return bool(common) and not several((one, other)) and not _traits_differ(one, other)
 
 
 def _differ(one: Named, other: Named) -> bool:
@@ -113,6 +129,10 @@ def _differ(one: Named, other: Named) -> bool:
         return False
     if {authority for authority, _ in one.identifiers} & {authority for authority, _ in other.identifiers}:
         return True
+    return _traits_differ(one, other)
+
+
+def _traits_differ(one: Named, other: Named) -> bool:
     if one.birth_date and other.birth_date and not _same_day(one.birth_date, other.birth_date):
         return True
     return bool(one.first_names and other.first_names) and not one.first_names & other.first_names
@@ -123,7 +143,8 @@ def _same_day(one: str, other: str) -> bool:
     return one[2:] == other[2:] and (one[:2] == other[:2] or "??" in (one[:2], other[:2]))
 
 
-def _pair(authority: str, identifier: str) -> tuple[str, str]:
+def identifier_of(authority: str, identifier: str) -> tuple[str, str]:
+    """As `Named.identifiers` holds it: with or without its key, a matricule is the same matricule."""
     authority, identifier = authority.strip(), identifier.strip()
     matricule = canonical_matricule(identifier) if authority in INS_OIDS else None
     return authority, matricule[:13] if matricule else identifier

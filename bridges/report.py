@@ -58,6 +58,8 @@ class PatientIdentity:
     """(identifier, assigning authority) pairs other than the INS."""
     reliability: str = ""
     """PID-32: VALI, QUAL, PROV, VIDE, ... as sent."""
+    used_first_names: tuple[str, ...] = ()
+    """Those the patient goes by, where a CDA has them (qualifier CL or SP)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,16 +21,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from io import BytesIO
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import PurePosixPath
 
 from lxml import etree
 
 from bridges import refusals, xdm_refusals
-from bridges.cda import INS_OIDS
 from bridges.cda_results import V3
 from bridges.expanding import expanded_entry, expanded_stream
-from bridges.identity import canonical_matricule
+from bridges.patients_named import Named, identifier_of, of_cx, several
 from bridges.screening_refusals import ARCHIVE_REFUSED
 from bridges.xdm import XdmLimits, read_xdm
 from mta.message import Message, Origin, Phase
@@ -76,8 +75,8 @@ _HARMFUL_XDM = frozenset({xdm_refusals.XDM_TOO_LARGE, xdm_refusals.XDM_UNSAFE, x
 _UNREADABLE_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 """What `zipfile` raises on damaged, truncated or exotic archives."""
 
-Identity = frozenset[tuple[str, str]]
-"""(assigning authority, identifier) pairs of one patient."""
+Identity = Named
+"""By its identifiers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,7 @@ def screen(content: bytes, limits: ScreenLimits) -> dict[str, str] | Refused:
             continue
         if refused is not None:
             return refused
-    if _several(look.patients):
+    if several(look.patients):
         return Refused(refusals.PATIENT_SEVERAL)
     return {f"warning.screen-{name}": ", ".join(where)[:200] for name, where in look.warnings.items()}
 
@@ -276,7 +275,7 @@ class _Look:
             self.warn("xdm", position)
             return None
         for one in read.documents:
-            if identity := _cx(one.patient_id):
+            if identity := of_cx(one.patient_id):
                 self.patients.add(identity)
             if PurePosixPath(one.name.lower()).suffix == ".xml":
                 refused = self._xml(one.content, position)
@@ -429,33 +428,10 @@ def _record_targets(content: bytes) -> set[Identity] | None:
                 return None
             if event == "end" and element.tag == V3 + "recordTarget":
                 pairs = [
-                    _pair(one.get("root", ""), one.get("extension", ""))
+                    identifier_of(one.get("root", ""), one.get("extension", ""))
                     for one in element.findall(f"{V3}patientRole/{V3}id")
                 ]
-                found.add(frozenset(pair for pair in pairs if all(pair)))
+                found.add(Named(frozenset(pair for pair in pairs if all(pair))))
     except (etree.XMLSyntaxError, ValueError):
         return None
-    return found - {frozenset()}
-
-
-def _cx(patient_id: str) -> Identity:
-    """An XDS patientId, `identifier^^^&authority&ISO` (IHE ITI TF-3 §4.2.3.1.7)."""
-    components = patient_id.split("^")
-    authority = components[3].split("&") if len(components) > 3 else []
-    pair = _pair(authority[1], components[0]) if len(authority) > 1 else ("", "")
-    return frozenset({pair}) if all(pair) else frozenset()
-
-
-def _pair(authority: str, identifier: str) -> tuple[str, str]:
-    """With or without its key, a matricule is the same matricule."""
-    authority, identifier = authority.strip(), identifier.strip()
-    matricule = canonical_matricule(identifier) if authority in INS_OIDS else None
-    return authority, matricule[:13] if matricule else identifier
-
-
-def _several(patients: set[Identity]) -> bool:
-    """Two that share an authority, and no identifier at all. Identities no authority can compare prove nothing."""
-    return any(
-        not one & other and {authority for authority, _ in one} & {authority for authority, _ in other}
-        for one, other in combinations(patients, 2)
-    )
+    return found - {Named()}

@@ -25,7 +25,13 @@ from bridges import xdm_refusals as refusals
 from bridges.labels import type_label
 from bridges.plain import one_line
 from bridges.report import Action, Finding, Report
-from bridges.xdm_metadata import ACTION_SLOT, DOCUMENT_PATIENT_ID, DOCUMENT_UNIQUE_ID, build_metadata
+from bridges.xdm_metadata import (
+    ACTION_SLOT,
+    DOCUMENT_PATIENT_ID,
+    DOCUMENT_UNIQUE_ID,
+    build_metadata,
+    confidentiality_of,
+)
 from trust.refusals import Refused
 
 _SUBSET = "IHE_XDM/SUBSET01/"
@@ -63,6 +69,8 @@ class XdmDocument:
     """SHA-1 and size agree with the metadata; None when the metadata gives no hash."""
     action: str
     """Extra-metadata `action`: `C` replaces, `D` deletes, empty otherwise."""
+    confidentiality: tuple[str, ...] = ()
+    """confidentialityCodes of its DocumentEntry: N, R or V, and who may not read it (`INVISIBLE_PATIENT`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,7 @@ def _read(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], limits: X
         return Refused(refusals.XDM_METADATA, "missing")
     documents: list[XdmDocument] = []
     findings: list[Finding] = []
+    members: dict[str, tuple[bytes, str]] = {}  # each once, however often it is described
     for path in described:
         if files[path].file_size > limits.metadata_bytes:
             return Refused(refusals.XDM_TOO_LARGE, "METADATA.XML")
@@ -198,11 +207,17 @@ def _read(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], limits: X
         folder = path.rpartition("/")[0]
         for number, described_entry in enumerate(root.iter("{*}ExtrinsicObject"), start=1):
             where = f"ExtrinsicObject[{number}]"
-            member = files.get(_resolved(folder, _slot(described_entry, "URI")))
+            if len(documents) == limits.entries:
+                return Refused(refusals.XDM_TOO_LARGE, "entries")
+            name = _resolved(folder, _slot(described_entry, "URI"))
+            member = files.get(name)
             if member is None:
                 findings.append(Finding("xdm-document-missing", where))
                 continue
-            document = _document(described_entry, member.filename, archive.read(member))
+            if name not in members:
+                content = archive.read(member)
+                members[name] = content, hashlib.sha1(content, usedforsecurity=False).hexdigest()
+            document = _document(described_entry, member.filename, *members[name])
             if document.hash_ok is False:
                 findings.append(Finding("xdm-hash-differs", where))
             if not document.patient_id:
@@ -244,11 +259,10 @@ def _identifier(entry: etree._Element, scheme: str) -> str:
     return next((i.get("value", "") for i in identifiers if i.get("identificationScheme") == scheme), "")
 
 
-def _document(entry: etree._Element, name: str, content: bytes) -> XdmDocument:
+def _document(entry: etree._Element, name: str, content: bytes, digest: str) -> XdmDocument:
     announced, size = _slot(entry, "hash").lower(), _slot(entry, "size")
     hash_ok: bool | None = None
     if announced:
-        digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
         hash_ok = digest == announced and size in ("", str(len(content)))
     return XdmDocument(
         name=name,
@@ -257,4 +271,5 @@ def _document(entry: etree._Element, name: str, content: bytes) -> XdmDocument:
         unique_id=_identifier(entry, DOCUMENT_UNIQUE_ID),
         hash_ok=hash_ok,
         action=_slot(entry, ACTION_SLOT),
+        confidentiality=confidentiality_of(entry),
     )

@@ -147,6 +147,16 @@ def build_metadata(
     return etree.tostring(root, encoding="UTF-8", xml_declaration=True)
 
 
+def confidentiality_of(entry: etree._Element) -> tuple[str, ...]:
+    """What an ExtrinsicObject says of its readers: N, R or V, and the masks (1.2.250.1.213.1.1.4.13), upper case."""
+    codes = (
+        each.get("nodeRepresentation", "").strip().upper()
+        for each in entry.iter("{*}Classification")
+        if each.get("classificationScheme", "").strip().lower() == DOCUMENT_CONFIDENTIALITY
+    )
+    return tuple(code for code in codes if code)
+
+
 def entry_uuid(unique_id: str) -> str:
     """The entryUUID Relais gives the document with this uniqueId, in every archive it writes."""
     return _name_based("DocumentEntry", unique_id)

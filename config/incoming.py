@@ -136,7 +136,6 @@ def lmtp_door(
     listener: LmtpListener,
     spool: Spool,
     accounts: Accounts,
-    partners: PartnerBook,
     exists: Callable[[str], bool],
     is_local: Callable[[str], bool],
     is_trusted: Callable[[str], bool],
@@ -152,13 +151,7 @@ def lmtp_door(
         named = address in addresses or address.rpartition("@")[2] in domains
         return named and exists(address)
 
-    def size_limit_of(domain: str) -> int | None:
-        partner = partners.of(domain)
-        return None if partner is None else partner.max_message_bytes
-
-    return LmtpDoor(
-        listener.name, spool, accounts, may_send, exists, is_local, is_trusted, options, size_limit_of, mailboxes, rules
-    )
+    return LmtpDoor(listener.name, spool, accounts, may_send, exists, is_local, is_trusted, options, mailboxes, rules)
 
 
 async def open_lmtp(door: LmtpDoor, loaded: Loaded, listener: LmtpListener, *, first: bool, reuse_port: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from directory.pool import DirectoryUnavailableError
 from directory.search import FoundMailbox, SearchPage
@@ -22,6 +23,16 @@ _SHORTEST = 6
 _AT_ONCE = 2
 """Searches for who mistypes; the directory has other work."""
 _MAX_LOCAL, _MAX_DOMAIN = 64, 253
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Who was probably meant."""
+
+    address: str
+    who: str = ""
+    """Name, profession and town as the directory has them: the author sees whether it is whom he meant. Empty for a
+    patient."""
 
 
 class NearestTrusted:
@@ -40,7 +51,7 @@ class NearestTrusted:
         self._patient_domains = frozenset(patient_domains)
         self._places = threading.BoundedSemaphore(_AT_ONCE)
 
-    def of(self, address: str) -> str | None:
+    def of(self, address: str) -> Nearest | None:
         """The one address that was probably meant; None when there is none, or more than one."""
         local, _, domain = address.lower().rpartition("@")
         if not 0 < len(local) <= _MAX_LOCAL or not 0 < len(domain) <= _MAX_DOMAIN or not address.isascii():
@@ -54,23 +65,28 @@ class NearestTrusted:
         finally:
             self._places.release()
 
-    def _of_domain(self, local: str, domain: str) -> str | None:
+    def _of_domain(self, local: str, domain: str) -> Nearest | None:
         near = _near(domain, self._domains())
         if len(near) == 1 and near[0] in self._patient_domains:
-            return f"{local}@{near[0]}"  # whose address is the matricule: the directory does not list patients
+            return Nearest(f"{local}@{near[0]}")  # whose address is the matricule: the directory does not list patients
         addresses = [f"{local}@{each}" for each in near[:3]]
-        known = [each for each in addresses if any(one.address == each for one in self._search(each).found)]
-        return known[0] if len(known) == 1 else None
+        known = [one for each in addresses for one in self._search(each).found if one.address == each]
+        return _nearest(known[0]) if len({one.address for one in known}) == 1 else None
 
-    def _of_name(self, local: str) -> str | None:
+    def _of_name(self, local: str) -> Nearest | None:
         """`jeanne.martin`: a first and a last name, or a team's words, all of which one mailbox has."""
         words = [word for word in fold(local) if len(word) > 1 and word.isalpha()]
         if len(words) < 2:
             return None
         page = self._search(" ".join(words[:6]))
-        found = [each for each in page.found if each.address and _is_named(each, words)]
-        one = len(found) == 1 or len({each.id_nat or each.address for each in found}) == 1
-        return found[0].address if found and one and not page.more else None
+        # who has no mailbox counts: a colleague of the same name is not the one who was meant
+        named = [each for each in page.found if _is_named(each, words)]
+        one = len(named) == 1 or len({each.id_nat or each.address for each in named}) == 1
+        return _nearest(named[0]) if named and one and named[0].address and not page.more else None
+
+
+def _nearest(found: FoundMailbox) -> Nearest:
+    return Nearest(found.address, ", ".join(each for each in (found.name, found.profession, found.town) if each))
 
 
 def _is_named(found: FoundMailbox, words: list[str]) -> bool:

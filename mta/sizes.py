@@ -46,12 +46,14 @@ class SizeLimits:
     def refused(self, address: str, octets: int) -> Refused | None:
         """Why a mail of so many octets, not yet protected, surely does not reach `address`; in the sentence the size
         it comes to, and the limit."""
-        domain = domain_of(address)
-        limit = self.of(domain)
-        if limit is None:
-            return None
-        size = octets if self._is_local(domain) else protected_at_least(octets)
-        if size <= limit:
+        return self.refused_as_it_is(
+            address, octets if self._is_local(domain_of(address)) else protected_at_least(octets)
+        )
+
+    def refused_as_it_is(self, address: str, size: int) -> Refused | None:
+        """As `refused`, of a mail that is not protected any further: its author did, or may have."""
+        limit = self.of(domain_of(address))
+        if limit is None or size <= limit:
             return None
         return Refused(refusals.PARTNER_SIZE_LIMIT, f"{_megabytes(size)} Mo, maximum {_megabytes(limit, down=True)} Mo")
 

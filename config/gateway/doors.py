@@ -103,7 +103,6 @@ async def open_doors(
             each,
             spool,
             accounts,
-            places.partners,
             exists,
             is_local,
             trust_list.is_trusted,

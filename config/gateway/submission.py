@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 
 from bridges.compose import ComposeOptions
+from bridges.plain import one_line
 from bridges.plain_mail_stage import PlainMailStage
 from bridges.submitted import SubmissionJudge
 from config.gateway.places import Places
@@ -35,9 +36,13 @@ def submission_rules(
 
     def advice(address: str) -> str:
         found = nearest.of(address)
-        return f"Vouliez-vous écrire à {found} ?" if found else ""
+        if found is None:
+            return ""
+        who = f" ({one_line(found.who, 150)})" if found.who else ""
+        return f"Vouliez-vous écrire à {found.address}{who} ?"
 
-    return SubmissionRules(SubmissionJudge(compose_options(settings), patients, sizes.refused), sizes.refused, advice)
+    judge = SubmissionJudge(compose_options(settings), patients, sizes)
+    return SubmissionRules(judge, sizes.refused_as_it_is, advice)
 
 
 def plain_mail_stage(

@@ -225,7 +225,11 @@ class SubmissionDoor(Door):
             return TargetKind.MAILBOX if self._exists(recipient) else Refused(refusals.MAILBOX_UNKNOWN)
         if self._is_trusted(domain):
             return TargetKind.SMTP
-        return Refused(refusals.RECIPIENT_NOT_TRUSTED, domain, advice=self._rules.nearest(recipient))
+        return Refused(refusals.RECIPIENT_NOT_TRUSTED, domain, advice=self._advice(recipient))
+
+    def _advice(self, recipient: str) -> str:
+        """For an author who reads the reply."""
+        return self._rules.nearest(recipient)
 
     def _patient_writes_to(self, session: DoorSession, recipient: str) -> Refused | None:
         """A patient answers and never begins: told here, where a mail program shows it, as far as the envelope says."""
@@ -280,8 +284,10 @@ class SubmissionDoor(Door):
         return None
 
     def _judge_content(self, transaction: Transaction, content: bytes) -> Refused | None:
-        judge = self._rules.judge
-        return judge([each.address for each in transaction.recipients], content) if judge is not None else None
+        if self._rules.judge is None:
+            return None
+        looked = self._rules.judge(content)
+        return looked if isinstance(looked, Refused) else looked([each.address for each in transaction.recipients])
 
     def _may_use(self, session: DoorSession, address: str) -> bool:
         return self._accounts.may_use(_identity(session), address)

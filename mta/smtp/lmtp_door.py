@@ -19,12 +19,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from mta import refusals
 from mta.loops import going_round
 from mta.mailboxes.rules import MailboxRules
 from mta.message import Origin
 from mta.private_socket import private_socket
-from mta.smtp.address import domain_of, parse_path
+from mta.smtp.address import parse_path
 from mta.smtp.data import Chunked, Dotted
 from mta.smtp.door import DoorOptions, SubmissionDoor
 from mta.smtp.limits import Limits
@@ -35,6 +37,8 @@ from smime.mime import MimeError, parse_entity
 from trust.accounts import Accounts
 from trust.refusals import Refused
 from trust.tls import in_force
+
+log = structlog.get_logger(__name__)
 
 _NOT_LMTP = ("HELO", "EHLO", "STARTTLS", "AUTH", "BDAT")
 _MANY = 1_000_000
@@ -106,13 +110,11 @@ class LmtpDoor(SubmissionDoor):
         is_local: Callable[[str], bool],
         is_trusted: Callable[[str], bool],
         options: DoorOptions,
-        size_limit_of: Callable[[str], int | None] = lambda domain: None,
         mailboxes: MailboxRules | None = None,
         rules: SubmissionRules | None = None,
     ) -> None:
         """`name` of the server, as the spool keeps it and the log names it. `may_send`: whether it may write as a
-        lower-case address. `size_limit_of`: the octets that a lower-case domain takes, None for no limit known.
-        `exists`, `is_local`, `is_trusted`, `mailboxes` and `rules` as in `SubmissionDoor`."""
+        lower-case address. `exists`, `is_local`, `is_trusted`, `mailboxes` and `rules` as in `SubmissionDoor`."""
         options = replace(options, limits=_patient(options.limits))
         never = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # no command of LMTP starts TLS here
         super().__init__(
@@ -120,7 +122,6 @@ class LmtpDoor(SubmissionDoor):
         )
         self._name = name
         self._may_send = may_send
-        self._size_limit_of = size_limit_of
 
     async def start(self, host: str, port: int, *, implicit_tls: bool = False, reuse_port: bool = False) -> int:
         """Listen on a loopback address. Raises ValueError for another one, OSError when it is taken."""
@@ -170,7 +171,11 @@ class LmtpDoor(SubmissionDoor):
     async def accept(self, session: DoorSession, transaction: Transaction, content: bytes) -> str | Refused:
         """Kept for those recipients nothing speaks against; why not for the others is theirs alone."""
         assert isinstance(session, LmtpSession)  # noqa: S101 - `_session` makes no other
-        outcomes = await self._in_thread(self._against, transaction, content)
+        try:
+            outcomes = await self._in_content_thread(self._against, transaction, content)
+        except Exception as error:  # its text may quote the mail
+            log.error("smtp.not-kept", door=self.origin.value, error=type(error).__name__)
+            return Refused(refusals.SPOOL_UNAVAILABLE)
         session.outcomes = outcomes
         possible = [each for each in transaction.recipients if each.address.lower() not in outcomes]
         if not possible:
@@ -183,9 +188,9 @@ class LmtpDoor(SubmissionDoor):
         recipients = [each.address.lower() for each in transaction.recipients]
         found: dict[str, Refused] = {}
         for address in recipients:
-            limit = self._size_limit_of(domain_of(address))
-            if limit is not None and len(content) > limit:
-                found[address] = Refused(refusals.PARTNER_SIZE_LIMIT)
+            too_large = self._rules.too_large(address, len(content))
+            if too_large is not None:
+                found[address] = too_large
         try:
             header = parse_entity(content)
         except MimeError:
@@ -196,13 +201,21 @@ class LmtpDoor(SubmissionDoor):
         return found
 
     def _judge_each(self, recipients: list[str], content: bytes, found: dict[str, Refused]) -> None:
-        """Mostly nothing speaks against any of them, which costs one look."""
-        judge = self._rules.judge
-        together = judge(recipients, content) if judge is not None and recipients else None
-        if judge is None or together is None:
+        """Each by himself, then those that remain together: patients who would see each other's address."""
+        if self._rules.judge is None or not recipients:
             return
-        alone = {address: refused for address in recipients if (refused := judge([address], content)) is not None}
-        found |= alone or dict.fromkeys(recipients, together)
+        against = self._rules.judge(content)
+        if isinstance(against, Refused):
+            found |= dict.fromkeys(recipients, against)
+            return
+        found |= {address: refused for address in recipients if (refused := against([address])) is not None}
+        rest = [address for address in recipients if address not in found]
+        if rest and (together := against(rest)) is not None:
+            found |= dict.fromkeys(rest, together)
+
+    def _advice(self, recipient: str) -> str:
+        """No author reads this, and those who do need the searches."""
+        return ""
 
     def _judge_content(self, transaction: Transaction, content: bytes) -> Refused | None:
         """That was said for each recipient."""

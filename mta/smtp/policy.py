@@ -59,12 +59,16 @@ class Transaction:
     """Something else than the connection proved its author."""
 
 
+Against = Callable[[Sequence[str]], Refused | None]
+"""Why a content that was looked at cannot go to these addresses together. May block; never raises."""
+
+
 class ContentJudge(Protocol):
     """What is said against the content of a mail before it is kept (`bridges` knows what is in it)."""
 
-    def __call__(self, recipients: Sequence[str], content: bytes) -> Refused | None:
-        """Why this content, in CRLF lines, cannot go to these addresses together. May block; never raises on bad
-        input."""
+    def __call__(self, content: bytes) -> Against | Refused:
+        """Looks at a content in CRLF lines, once for all who are to read it. Refused is what goes to nobody. May block;
+        never raises on bad input."""
         ...
 
 
@@ -74,7 +78,7 @@ class SubmissionRules:
 
     judge: ContentJudge | None = None
     too_large: Callable[[str, int], Refused | None] = lambda address, octets: None
-    """Why a mail of so many octets does not reach that address (`mta.sizes`)."""
+    """Why a mail of so many octets, which may be protected already, does not reach that address (`mta.sizes`)."""
     nearest: Callable[[str], str] = lambda address: ""
     """A sentence in French with the address that may have been meant, for one outside the trust space; empty for
     none."""

@@ -66,7 +66,8 @@ class DoorOptions:
     """Our name in the greeting, and the domain of the Message-IDs made here."""
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     threads: int = 16
-    """For what blocks: directory, accounts, spool; and as many for logins. Accepts that wait share one disk sync."""
+    """For what blocks: directory, accounts, spool; as many for contents, as many for logins. Accepts that wait share
+    one disk sync."""
     proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """Load balancers that speak the PROXY protocol, and whose word on clients' addresses is taken."""
     shared: Shared = field(default_factory=Shared)
@@ -91,6 +92,8 @@ class Door(ABC):
         self._limits = options.limits
         self._memory, self._meter = options.shared.memory, options.shared.meter
         self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix=f"mta-{self.origin.value}")
+        # apart, or a few large mails that are looked into keep every command of the others waiting
+        self._content_threads = ThreadPoolExecutor(options.threads, thread_name_prefix=f"content-{self.origin.value}")
         # apart, or whoever guesses passwords, each of which costs a hash, keeps everybody's mail waiting
         self._login_threads = ThreadPoolExecutor(options.threads, thread_name_prefix=f"login-{self.origin.value}")
         self._sessions: set[DoorSession] = set()
@@ -146,6 +149,7 @@ class Door(ABC):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
+        self._content_threads.shutdown(wait=False)
         self._login_threads.shutdown(wait=False)
 
     async def _ended(self, seconds: float) -> None:
@@ -231,6 +235,9 @@ class Door(ABC):
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
+    async def _in_content_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._content_threads, function, *arguments)
+
     async def _in_login_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._login_threads, function, *arguments)
 
@@ -311,7 +318,7 @@ class Door(ABC):
 
     async def _keep(self, session: DoorSession, peer: str, transaction: Transaction, content: bytes) -> _Kept | Refused:
         work = partial(self._begin, session, peer, transaction, content)
-        begun = work() if self._judges_at_once and len(content) <= LOOP_BYTES else await self._in_thread(work)
+        begun = work() if self._judges_at_once and len(content) <= LOOP_BYTES else await self._in_content_thread(work)
         if isinstance(begun, Refused):
             return begun
         submission, keeping = begun

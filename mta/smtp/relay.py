@@ -23,7 +23,7 @@ from mta.message import Deferred, Failed, Message, Outcome
 from mta.smtp.client import Answered, ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, Transaction
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import Counts, Job, NotOpenedError, Pool, PoolOptions, delivered
-from mta.smtp.target import REQUIRE_TLS, UTF8, admissible, check_message, dsn_request, international
+from mta.smtp.target import REQUIRE_TLS, UTF8, admissible, awaits_receipt, check_message, dsn_request, international
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refused
 
@@ -98,7 +98,7 @@ class RelayTarget:
             require_tls=REQUIRE_TLS in message.flags,
             utf8=UTF8 in message.flags and international(message.content),
         )
-        wanted = "SUCCESS" in dsn.notify.upper()
+        wanted = awaits_receipt(message)
 
         def conclude(connection: SmtpConnection, answered: Answered) -> Outcome:
             # RFC 3461 §5.2.1: who was passed the wish for a receipt answers it

@@ -137,7 +137,7 @@ class SmtpTarget:
             require_tls=REQUIRE_TLS in message.flags,
             utf8=UTF8 in message.flags and international(message.content),
         )
-        job = Job(transaction, lambda connection: self._admit(connection, domain, transaction), _conclusion(dsn))
+        job = Job(transaction, lambda connection: self._admit(connection, domain, transaction), _conclusion(message))
         outcome = await destination.deliver(job)
         if job.unknown and isinstance(outcome, Deferred):
             pauses = self._options.unanswered_pauses
@@ -324,9 +324,9 @@ class SmtpTarget:
         return None
 
 
-def _conclusion(dsn: DsnRequest) -> Callable[[SmtpConnection, Answered], Outcome]:
+def _conclusion(message: Message) -> Callable[[SmtpConnection, Answered], Outcome]:
     # RFC 3461 §5.2.1: who was passed the wish for a receipt answers it
-    wanted = "SUCCESS" in dsn.notify.upper()
+    wanted = awaits_receipt(message)
     return lambda connection, answered: delivered(answered, reports=wanted and "DSN" in connection.capabilities)
 
 
@@ -374,6 +374,13 @@ def notify_conditions(notify: str, origin: Origin) -> frozenset[str]:
     if not valid_notify(notify):
         notify = "SUCCESS,FAILURE" if origin is Origin.MLLP else "FAILURE"
     return frozenset(notify.upper().split(",")) - {"NEVER"}
+
+
+def awaits_receipt(message: Message) -> bool:
+    """Whether its sender waits for word of the delivery, and is told when none comes; that only we asked for
+    (`dsn_request`) is no promise to anybody."""
+    conditions = notify_conditions(message.facts.get("dsn.notify", ""), message.origin)
+    return bool(message.sender) and "SUCCESS" in conditions
 
 
 _OWN = "x-relais-"

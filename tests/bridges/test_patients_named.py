@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridges.cda import read_cda
 from bridges.hprim_patients import HprimPatient, hprim_patients, looks_like_hprim
-from bridges.patients_named import Named, of_cx, of_hprim, of_identity, of_metadata, several
+from bridges.patients_named import Named, of_cx, of_hprim, of_identity, of_metadata, several, surely_one
 from bridges.plain_mail import report_of
 from bridges.report import Action, Document
 from bridges.xdm_metadata import build_metadata
@@ -58,7 +58,19 @@ def test_by_its_name(name: str) -> None:
     assert looks_like_hprim(name, b"x")
 
 
-@pytest.mark.parametrize("data", [b"", b"H", b"H|~^\\&", b"Bonjour,\n\nLe 12/10/2026\n", b"%PDF-1.4", b"\xff\xfe\0\0"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"H",
+        b"H|~^\\&",
+        b"Bonjour,\n\nLe 12/10/2026\n",
+        b"Hier, P\nPierre e\n",
+        b"Hugo a\nPu",
+        b"%PDF-1.4",
+        b"\xff\xfe\0\0",
+    ],
+)
 def test_other_files_name_nobody(data: bytes) -> None:
     assert hprim_patients(data) == ()
 
@@ -97,6 +109,30 @@ def test_without_a_common_authority_dates_and_names_decide() -> None:
     assert not several([one, of_hprim(HprimPatient("ESSAI-UN", "", ""))]), "a doubt is no proof"
 
 
+@pytest.mark.parametrize("text", [b"Hier, P\nPierre e\n", b"Hugo a\nPu", b"H-2, +\n", b"H,;.:!"])
+def test_free_text_is_no_file(text: bytes) -> None:
+    assert not looks_like_hprim("x.txt", text)
+    assert hprim_patients(text) == ()
+
+
+def test_the_name_a_patient_goes_by_is_one_of_hers() -> None:
+    written = reports.cda().replace(b"</given>", b'</given><given qualifier="CL">Fanny</given>', 1)
+    document = read_cda(written)
+    assert isinstance(document, Document)
+    assert document.patient.used_first_names == ("Fanny",) and "Fanny" not in document.patient.first_names
+    assert not several([of_identity(document.patient), of_hprim(HprimPatient("ESSAI-UN", "Fanny", "19790230"))])
+    assert several([named(), of_hprim(HprimPatient("ESSAI-UN", "Fanny", "19790230"))])
+
+
+def test_who_is_surely_one() -> None:
+    one = named()
+    assert surely_one([one, named(birth_date="19790301", local_id="1")]), "a matricule is enough"
+    number = Named(frozenset({("1.2.250.1.999.2.1", "990001")}), "19790230", frozenset({"CAMILLE"}))
+    assert surely_one([one, number])
+    assert not surely_one([one, replace(number, birth_date="19790301")]), "a number may have been given twice"
+    assert not surely_one([one, replace(number, identifiers=frozenset())]), "what may be is not what is"
+
+
 def test_metadata_beside_a_file() -> None:
     document = read_cda(reports.cda())
     assert isinstance(document, Document)
@@ -104,8 +140,9 @@ def test_metadata_beside_a_file() -> None:
     metadata = build_metadata(
         report_of([document]), ["A.XML"], at=at, source_id="2.25.1", submission_id="2.25.2", action=Action.NEW
     )
-    (found,) = of_metadata(metadata)
+    (found,), confidentiality = of_metadata(metadata)
+    assert confidentiality == {"N"}
     assert found.birth_date == "19790230" and "CAMILLE" in found.first_names
     assert not several([found, of_identity(document.patient)])
     assert several([found, named(matricule=reports.OTHER_PATIENT.matricule)])
-    assert of_metadata(b"<!DOCTYPE a>" + metadata) == ()
+    assert of_metadata(b"<!DOCTYPE a>" + metadata) == ((), frozenset())

@@ -19,17 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridges.carried import Carried, carried_by
+from bridges.cda import read_cda
 from bridges.compose import ComposeOptions
-from bridges.plain_mail import NOT_ATTACHED, Envelope, from_label, made_ready
+from bridges.plain_mail import NOT_ATTACHED, Envelope, from_label, made_ready, report_of
 from bridges.plain_mail_stage import PlainMailStage
 from bridges.refusals import PATIENT_SEVERAL
-from bridges.report import Audience
-from bridges.xdm import XdmContent, read_xdm
+from bridges.report import Action, Audience, Document, Flags
+from bridges.xdm import XdmContent, read_xdm, write_xdm
 from directory.records import MailboxKind
 from mta.mailboxes.records import MailboxRecord
 from mta.message import Message, Origin, Phase
 from mta.smtp.content import with_crlf
+from smime import Suite, encrypt, sign
 from smime.mime import MimeError
+from tests.smime.people import ENTITY, NOW, person
 from tests.support import reports
 from trust.refusals import Refused
 
@@ -189,6 +192,91 @@ def test_a_page_alone_gets_its_text() -> None:
     assert shown is not None and 'charset="utf-8"' in shown.get_content() and "Déjà" in shown.get_content()
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html><body><p>Toute ma lettre</p><img src='data:image/png;base64," + b"A" * 2_200_000 + b"'></body></html>",
+        b"<html><body><img src='cid:scan'></body></html>",
+    ],
+)
+def test_a_letter_that_is_no_words_is_a_letter(page: bytes) -> None:
+    head, _, _ = PLAIN.partition(b"\r\n\r\n")
+    lines = page.replace(b"AAAA" * 200, b"AAAA" * 200 + b"\r\n")
+    alone, _ = ready(head + b"\r\nContent-Type: text/html\r\n\r\n" + lines + b"\r\n")
+    assert alone.get_content_type() == "text/html", "no empty text for programs that prefer it"
+    content = head + b'\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\n'
+    content += b"Content-Type: text/html\r\n\r\n" + lines + b"\r\n--b\r\nContent-Type: text/xml; name=a.xml\r\n\r\n"
+    content += cda(with_pdf=False)[2].replace(b"\n", b"\r\n") + b"\r\n--b--\r\n"
+    made, _ = ready(content)
+    shown = made.get_body(("html",))
+    assert shown is not None and "<img" in shown.get_content() and "Objet : Bonjour" in shown.get_content()
+    assert made.get_body(("plain",)) is None, "nothing of ours in its place"
+
+
+@pytest.mark.parametrize(
+    ("charset", "octets"),
+    [
+        ("utf-8", "5 µg, ≥ 38 °C ".encode() + b"\xe9"),
+        ("windows-1252", b"d\xe9j\xe0 \x81"),
+        ("iso-8859-1", b"\x8d\x90"),
+        ("us-ascii", "≥".encode() + b"\x9d"),
+    ],
+)
+def test_what_is_not_in_its_charset_is_left_to_the_reader(charset: str, octets: bytes) -> None:
+    head, _, _ = PLAIN.partition(b"\r\n\r\n")
+    body = f"Content-Type: text/plain; charset={charset}\r\n\r\n".encode() + octets + b"\r\n"
+    _, left = ready(head + b"\r\n" + body)
+    assert left.endswith(body)
+
+
+def test_a_text_that_is_a_file_keeps_its_lines() -> None:
+    lines = ("123", "ESSAI-UN", "CAMILLE", "1 rue", "", "63000 VILLE", "30/02/1979", "", "D1", "19/11/2026", "L", "M")
+    file = "".join(f"{line}\n" for line in (*lines, "****LAB****", "é", "****FIN****"))
+    made, _ = ready(mail(cda(), text=file))
+    assert text(made) == file
+    assert b"Objet :" in made.as_bytes()
+
+
+def test_texts_of_software_made_for_the_trust_space_stay() -> None:
+    content = b"X-MSS-NIL: LPS-7\r\n" + PLAIN.partition(b"\r\n\r\n")[0]
+    body = b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\nd\xe9j\xe0\r\n"
+    assert ready(content + b"\r\n" + body)[1].endswith(body)
+
+
+def test_a_part_written_anew_has_no_fields_that_are_wrong_now() -> None:
+    head, _, _ = PLAIN.partition(b"\r\n\r\n")
+    content = head + (
+        b'\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\nContent-MD5: x\r\n'
+        b"Content-Language: fr\r\nContent-Type: text/plain; charset=iso-8859-1\r\n\r\n\xe9\r\n--b--\r\n"
+    )
+    made, octets = ready(content)
+    assert b"Content-MD5" not in octets and b"Content-Language: fr\r\n" in octets
+    assert made.get_body(("plain",)).get_content().strip() == "é"  # type: ignore[union-attr]
+
+
+def test_a_multipart_without_its_end_is_looked_into_and_left_alone() -> None:
+    """Programs show its parts all the same."""
+    content = mail(cda())
+    cut = content[: content.rindex(b"\r\n--")] + b"\r\n"
+    carried = carried_by(cut)
+    assert isinstance(carried, Carried) and len(carried.documents) == 1
+    made, octets = ready(b"X-MSS-INS: O\r\n" + cut)
+    assert octets.endswith(cut.partition(b"\r\n\r\n")[2]) and made["X-MSS-INS"] is None
+
+
+def test_a_page_that_cannot_be_made_stops_no_mail(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> bytes:
+        raise RuntimeError("no glyph for ESSAI-UN")
+
+    content = mail(cda())
+    carried = carried_by(content)
+    assert isinstance(carried, Carried)
+    made = made_ready(content, carried, RECORD, ENVELOPE, OPTIONS, twin_of=broken)
+    assert names(email.message_from_bytes(made, policy=email.policy.default)) == ["IHE_XDM.zip"]  # type: ignore[arg-type]
+    assert "warning.page" in carried.warnings
+    assert "RuntimeError" in caplog.text and "ESSAI-UN" not in caplog.text
+
+
 def test_finished_mail_inside_keeps_its_octets() -> None:
     forwarded = b"From: a@b.example\r\nSubject: \xe9\r\nContent-Type: text/plain; charset=iso-8859-1\r\n\r\n\xe9\r\n"
     content = PLAIN.partition(b"\r\n\r\n")[0] + (
@@ -217,6 +305,48 @@ def test_what_its_author_protected_is_never_rewritten(kind: str) -> None:
     assert made["From"] == f"jeanne <{DOCTOR}>"
     assert made["X-MSS-NIL"] == "NIL-42"
     assert made["Comments"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (
+            'multipart/encrypted; protocol="application/pgp-encrypted"; boundary="s"',
+            b"--s\r\n\r\nen clair\r\n--s--\r\n",
+        ),
+        ("application/octet-stream; name=x.p7m", b"en clair\r\n"),
+        ("application/pkcs7-mime; smime-type=enveloped-data", b"MAA=\r\n"),
+    ],
+)
+def test_what_only_claims_to_be_encrypted_declares_nothing(kind: str, body: bytes) -> None:
+    content = b"X-MSS-INS: O\r\n" + PLAIN.partition(b"\r\n\r\n")[0] + f"\r\nContent-Type: {kind}\r\n\r\n".encode()
+    made, octets = ready(content + body)
+    assert made["X-MSS-INS"] is None and octets.endswith(body)
+
+
+def test_what_is_encrypted_is_its_authors_to_declare() -> None:
+    secret = encrypt(ENTITY, [person("paul@clinic.example", kind="p256", which="paul").certificate])
+    pgp = (
+        b'Content-Type: multipart/encrypted; protocol="application/pgp-encrypted"; boundary="s"\r\n\r\n'
+        b"--s\r\nContent-Type: application/pgp-encrypted\r\n\r\nVersion: 1\r\n--s\r\n"
+        b"Content-Type: application/octet-stream\r\n\r\n-----BEGIN PGP MESSAGE-----\r\n\r\nx\r\n--s--\r\n"
+    )
+    for body in (secret, pgp, sign(secret, person("anne@lab.example"), NOW)):
+        content = b"X-MSS-INS: O\r\n" + PLAIN.partition(b"\r\n\r\n")[0] + b"\r\n" + body
+        carried = carried_by(content)
+        assert isinstance(carried, Carried) and carried.encrypted
+        assert ready(content)[0]["X-MSS-INS"] == "O"
+
+
+def test_an_opaque_signature_hides_nothing_either() -> None:
+    inner = mail(zipped(), subject=WRITTEN)
+    inner = inner[inner.index(b"Content-Type: multipart") :]
+    opaque = sign(inner, person("anne@lab.example"), NOW, Suite(opaque=True))
+    assert b"pkcs7-mime" in opaque and b"smime-type=signed-data" in opaque
+    content = b"X-MSS-CODECDA: 1-1\r\n" + PLAIN.partition(b"\r\n\r\n")[0] + b"\r\n" + opaque
+    made, octets = ready(content)
+    assert made.get_all("X-MSS-CODECDA") == ["11502-2"] and made["X-MSS-INS"] == "O"
+    assert octets.endswith(opaque.partition(b"\r\n\r\n")[2])
 
 
 def test_a_signed_mail_is_looked_into_and_not_changed() -> None:
@@ -287,20 +417,102 @@ def test_a_pdf_beside_its_document_is_not_doubled() -> None:
     assert names(made) == ["cr.pdf", "IHE_XDM.zip"]
 
 
-def test_a_document_beside_an_archive_joins_it() -> None:
+def test_an_archive_is_its_authors_finished_work() -> None:
+    """What only its metadata say, who may not read it for one, is not lost for a document beside it."""
     loose = ("b.xml", "text/xml", cda(unique_id="1.2.250.1.999.1.7", set_id="")[2])
-    made, _ = ready(mail(zipped(), loose))
-    assert names(made).count("IHE_XDM.zip") == 1
-    assert len(archive_of(made).documents) == 2
+    archive = zipped(flags=Flags(hidden_from_patient=True))
+    made, _ = ready(mail(archive, loose))
+    assert names(made)[:2] == ["IHE_XDM.zip", "b.xml"] and len(names(made)) == 3, "with a page"
+    assert [part.get_payload(decode=True) for part in made.iter_attachments()][:2] == [archive[2], loose[2]]
+    assert made["Subject"].startswith("XDM/1.0/DDM+2 documents ESSAI-UN")
+    unread = ("IHE_XDM.zip", "application/zip", b"PK\x03\x04")
+    made, _ = ready(mail(unread, loose))
+    assert names(made) == ["IHE_XDM.zip", "b.xml"] and made["X-MSS-INS"] is None and made["Subject"] == "Résultats"
 
 
-def zipped() -> tuple[str, str, bytes]:
-    first, _ = ready(mail(cda()))
-    (archive,) = [each for each in first.iter_attachments() if each.get_filename() == "IHE_XDM.zip"]
-    return "IHE_XDM.zip", "application/zip", archive.get_payload(decode=True)  # type: ignore[return-value]
+def test_of_a_withdrawn_document_there_is_no_page() -> None:
+    made, _ = ready(mail(zipped(action=Action.DELETE)))
+    assert names(made) == ["IHE_XDM.zip"]
+    assert made["Subject"] == "Résultats" and text(made) == "Voici.\n"
+    assert made["X-MSS-CODECDA"] == "11502-2"
 
 
-@pytest.mark.parametrize(("subject", "line"), [("Fwd: XDM/1.0/DDM+CR ESSAI", ""), ("Voir", "Objet : Voir\n\n")])
+def test_of_an_archive_that_was_not_read_whole_no_identity_is_said_to_be_whole() -> None:
+    _, _, archive = zipped()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("METADATA.XML"):
+                entry = data[data.index(b"<rim:ExtrinsicObject") : data.index(b"</rim:ExtrinsicObject>") + 22]
+                data = data.replace(entry, entry + entry.replace(b"DOC00001.XML", b"ABSENT.XML"))
+            new.writestr(name, data)
+    made, _ = ready(mail(("IHE_XDM.zip", "application/zip", buffer.getvalue())))
+    assert (made["X-MSS-CODECDA"], made["X-MSS-INS"]) == ("11502-2", "N")
+
+
+def without_ins(patient: reports.Patient, authority: str = "1.2.250.1.999.2.1") -> tuple[str, str, bytes]:
+    """Known to another laboratory by its own number; born nobody knows when."""
+    _, _, data = cda(patient, unique_id="1.2.250.1.999.1.7", set_id="")
+    data = data.replace(f'<id root="{patient.oid}" extension="{patient.matricule}"/>'.encode(), b"")
+    data = data.replace(b'root="1.2.250.1.999.2.1"', f'root="{authority}"'.encode())
+    birth = f'<birthTime value="{patient.birth_date}"/>'.encode()
+    assert birth in data
+    return "b.xml", "text/xml", data.replace(birth, b'<birthTime nullFlavor="UNK"/>')
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_nobody_is_filed_under_the_identity_of_the_one_beside_him(archived: bool) -> None:
+    """That they may be one patient is not enough: the family names differ."""
+    other = without_ins(replace(REAL, family="DURAND"), "1.2.250.1.999.2.2")
+    attached = zipped() if archived else cda()
+    made, _ = ready(mail(attached, other))
+    assert names(made) == [attached[0], "b.xml"]
+    assert made["X-MSS-INS"] is None and made["Subject"] == "Résultats" and made["Comments"] is None
+
+
+def test_each_document_has_to_carry_the_identity_that_is_declared() -> None:
+    made, _ = ready(mail(cda(), without_ins(REAL)))
+    assert len(archive_of(made).documents) == 2, "one laboratory, one number"
+    assert made["X-MSS-INS"] == "N", "one of them has no INS"
+
+
+def zipped(flags: Flags | None = None, action: Action = Action.NEW) -> tuple[str, str, bytes]:
+    document = read_cda(cda()[2])
+    assert isinstance(document, Document)
+    report = replace(report_of([document]), flags=flags or Flags())
+    at = datetime(2026, 11, 19, tzinfo=UTC)
+    data = write_xdm(report, at=at, source_id="2.25.1", submission_id="2.25.2", action=action)
+    return "IHE_XDM.zip", "application/zip", data
+
+
+WRITTEN = "XDM/1.0/DDM+CR Essai-Un Camille 30/02/1979"
+
+
+def test_a_subject_about_another_patient_does_not_stay() -> None:
+    """Written anew from an old mail: software files by it."""
+    for subject in ("XDM/1.0/DDM+CR DURAND PAUL 01/02/1950", "XDM/1.0/DDM+CR ESSAI-UN CAMILLE 01/02/1950"):
+        made, _ = ready(mail(zipped(), subject=subject))
+        assert made["Subject"] == "XDM/1.0/DDM+CR d'examens biologiques ESSAI-UN CAMILLE 30/02/1979"
+        assert text(made).startswith(f"Objet : {subject}\n")
+
+
+@pytest.mark.parametrize("text_type", ["", "text/plain; charset=utf-7"])
+def test_the_authors_subject_is_not_lost_without_a_text_to_write_it_into(text_type: str) -> None:
+    page = ("a.pdf", "application/pdf", b"%PDF-1.4\n%%EOF\n")
+    content = mail(zipped(), page, subject="Urgent, rappeler ce soir")
+    if text_type:
+        content = content.replace(b'Content-Type: text/plain; charset="utf-8"', b"Content-Type: " + text_type.encode())
+    else:
+        at = content.index(b"Content-Type: text/plain")
+        content = content[:at] + content[content.index(b"Content-Type: application/zip") :]
+    made, _ = ready(content)
+    assert made["Subject"].startswith("XDM/1.0/DDM+")
+    assert b"Objet : Urgent, rappeler ce soir" in made.as_bytes()
+    assert names(made)[-2:] == ["IHE_XDM.zip", "a.pdf"]
+
+
+@pytest.mark.parametrize(("subject", "line"), [(f"Fwd: {WRITTEN}", ""), ("Voir", "Objet : Voir\n\n")])
 def test_an_archive_that_somebody_attached_by_hand_gets_subject_and_pages(subject: str, line: str) -> None:
     archive = zipped()
     made, _ = ready(mail(archive, subject=subject))
@@ -318,9 +530,9 @@ def test_an_attached_mail_says_itself_whom_it_is_about() -> None:
 
 def test_an_archive_of_practice_software_travels_as_it_is_and_is_declared() -> None:
     page = ("cr.pdf", "application/pdf", b"%PDF-1.4\n%%EOF\n")
-    content = mail(zipped(), page, subject="XDM/1.0/DDM+CR")
+    content = mail(zipped(), page, subject=WRITTEN)
     made, octets = ready(content)
-    assert made["Subject"] == "XDM/1.0/DDM+CR"
+    assert made["Subject"] == WRITTEN
     assert (made["X-MSS-CODECDA"], made["X-MSS-INS"]) == ("11502-2", "O")
     assert octets.partition(b"\r\n\r\n")[2] == content.partition(b"\r\n\r\n")[2]
 
@@ -348,6 +560,20 @@ def test_files_that_name_nobody_are_said_to() -> None:
     assert page is not None and "rattaché à aucun patient" in page.get_content()
     to_patient, _ = ready(alternative.as_bytes(), envelope=replace(ENVELOPE, with_patient=True))
     assert "rattaché" not in text(to_patient)
+
+
+def test_a_logo_is_no_attachment() -> None:
+    page = EmailMessage(policy=email.policy.SMTP)
+    page["From"], page["To"], page["Message-ID"] = DOCTOR, COLLEAGUE, "<1@x.example>"
+    page.set_content('<html><body>Bonjour<img src="cid:logo"></body></html>', subtype="html")
+    page.add_related(b"\x89PNG", maintype="image", subtype="png", cid="<logo>", filename="image001.png")
+    page.make_mixed()
+    page.add_attachment(b"BEGIN:VCARD", maintype="text", subtype="vcard", filename="moi.vcf")
+    carried = carried_by(page.as_bytes())
+    assert isinstance(carried, Carried) and carried.files == 0
+    page.add_attachment(b"\x89PNG", maintype="image", subtype="png", filename="plaie.png")
+    carried = carried_by(page.as_bytes())
+    assert isinstance(carried, Carried) and carried.files == 1
 
 
 def test_a_broken_document_travels_as_it_is_and_is_declared_as_nothing() -> None:

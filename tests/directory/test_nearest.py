@@ -34,6 +34,7 @@ def nearest(found: Directory) -> NearestTrusted:
         ("marc.dupont@gmail.example", f"dupont.paris@{DOMAIN}"),
         ("marc-dupont@hopital.example", f"dupont.paris@{DOMAIN}"),
         ("anne-laure.legoff@gmail.example", None),
+        ("elise.dupont@gmail.example", None),  # one of two has no mailbox, and may be the one that was meant
         ("dupont@gmail.example", None),
         ("docteur.dupont@gmail.example", None),
         ("299019900100133@patient.mssant.fr", "299019900100133@patient.mssante.fr"),
@@ -47,7 +48,17 @@ def nearest(found: Directory) -> NearestTrusted:
     ],
 )
 def test_what_was_meant(nearest: NearestTrusted, written: str, meant: str | None) -> None:
-    assert nearest.of(written) == meant
+    found = nearest.of(written)
+    assert (found and found.address) == meant
+
+
+def test_the_author_is_told_who_that_is(nearest: NearestTrusted) -> None:
+    for written in (f"dupont.paris@{DOMAIN.replace('search', 'serach')}", "marc.dupont@gmail.example"):
+        found = nearest.of(written)
+        assert found is not None and found.who.startswith("DR Marc DUPONT, Médecin"), found
+        assert found.who.endswith(", PARIS-FICTIF")
+    patient = nearest.of("299019900100133@patient.mssant.fr")
+    assert patient is not None and patient.who == ""
 
 
 def test_a_list_of_the_nations_size_is_looked_through_quickly(nearest: NearestTrusted) -> None:

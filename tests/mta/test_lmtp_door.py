@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from directory.partners import PartnerBook
+from directory.records import Partner
 from mta.delivery import Lease
 from mta.header import received
 from mta.message import Failed, Message, Origin, TargetKind
 from mta.refusals import REMOTE_REFUSED
+from mta.sizes import SizeLimits
 from mta.smtp.door import DoorOptions
 from mta.smtp.lmtp_door import LmtpDoor
+from mta.smtp.policy import SubmissionRules
 from mta.smtp.session import Limits
 from mta.spool import Spool
 from trust.accounts import Accounts
@@ -31,6 +35,7 @@ from .smtp_client import Raw
 
 HOST = "gate.op1.example"
 LOCAL = {"dr.gris@op1.example"}
+SIZES = SizeLimits(PartnerBook([Partner("petit.example", max_message_bytes=1000)]), [], "op1.example".__eq__)
 WRITERS = {"urgences@op1.example", "dr.blanc@op1.example"}
 MAIL = (
     b"From: Urgences <urgences@op1.example>\r\nTo: x@op2.example\r\nMessage-ID: <1@op1.example>\r\n"
@@ -54,7 +59,7 @@ async def door(spool: Spool, database: Database, vault: KeyVault) -> AsyncIterat
         "op1.example".__eq__,
         {"op2.example", "petit.example"}.__contains__,
         DoorOptions(HOST, Limits(message_bytes=200_000, recipients=5, hops=5, stranger_seconds=0.2)),
-        {"petit.example": 1000}.get,
+        rules=SubmissionRules(too_large=SIZES.refused_as_it_is),
     )
     yield made
     await made.stop()

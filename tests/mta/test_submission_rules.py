@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import smtplib
+import threading
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from directory.records import Partner
 from mta.sizes import SizeLimits
 from mta.smtp.door import DoorOptions, SubmissionDoor
 from mta.smtp.lmtp_door import LmtpDoor
-from mta.smtp.policy import SubmissionRules
+from mta.smtp.policy import Against, SubmissionRules
 from mta.spool import Spool
 from trust.accounts import Accounts
 from trust.refusals import HL7Code, Refusal, Refused
@@ -23,7 +27,7 @@ from trust.store.database import Database
 from trust.vault import KeyVault
 
 from .conftest import MakeSpool
-from .smtp_client import with_smtplib
+from .smtp_client import Raw, with_smtplib
 from .test_lmtp_door import HOST, client
 from .test_lmtp_door import sent as handed_over
 from .trust_space import Listed, TrustSpace
@@ -37,12 +41,16 @@ WRONG = Refusal(
 SIZES = SizeLimits(PartnerBook([Partner("op2.example", max_message_bytes=10_000)]), [], "op1.example".__eq__)
 
 
-def judge(recipients: Sequence[str], content: bytes) -> Refused | None:
-    return Refused(WRONG) if b"wrong" in content and NOIR in recipients else None
+def judge(content: bytes) -> Against:
+    def against(recipients: Sequence[str]) -> Refused | None:
+        apart = b"apart" in content and {NOIR, BLANC} <= set(recipients)
+        return Refused(WRONG) if apart or (b"wrong" in content and NOIR in recipients) else None
+
+    return against
 
 
 RULES = SubmissionRules(
-    judge, SIZES.refused, lambda address: f"Vouliez-vous écrire à {address.partition('@')[0]}@x.fr ?"
+    judge, SIZES.refused_as_it_is, lambda address: f"Vouliez-vous écrire à {address.partition('@')[0]}@x.fr ?"
 )
 
 
@@ -95,6 +103,45 @@ async def test_at_the_end_of_data_in_words_every_program_shows(port: int, space:
     assert len(spool.claim(10, 60)) == 1
 
 
+async def test_a_large_mail_that_is_looked_into_keeps_nobody_elses_commands_waiting(
+    spool: Spool, space: TrustSpace, listed: Listed, accounts: Accounts
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(content: bytes) -> Against:
+        begun.set()
+        assert end.wait(20)
+        return judge(content)
+
+    door = SubmissionDoor(
+        spool,
+        accounts,
+        LOCAL.__contains__,
+        "op1.example".__eq__,
+        lambda domain: bool(listed.operators_of(domain)),
+        space.service(),
+        DoorOptions("gate.op1.example", threads=1),
+        rules=replace(RULES, judge=slow),
+    )
+    port = await door.start("127.0.0.1", 0)
+    try:
+        first = asyncio.create_task(sent(port, space, OWN, NOIR))
+        assert await asyncio.to_thread(begun.wait, 20)
+
+        def recipient(client: smtplib.SMTP) -> object:
+            client.login("gris", "mot de passe")
+            client.mail(GRIS)
+            return client.rcpt(NOIR)[0], client.rcpt("nobody@op1.example")[0]
+
+        assert await with_smtplib(port, space.anonymous(), recipient) == (250, 550)
+        assert not first.done()
+        end.set()
+        assert await first == {}
+    finally:
+        end.set()
+        await door.stop()
+
+
 async def test_the_size_at_rcpt_when_the_program_declares_it(port: int, space: TrustSpace, spool: Spool) -> None:
     told = await sent(port, space, OWN + "x\r\n" * 4000, NOIR, GRIS)
     assert told == {
@@ -121,9 +168,10 @@ async def test_the_nearest_address_is_told_to_the_author_and_to_nobody_else(port
     assert "299019900100133" not in str(logs)
 
 
-async def test_a_house_server_is_answered_for_each_recipient(
-    spool: Spool, listed: Listed, accounts: Accounts, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def house(
+    spool: Spool, listed: Listed, accounts: Accounts, path: Path, rules: SubmissionRules
+) -> AsyncIterator[Raw]:
     door = LmtpDoor(
         "maison",
         spool,
@@ -133,14 +181,69 @@ async def test_a_house_server_is_answered_for_each_recipient(
         "op1.example".__eq__,
         lambda domain: bool(listed.operators_of(domain)),
         DoorOptions(HOST),
-        rules=RULES,
+        rules=rules,
     )
-    await door.start_unix(tmp_path / "lmtp.sock")
+    await door.start_unix(path / "lmtp.sock")
     try:
-        async with client(tmp_path / "lmtp.sock") as raw:
-            replies = await handed_over(raw, NOIR, BLANC, sender=GRIS, mail=(OWN + "wrong\r\n").encode())
+        async with client(path / "lmtp.sock") as raw:
+            yield raw
     finally:
         await door.stop()
+
+
+async def test_a_house_server_is_answered_for_each_recipient(
+    spool: Spool, listed: Listed, accounts: Accounts, tmp_path: Path
+) -> None:
+    async with house(spool, listed, accounts, tmp_path, RULES) as raw:
+        replies = await handed_over(raw, NOIR, BLANC, sender=GRIS, mail=(OWN + "wrong\r\n").encode())
     assert [each[:9] for each in replies] == ["554 5.6.0", "250 2.6.0"]
     assert replies[0] == Refused(WRONG).reply, "English, to a server"
     assert [lease.recipient for lease in spool.claim(10, 60)] == [BLANC]
+
+
+async def test_who_remains_is_judged_together_again(
+    spool: Spool, listed: Listed, accounts: Accounts, tmp_path: Path
+) -> None:
+    """One is too small for it; of the others none may see the other."""
+    small, content = "dr.petit@op2.example", (OWN + "apart\r\n").encode()
+    looked: list[int] = []
+
+    def counted(content: bytes) -> Against:
+        looked.append(len(content))
+        against = judge(content)
+        return lambda recipients: Refused(WRONG) if recipients == [small] else against(recipients)
+
+    async with house(spool, listed, accounts, tmp_path, replace(RULES, judge=counted)) as raw:
+        replies = await handed_over(raw, NOIR, BLANC, small, sender=GRIS, mail=content)
+        assert [each[:9] for each in replies] == ["554 5.6.0"] * 3
+        assert looked == [len(content)], "once, however many recipients"
+        replies = await handed_over(raw, BLANC, small, sender=GRIS, mail=content)
+        assert [each[:9] for each in replies] == ["250 2.6.0", "554 5.6.0"]
+    assert [lease.recipient for lease in spool.claim(10, 60)] == [BLANC]
+
+
+async def test_a_judge_that_breaks_makes_the_server_wait(
+    spool: Spool, listed: Listed, accounts: Accounts, tmp_path: Path
+) -> None:
+    def broken(content: bytes) -> Against:
+        raise RuntimeError(content.decode())
+
+    async with house(spool, listed, accounts, tmp_path, replace(RULES, judge=broken)) as raw:
+        with capture_logs() as logs:
+            replies = await handed_over(raw, BLANC, GRIS, sender=GRIS, mail=OWN.encode())
+        assert [each[:3] for each in replies] == ["451", "451"]
+        assert "Bonjour" not in str(logs)
+        assert (await raw.say("NOOP")).startswith("250"), "the session goes on"
+
+
+async def test_no_search_is_made_for_a_server(spool: Spool, listed: Listed, accounts: Accounts, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def nearest(address: str) -> str:
+        asked.append(address)
+        return ""
+
+    async with house(spool, listed, accounts, tmp_path, replace(RULES, nearest=nearest)) as raw:
+        await raw.say(f"MAIL FROM:<{GRIS}>")
+        assert (await raw.say("RCPT TO:<x@gmail.example>")).startswith("550 5.7.1")
+    assert asked == []

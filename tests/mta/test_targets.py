@@ -138,7 +138,7 @@ async def test_a_message_arrives_whole_and_connections_are_reused(target_to: Mak
     server = Server(space.server("two"))
     async with serving(server) as port:
         target = target_to(port)
-        told = Delivered("250 2.0.0 queued", reports=True)
+        told = Delivered("250 2.0.0 queued", reports=False)
         assert await target.deliver(MESSAGE) == told
         assert await target.deliver(replace(MESSAGE, content=b"A: b\r\n\r\n")) == told
         await target.close()
@@ -262,6 +262,11 @@ async def test_what_is_asked_in_receipts(target_to: MakeTarget, space: TrustSpac
     cases = [
         (replace(MESSAGE, facts=asked), " RET=HDRS ENVID=E+2B", " NOTIFY=FAILURE ORCPT=rfc822;X@y"),
         (replace(MESSAGE, origin=Origin.MLLP), " ENVID=s1", " NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;dr.noir@op2.example"),
+        (
+            replace(MESSAGE, facts={"dsn.notify": "SUCCESS"}),
+            " ENVID=s1",
+            " NOTIFY=SUCCESS ORCPT=rfc822;dr.noir@op2.example",
+        ),
         (MESSAGE, " ENVID=s1", " NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=rfc822;dr.noir@op2.example"),
         (replace(MESSAGE, facts={"dsn.notify": "NEVER\r\nQUIT"}), " ENVID=s1", " ORCPT=rfc822;dr.noir@op2.example"),
         (replace(MESSAGE, sender="", facts=asked), " BODY=7BIT", "<dr.noir@op2.example>"),
@@ -270,7 +275,8 @@ async def test_what_is_asked_in_receipts(target_to: MakeTarget, space: TrustSpac
         server = Server(space.server("two"))
         outcome = await outcome_with(target_to, server, message)
         assert isinstance(outcome, Delivered)
-        assert outcome.reports == ("SUCCESS" in rcpt_end), "who was asked for a receipt gives it"
+        sender_asked = message.origin is Origin.MLLP or "SUCCESS" in message.facts.get("dsn.notify", "")
+        assert outcome.reports == sender_asked, "what only we ourselves asked for is promised to nobody"
         mail, rcpt = server.commands[3:5]
         assert mail.endswith(mail_end)
         assert rcpt.endswith(rcpt_end)
