@@ -40,7 +40,7 @@ from config.gateway.systems import open_systems
 from config.gateway.targets import authentication_socket, open_targets, worker_options
 from config.gateway.telling import start_telling
 from config.gateway.watching import open_metrics, start_housekeeping, start_purging, start_synchronising
-from config.incoming import Incoming, IncomingCollector, MailCollectors, open_resolver
+from config.incoming import Incoming, IncomingCollector, MailCollectors, collector_options, open_resolver
 from config.mailbox_answers import answers_about_mailboxes
 from config.node import Process
 from config.oidc_service import OidcService
@@ -155,8 +155,19 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     await open_certificate_door(process, belief, mailboxes, served.passes, reloading, stack)
     await open_discovery(process, trust, stack)
     mail_collectors = MailCollectors()
+    collected = [collector_options(loaded, each) for each in settings.collect]
     letters = await open_systems(
-        process, spooling, places.directory, trust_list, parse, exists, mail_collectors, intake_threads, running, stack
+        process,
+        spooling,
+        places.directory,
+        trust_list,
+        parse,
+        exists,
+        collected,
+        mail_collectors,
+        intake_threads,
+        running,
+        stack,
     )
 
     # What looks after it, and what can be asked of it.

@@ -1,8 +1,8 @@
 """What is different on the road of a gateway that stands beside its one reader (`relais connect`).
 
 Nobody else could file a mail this gateway cannot open, so it is filed as it came: its reader sees that it is there, and
-opens it once the key is. And what this gateway writes itself is for that reader alone, over a socket of this machine:
-it needs no directory, no key and no network, and so tells also of the night in which there was none.
+who has another key opens it. And what this gateway writes itself is for that reader alone, over a socket of this
+machine: it needs no directory, no key and no network, and so tells also of the night in which there was none.
 """
 
 from __future__ import annotations

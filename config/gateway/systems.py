@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
@@ -17,7 +17,7 @@ from config.gateway.doors import listen
 from config.gateway.running import Running
 from config.gateway.spooling import Spooling
 from config.gateway.stages import Parse, routing_options
-from config.incoming import MailCollectors, collector_options
+from config.incoming import MailCollectors
 from config.node import Process
 from config.sections import MllpListener
 from directory.resolve import Directory
@@ -36,13 +36,15 @@ async def open_systems(
     trust_list: TrustedDomains,
     parse: Parse,
     exists: Callable[[str], bool],
+    collected: Sequence[CollectorOptions],
     collectors: MailCollectors,
     threads: ThreadPoolExecutor,
     running: Running,
     stack: AsyncExitStack,
+    has_key: Callable[[str], bool] = lambda address: True,
 ) -> Letters:
-    """`exists`: whether a mailbox is ours; `collectors` tells of those collected; `threads` acknowledge. Returns who
-    takes letters. Raises `SettingsError`."""
+    """`exists`: whether a mailbox is ours; `collectors` tells of those `collected`; `threads` acknowledge; `has_key` as
+    in `mta.collecting.Collector`. Returns who takes letters. Raises `SettingsError`."""
     loaded, settings = process.loaded, process.loaded.settings
     spool = spooling.spool
     intake = Intake(spool, directory, trust_list, parse, IntakeOptions(routing_options(settings)))
@@ -51,8 +53,8 @@ async def open_systems(
         door = _mllp_door(listener, intake, threads)
         await listen(door.start, listener.host, listener.port, reuse_port=process.shares_ports)
         stack.push_async_callback(door.stop)
-    for each in settings.collect:
-        collect = functools.partial(_collector, collectors, collector_options(loaded, each), spool, exists)
+    for each in collected:
+        collect = functools.partial(_collector, collectors, each, spool, exists, has_key)
         running.start(spooling.once_for_all(collect), f"collect {each.name}")
     letters = Letters(
         intake,
@@ -70,9 +72,13 @@ async def open_systems(
 
 
 def _collector(
-    collectors: MailCollectors, options: CollectorOptions, spool: Spool, exists: Callable[[str], bool]
+    collectors: MailCollectors,
+    options: CollectorOptions,
+    spool: Spool,
+    exists: Callable[[str], bool],
+    has_key: Callable[[str], bool],
 ) -> Collector:
-    return collectors.add(Collector(options, spool, exists))
+    return collectors.add(Collector(options, spool, exists, has_key))
 
 
 def _mllp_door(listener: MllpListener, intake: Intake, threads: ThreadPoolExecutor) -> MllpDoor:

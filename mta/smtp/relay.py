@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from mta import refusals
 from mta.collecting_options import SecretUnavailableError, SignIn
 from mta.header import author_of
-from mta.message import Deferred, Failed, Message, Outcome
+from mta.message import Deferred, Failed, Message, Origin, Outcome
 from mta.smtp.client import Answered, ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, Transaction
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import Counts, Job, NotOpenedError, Pool, PoolOptions, delivered
@@ -72,7 +72,9 @@ class RelayOptions:
 class RelayTarget:
     """A `mta.message.Target`. One per event loop; `close` at the end."""
 
-    def __init__(self, accounts: Sequence[RelayAccount], options: RelayOptions) -> None:
+    def __init__(self, accounts: Sequence[RelayAccount], options: RelayOptions, unusable: Collection[str] = ()) -> None:
+        """`unusable`: addresses whose accounts are not known now; what they send waits."""
+        self._unusable = frozenset(unusable)
         self._accounts = {account.address: account for account in accounts}
         self._options = options
         self._pool = Pool(options.pool)
@@ -81,10 +83,15 @@ class RelayTarget:
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. The content must be prepared: CRLF lines, protected for its recipient."""
+        if message.origin is Origin.SYSTEM:  # ours stay here, where they need no protection (`mta.practice`)
+            return Failed(Refused(refusals.NO_ROUTE))
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
-        account = self._accounts.get((message.sender or _author(message.content)).lower())
+        whose = (message.sender or _author(message.content)).lower()
+        account = self._accounts.get(whose)
+        if account is None and whose in self._unusable:
+            return Deferred(Refused(refusals.SIGN_IN_REFUSED, "the account cannot be used: see the log"))
         if account is None:
             return Failed(Refused(refusals.SENDER_NOT_ALLOWED))
         # The operator cannot see that what is encrypted is a reading receipt, and lets nobody else write with a null

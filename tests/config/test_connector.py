@@ -22,7 +22,7 @@ from config.connector.discovery import Found, Server, discover, read_autoconfig
 from config.connector.examining import examine_connector
 from config.connector.local_certificate import keep_local_certificate
 from config.connector.sections import ConnectAccountSettings, ConnectDirectorySettings, ConnectSettings
-from config.connector.serving import relay_accounts
+from config.connector.serving import ways_of
 from config.settings import SettingsError, load
 from directory.pool import DirectoryUnavailableError
 from directory.srv import SrvRecord
@@ -97,17 +97,40 @@ def test_other_sections_go_before_what_connect_stands_for(tmp_path: Path) -> Non
     assert settings.keys.token == "carte"
 
 
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("[[collect]]\nname = 'x'", "no \\[collect\\]"),
+        ("[[letters]]\nsender = 'x@y.example'", "no \\[letters\\]"),
+        ("[submission]\nport = 587", "no \\[submission\\]"),
+        ("[[oidc]]\nissuer = 'x'", "no \\[oidc\\]"),
+        ("[dkim]\nselector = 'x'", "no \\[dkim\\]"),
+    ],
+)
+def test_what_a_connector_does_not_serve_is_refused(tmp_path: Path, beside: str, said: str) -> None:
+    file = tmp_path / "relais.toml"
+    file.write_text(f"{REFERENCE.read_text()}\n{beside}\n")
+    with pytest.raises(SettingsError, match=said):
+        load(file, {})
+    file.write_text(f"spool = 5\n{REFERENCE.read_text()}")
+    with pytest.raises(SettingsError, match="spool is a section"):
+        load(file, {})
+
+
 def test_ways_out_are_what_the_file_says(tmp_path: Path) -> None:
     shutil.copy(REFERENCE, tmp_path / "relais.toml")
     loaded = load(tmp_path / "relais.toml", {})
     connect = loaded.settings.connect
     assert connect is not None
-    with pytest.raises(SettingsError, match="cannot be used"):
-        relay_accounts(loaded, connect)
+    (reason,) = ways_of(loaded, connect).unusable.values()
+    assert "cannot be used" in reason
     authority = DemonstrationAuthority.create("Confiance")
     (tmp_path / "anchors.pem").write_bytes(authority.root.public_bytes(Encoding.PEM))
     (tmp_path / "jeanne.password").write_text("secret")
-    (made,) = relay_accounts(loaded, connect)
+    ways = ways_of(loaded, connect)
+    assert not ways.unusable
+    (made,), (collected,) = ways.relays, ways.collected
+    assert made.secret is collected.secret, "one who signs in, at both servers"
     assert (made.host, made.port, made.implicit_tls) == ("smtp.example.mssante.fr", 465, True)
     assert made.secret is not None
     assert made.secret() == "secret"

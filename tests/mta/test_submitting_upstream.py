@@ -163,6 +163,15 @@ async def test_mail_goes_to_the_operator_as_its_client(space: TrustSpace, implic
     )
 
 
+async def test_no_notice_of_ours_leaves(space: TrustSpace) -> None:
+    """It was not protected: it is for this machine."""
+    operator = Operator(space.service())
+    operator.knows["PLAIN"] = plain()
+    async with listening(operator), relaying(account(space, operator)) as target:
+        assert isinstance(await target.deliver(replace(MESSAGE, origin=Origin.SYSTEM)), Failed)
+    assert not operator.said
+
+
 async def test_each_mailbox_has_its_own_way(space: TrustSpace) -> None:
     town, clinic = Operator(space.service()), Operator(space.service())
     town.knows["PLAIN"] = plain()
