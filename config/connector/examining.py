@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from config.connector.serving import ways_of
+from config.privileges import may_write
 from config.settings import Loaded
 from config.vaults import vault_for
 from trust.vault import KeyUse, KeyVault, VaultError
@@ -33,11 +34,23 @@ def examine_connector(loaded: Loaded) -> Iterator[tuple[Level, str]]:
     for name in dict.fromkeys(filter(None, secrets)):
         yield from _private(loaded, name)
     yield from _keys(loaded, [each.address for each in connect.accounts])
-    for folder in filter(None, (connect.inbox_folder, *(each.outbox for each in connect.accounts))):
-        if not os.access(loaded.path(folder), os.R_OK | os.W_OK | os.X_OK):
-            yield "problem", f"{loaded.path(folder)} is no folder that can be written: what is for it waits"
+    for folder in unwritable_folders(loaded):
+        yield "problem", f"{folder} is no folder that Relais can write: what is for it waits"
     if connect.inbox_folder:
         yield from _shut(loaded.path(connect.inbox_folder))
+
+
+def unwritable_folders(loaded: Loaded) -> Iterator[Path]:
+    """Those of the practice software in which this program could not work."""
+    connect = loaded.settings.connect
+    assert connect is not None  # noqa: S101 - who calls has asked
+    state = loaded.state.resolve()
+    for name in filter(None, (connect.inbox_folder, *(each.outbox for each in connect.accounts))):
+        folder = loaded.path(name)
+        # what lies below the state becomes the service user's at each start
+        ours = folder.resolve().is_relative_to(state)
+        if not (os.access(folder, os.R_OK | os.W_OK | os.X_OK) if ours else may_write(folder)):
+            yield folder
 
 
 def _shut(folder: Path) -> Iterator[tuple[Level, str]]:

@@ -289,8 +289,18 @@ async def test_what_the_dns_says_is_not_asked(tmp_path: Path, dns: DnsServer) ->
         "y",  # SMTP
         "",  # a password
         "mot de passe",
+        ADDRESS,  # named already
+        "jeanne-exemple@medecin.example",  # written like the first, in a file's name
+        "y",
+        "y",
+        "",
+        "autre mot de passe",
         "",  # no further mailbox
+        "tout",  # none of the three
+        "everything",
+        str(tmp_path / "absent" / "recus"),
         "recus",
+        "ldap://annuaire.example",  # in clear
         "",  # the directory found
         "",  # its base
         "",  # as nobody
@@ -311,7 +321,12 @@ async def test_what_the_dns_says_is_not_asked(tmp_path: Path, dns: DnsServer) ->
     settings = load(state / "relais.toml", {}).settings
     assert settings.connect is not None
     assert (state / "recus").is_dir()
-    (account,) = settings.connect.accounts
+    account, other = settings.connect.accounts
+    assert (account.stays, other.stays) == ("everything", "everything")
+    assert account.name != other.name
+    assert (state / other.password_file).read_text() == "autre mot de passe"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o711
+    assert stat.S_IMODE((state / "recus").stat().st_mode) == 0o700
     assert (account.address, account.imap_host, account.smtp_host) == (
         ADDRESS,
         "imap.medecin.example",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import signal
 import smtplib
 from datetime import UTC, datetime
@@ -48,7 +50,7 @@ async def test_a_day_and_a_night(up: Running) -> None:
 def a_day(cabinet: Practice) -> None:
     # From the one operator to the other, and back home: opened with the key of the practice, in the practice only.
     mail = letter(TOWN.address, CLINIC.address)
-    cabinet.submit(TOWN, mail)
+    cabinet.submit(TOWN, mail, "NOTIFY=SUCCESS,FAILURE")
     arrived = cabinet.wait(CLINIC, mail)
     assert arrived["Subject"] == mail["Subject"]
     assert "signature=valid" in arrived["X-Relais-Verdict"]
@@ -62,6 +64,11 @@ def a_day(cabinet: Practice) -> None:
     assert [(each["name"], each["type"]) for each in told["attachments"]] == [("compte rendu.pdf", "application/pdf")]
     assert (cabinet.state / "inbox" / told["attachments"][0]["file"]).read_bytes().startswith(b"%PDF-1.4")
 
+    # The operator's receipt is heard: nothing is awaited any more, and no notice says that it never came.
+    until(lambda: "answered" in steps(cabinet, mail), 30.0, "the operator's receipt")
+    receipt = cabinet.wait_for(TOWN, ("HEADER", "Content-Type", "multipart/report"))
+    assert receipt["From"].startswith("postmaster@")
+
     # What only the practice can open stays at the operator as it came, and is read here.
     sealed = protected(cabinet, CLINIC.address, TOWN.address)
     leave_upstream(cabinet, sealed)
@@ -71,6 +78,8 @@ def a_day(cabinet: Practice) -> None:
     (left,) = cabinet.left_upstream(TOWN)
     assert left.get_content_type() == "application/pkcs7-mime"
     assert b"confidentiel" not in left.as_bytes()
+    with cabinet.upstream(TOWN) as client:  # who asks there whether it was read is not told that it was
+        assert client.search(None, "SEEN")[1] == [b""]
 
     # What nobody here has a key for is not lost: its reader sees that it is there.
     stranger = DemonstrationAuthority.load(World(cabinet.up.state).authority)
@@ -84,7 +93,7 @@ def a_day(cabinet: Practice) -> None:
     # Nobody to encrypt to: the doctor is told in his own mailbox, and nothing has left in clear.
     refused = letter(TOWN.address, "claude.sanscertificat@medecin.mssante.fr")
     cabinet.submit(TOWN, refused)
-    notice = cabinet.wait_for(TOWN, ("HEADER", "Content-Type", "multipart/report"))
+    notice = cabinet.wait_for(TOWN, ("SUBJECT", "not delivered"))
     assert notice["To"] == TOWN.address
     assert "claude.sanscertificat@medecin.mssante.fr" in notice.as_string()
 
@@ -134,6 +143,12 @@ def a_morning(cabinet: Practice, waiting: list[tuple[str, EmailMessage]]) -> Non
                 _, counted = client.select(folder, readonly=True)
                 assert folder == "INBOX" or counted == [b"0"]
         assert all(each.get_content_type() == "application/pkcs7-mime" for each in cabinet.left_upstream(mailbox))
+
+
+def steps(cabinet: Practice, mail: EmailMessage) -> set[str]:
+    """Kinds of what happened to it here."""
+    found = cabinet.ask("trace", reference=mail["Message-ID"])
+    return set(re.findall(r'"kind": "([a-z-]+)"', json.dumps(found)))
 
 
 def protected(cabinet: Practice, sender: str, to: str, certificate: object = None) -> EmailMessage:

@@ -229,10 +229,10 @@ class Practice:
         with self.upstream(mailbox) as client:
             return _mails(client)
 
-    def submit(self, mailbox: Mailbox, mail: EmailMessage) -> None:
+    def submit(self, mailbox: Mailbox, mail: EmailMessage, *rcpt_options: str) -> None:
         with smtplib.SMTP_SSL("localhost", self.submissions, context=self.context, timeout=20) as client:
             client.login(mailbox.address, HERE)
-            client.send_message(mail)
+            client.send_message(mail, rcpt_options=rcpt_options)
 
     def got(self, mailbox: Mailbox, mail: EmailMessage) -> list[EmailMessage]:
         """The copies of this mail in the local mailbox."""
