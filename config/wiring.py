@@ -192,7 +192,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         RevocationCollector(belief.revocation),
         IncomingCollector(incoming),
         mail_collectors,
-        OutgoingCollector(targets.outgoing),
+        OutgoingCollector(targets.outgoing.target, targets.outgoing.policies),
         DoorCollector(doors.open, doors.options),
         SurvivalCollector(loaded.state, store.database, journal_answers.publisher.published, alive),
         ScreeningCollector(stages.scans, telling.quarantine, telling.overdue),

@@ -12,7 +12,7 @@ from dataclasses import replace
 from mta.header import is_ours, received
 from mta.mailboxes.dovecot import DELIVERY_HEADER
 from mta.message import Message, Origin, Phase, Stage
-from mta.opening import VERDICT_FIELD
+from mta.opening import HELD_FACT, VERDICT_FIELD
 from mta.smtp.content import with_crlf
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refused
@@ -41,6 +41,7 @@ class FileUnopened:
         header = [said.encode("ascii"), received(self._authserv_id, message)]
         header += [field.raw for field in entity.fields if not is_ours(field)]
         facts = {**message.facts, "verdict": "decrypted=no; signature=unknown", "warning.unopened": opened.refusal.code}
+        facts[HELD_FACT] = "holder"  # nothing is put around it: who has another key could not open it any more
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
 
 

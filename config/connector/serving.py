@@ -50,6 +50,7 @@ from config.incoming import Incoming, MailCollectors, SignedIn, collector_option
 from config.key_journal import KeyAnswers
 from config.mailbox_answers import answers_about_mailboxes
 from config.node import Process
+from config.outgoing import OutgoingCollector
 from config.purging import QueueCollector
 from config.quarantine_answers import QuarantineAnswers
 from config.queue_answers import QueueAnswers, Redirections
@@ -183,7 +184,8 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     stack.push_async_callback(relay.close)
     notices = Notices(store.database, process.name, store.clock)
     believed = Believed(spool, incoming.speaks_for, collected=True)
-    filing = ReceiptDoorkeeper(lmtp, spool, believed, notices, arriving.wants_readings)
+    # reading receipts are filed: nobody here looks at a trace
+    filing = ReceiptDoorkeeper(lmtp, spool, believed, notices)
     targets: dict[TargetKind, Target] = {TargetKind.MAILBOX: filing, TargetKind.SMTP: relay}
     if connect.inbox_folder:
         targets[TargetKind.FOLDER] = PracticeFolder(loaded.path(connect.inbox_folder))
@@ -256,6 +258,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     collectors = (
         RevocationCollector(revocation),
         mail_collectors,
+        OutgoingCollector(relay),
         DoorCollector([door], options),
         QueueCollector(queue, retention),
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +24,7 @@ from mta.message import Deferred, Failed, Message, Origin, Outcome
 from mta.smtp.client import Answered, ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, Transaction
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import Counts, Job, NotOpenedError, Pool, PoolOptions, delivered
-from mta.smtp.target import REQUIRE_TLS, UTF8, admissible, check_message, dsn_request, international
+from mta.smtp.target import REQUIRE_TLS, UTF8, admissible, check_message, dsn_request, international, tls_words
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refused
 
@@ -130,8 +131,13 @@ class RelayTarget:
 
     @property
     def at_rest(self) -> int:
-        """How many operators are left alone now. From the event loop."""
-        return self._pool.resting(asyncio.get_running_loop().time())
+        """How many operators are left alone now. From any thread."""
+        return self._pool.resting(time.monotonic())
+
+    @property
+    def connections(self) -> int:
+        """Open, or being opened."""
+        return self._pool.connections
 
     def try_now(self) -> None:
         """Let no operator rest any longer, and say again what was refused. From the event loop."""
@@ -155,7 +161,7 @@ class RelayTarget:
                 server_hostname=account.host,
             )
         except ssl.SSLError as error:
-            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error))) from None
+            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, tls_words(error))) from None
         except ConnectionBrokenError as error:
             raise NotOpenedError(Refused(refusals.UNREACHABLE, str(error))) from None
         kept = False
@@ -168,7 +174,7 @@ class RelayTarget:
             kept = True
             return connection
         except ssl.SSLError as error:
-            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error))) from None
+            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, tls_words(error))) from None
         except ConnectionBrokenError as error:
             raise NotOpenedError(Refused(refusals.CONNECTION_LOST, str(error))) from None
         finally:
@@ -254,8 +260,3 @@ def _admit(connection: SmtpConnection, transaction: Transaction) -> Refused | No
     if refused is None and transaction.utf8 and UTF8 not in connection.capabilities:
         return Refused(refusals.SMTPUTF8_UNSUPPORTED)
     return refused
-
-
-def _tls_words(error: ssl.SSLError) -> str:
-    """The library's reason only: never a name or an address."""
-    return (getattr(error, "verify_message", "") or error.reason or type(error).__name__)[:100]

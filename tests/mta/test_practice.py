@@ -7,9 +7,12 @@ import email.policy
 import ssl
 from dataclasses import replace
 
+from bridges.arriving.stage import ArrivalStage, ArrivingOptions
 from config.connector.standstills import look_for_standstills
+from directory.records import MailboxKind
 from mta.collecting import Collector, CollectorOptions
 from mta.delivery import Accepted
+from mta.mailboxes.records import MailboxRecord
 from mta.message import Deferred, Delivered, Message, Origin, Phase, TargetKind
 from mta.outages import Outage, Outages
 from mta.practice import FileUnopened, NoticesStayHere
@@ -17,6 +20,7 @@ from mta.refusals import UNREACHABLE
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
 from mta.system_mail import SystemMail
+from smime.mime import parse_entity
 from smime.refusals import CANNOT_OPEN, KEY_UNAVAILABLE
 from trust.refusals import Refused
 
@@ -34,6 +38,9 @@ MESSAGE = Message(
     content_type="message/rfc822",
     accepted_at=0.0,
 )
+
+
+RECORD = MailboxRecord(address="dr@ville.example", kind=MailboxKind.PER, label="Dr Gris")
 
 
 class Answering:
@@ -57,6 +64,11 @@ async def test_what_can_never_be_opened_is_filed_as_it_came() -> None:
     assert b"decrypted=no; signature=unknown; signer=-; path=-; refused=smime.cannot-open" in header
     assert b"signature=valid" not in header
     assert filed.facts["warning.unopened"] == "smime.cannot-open"
+    # nor does what makes mail readable put anything around it
+    arrived = ArrivalStage(ArrivingOptions("connecteur.invalid"), lambda address: RECORD)
+    ready = await arrived.apply(filed, Phase.SCREEN)
+    assert isinstance(ready, Message)
+    assert parse_entity(ready.content).content_type().media_type == "application/pkcs7-mime"
 
 
 async def test_what_cannot_be_opened_now_waits_and_other_phases_are_left_alone() -> None:
