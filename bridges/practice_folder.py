@@ -32,7 +32,7 @@ from threading import Thread
 
 from bridges.dropfolder import write_into
 from mta import refusals
-from mta.message import Deferred, Delivered, Message, Outcome
+from mta.message import Deferred, Delivered, Failed, Message, Outcome
 from smime.mime import Budget, Entity, MimeError, parse_content_type, parse_entity, split_multipart
 from smime.words import decoded_words
 from trust.refusals import Refused
@@ -153,6 +153,14 @@ class PracticeFolder:
             with suppress(OSError):
                 if os.stat(name, dir_fd=taken, follow_symlinks=False).st_mtime < now - _REMEMBERED_SECONDS:
                     os.unlink(name, dir_fd=taken)
+
+
+class NoFolder:
+    """A `mta.message.Target` for `TargetKind.FOLDER` where there is none any more: what was meant for it ends."""
+
+    async def deliver(self, message: Message) -> Outcome:
+        """See `mta.message.Target`."""
+        return Failed(Refused(refusals.NO_ROUTE, "there is no folder any more"))
 
 
 def _exists(folder: int, name: str) -> bool:

@@ -36,11 +36,11 @@ class FileUnopened:
             return opened
         said = (
             f"{DELIVERY_HEADER}: {message.delivery_id}\r\n"
-            f"{VERDICT_FIELD}: decrypted=no; signature=unknown; signer=-; path=-; refused={opened.refusal.code}\r\n"
+            f"{VERDICT_FIELD}: decrypted=no; signature=unread; signer=-; path=-; refused={opened.refusal.code}\r\n"
         )
         header = [said.encode("ascii"), received(self._authserv_id, message)]
         header += [field.raw for field in entity.fields if not is_ours(field)]
-        facts = {**message.facts, "verdict": "decrypted=no; signature=unknown", "warning.unopened": opened.refusal.code}
+        facts = {**message.facts, "verdict": "decrypted=no; signature=unread", "warning.unopened": opened.refusal.code}
         facts[HELD_FACT] = "holder"  # nothing is put around it: who has another key could not open it any more
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from bridges.practice_folder import PracticeFolder
+from bridges.practice_folder import NoFolder, PracticeFolder
 from config.accounts_answers import answers_about_accounts
 from config.answers import Answers, off_loop
 from config.connector.expanding import CHAIN, KEY, account_name
@@ -187,8 +187,8 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     # reading receipts are filed: nobody here looks at a trace
     filing = ReceiptDoorkeeper(lmtp, spool, believed, notices)
     targets: dict[TargetKind, Target] = {TargetKind.MAILBOX: filing, TargetKind.SMTP: relay}
-    if connect.inbox_folder:
-        targets[TargetKind.FOLDER] = PracticeFolder(loaded.path(connect.inbox_folder))
+    folder = connect.inbox_folder
+    targets[TargetKind.FOLDER] = PracticeFolder(loaded.path(folder)) if folder else NoFolder()
     served = make_serving(loaded, store.vault, mailboxes)
     authentication = authentication_socket(loaded, mailboxes, store.vault, None, served)
     await authentication.start()

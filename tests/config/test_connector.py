@@ -217,6 +217,12 @@ def test_each_mailbox_has_its_own_password_and_keeps_what_was_said_of_it(tmp_pat
         (tmp_path / "local.password").write_text("commun, changé")
         start(both)
         assert opens("jeanne", "commun, changé")
+        # a file that cannot be read costs its own mailbox nothing, and the others neither
+        (tmp_path / "paul.local").unlink()
+        start(both)
+        assert opens("paul", "de paul")
+        assert opens("jeanne", "commun, changé")
+        (tmp_path / "paul.local").write_text("de paul")
         # who has left takes no mailbox along
         start(f"{head}[[connect.accounts]]{account}")
         assert not opens("paul", "de paul")

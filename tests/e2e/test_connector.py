@@ -71,8 +71,8 @@ def a_day(cabinet: Practice) -> None:
 
     # The operator's receipt is heard: nothing is awaited any more, and no notice says that it never came.
     until(lambda: "answered" in steps(cabinet, mail), 30.0, "the operator's receipt")
-    receipt = cabinet.wait_for(TOWN, ("HEADER", "Content-Type", "multipart/report"))
-    assert receipt["From"].startswith("postmaster@")
+    receipt = cabinet.wait_for(TOWN, ("SUBJECT", '"Message delivered"'))
+    assert "postmaster@" in receipt["From"]
 
     # What only the practice can open stays at the operator as it came, and is read here.
     sealed = protected(cabinet, CLINIC.address, TOWN.address)
@@ -85,7 +85,7 @@ def a_day(cabinet: Practice) -> None:
     # on this disk, which may be stolen, nobody reads it
     stored = [each.read_bytes() for each in (cabinet.state / "mail").rglob("*") if each.is_file()]
     assert not any(b"confidentiel" in each for each in stored)
-    assert any(each.startswith(b"CRYPTED") for each in stored)
+    assert any(b"CRYPTED" in each for each in stored)
     (left,) = cabinet.left_upstream(TOWN)
     assert left.get_content_type() == "application/pkcs7-mime"
     assert b"confidentiel" not in left.as_bytes()
@@ -104,7 +104,7 @@ def a_day(cabinet: Practice) -> None:
     # Nobody to encrypt to: the doctor is told in his own mailbox, and nothing has left in clear.
     refused = letter(TOWN.address, "claude.sanscertificat@medecin.mssante.fr")
     cabinet.submit(TOWN, refused)
-    notice = cabinet.wait_for(TOWN, ("SUBJECT", "not delivered"))
+    notice = cabinet.wait_for(TOWN, ("SUBJECT", '"not delivered"'))
     assert notice["To"] == TOWN.address
     assert "claude.sanscertificat@medecin.mssante.fr" in notice.as_string()
 

@@ -61,7 +61,7 @@ async def test_what_can_never_be_opened_is_filed_as_it_came() -> None:
     assert body == b"MIIB\r\n"
     assert b"X-Relais-Delivery: d1\r\n" in header
     assert header.count(b"X-Relais-Verdict") == 1
-    assert b"decrypted=no; signature=unknown; signer=-; path=-; refused=smime.cannot-open" in header
+    assert b"decrypted=no; signature=unread; signer=-; path=-; refused=smime.cannot-open" in header
     assert b"signature=valid" not in header
     assert filed.facts["warning.unopened"] == "smime.cannot-open"
     # nor does what makes mail readable put anything around it
