@@ -164,7 +164,8 @@ class DropFolder:
         try:
             stem = _free_stem(target, pair.stem)
             for name, content in _results(stem, pair.stem, digest, result):
-                write_into(target, name, content)
+                # readable by the group when the folder is
+                write_into(target, name, content, 0o600 | os.fstat(target).st_mode & stat.S_IRGRP)
             _move(folder, pair.stem + ".to", pair.recipients, target, stem + ".to")
             _move(folder, pair.stem + ".xml", pair.document, target, stem + ".xml")
         finally:
@@ -306,14 +307,14 @@ def _results(stem: str, original: str, digest: str, result: LetterResult) -> Ite
     yield f"{stem}.result.json", json.dumps(told, indent=1).encode("ascii") + b"\n"
 
 
-def write_into(folder: int, name: str, content: bytes) -> None:
-    """Whole or not at all, also after a power cut; readable by the group when the folder is."""
+def write_into(folder: int, name: str, content: bytes, mode: int = 0o600) -> None:
+    """Whole or not at all, also after a power cut."""
     partial = f".{name}.part"
     with suppress(FileNotFoundError):
         os.unlink(partial, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(partial, flags, 0o600, dir_fd=folder), "wb") as opened:
-        os.fchmod(opened.fileno(), 0o600 | os.fstat(folder).st_mode & stat.S_IRGRP)
+        os.fchmod(opened.fileno(), mode)
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())

@@ -2,11 +2,15 @@
 
 One mail is `<stem>.eml` as it was opened, `<stem>.1.pdf`, `<stem>.2.zip`, ... for its attachments, and `<stem>.json`,
 which lists them and is written last: whoever sees it sees all. The stem is the time of acceptance and the delivery's
-own number, never a word of the mail: file names stand in the logs of other people's backups. What the software has
+own number, never a word of the mail: file names stand in the logs of other people's backups. Nor does a sender choose
+what kind of file lies there: suffixes are from a short list, in which there is nothing that runs, no `json` and no
+`eml`, so that nothing of a sender's is taken for what we say ourselves. What the software has
 taken away does not come back: a hidden mark in `.taken/` remembers each delivery for a month.
 
-The folder may lie on a share that is away for a night, or full: its deliveries wait, and the mailbox does not. Whoever
-may write into it cannot lead us out of it: everything is opened relative to its descriptor, links are never followed.
+The folder may lie on a share that is away for a night, full, or does not answer at all: its deliveries wait, one of
+them at most with a thread, which is nobody else's; the mailbox does not. Files are readable by the group if that may
+write into the folder too, else by us alone. Whoever may write into it cannot lead us out of it: everything is opened
+relative to its descriptor, links are never followed.
 """
 
 from __future__ import annotations
@@ -18,15 +22,17 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 
 from bridges.dropfolder import write_into
 from mta import refusals
-from mta.message import Deferred, Delivered, Message, Outcome
+from mta.message import Deferred, Delivered, Failed, Message, Outcome
 from smime.mime import Budget, Entity, MimeError, parse_content_type, parse_entity, split_multipart
 from smime.words import decoded_words
 from trust.refusals import Refused
@@ -46,9 +52,14 @@ _SUFFIXES = {
     "image/jpeg": "jpg",
     "image/png": "png",
     "image/tiff": "tif",
-    "message/rfc822": "eml",
+    "message/rfc822": "mail",
     "text/plain": "txt",
 }
+_KEPT = frozenset(
+    {"pdf", "zip", "xml", "jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "txt", "rtf", "doc", "docx", "odt"}
+    | {"xls", "xlsx", "ods", "csv", "dcm", "hpr", "hprim", "hpm"}
+)
+"""Suffixes that a sender's own name of a file may have here."""
 _SIGNATURES = ("application/pkcs7-signature", "application/x-pkcs7-signature")
 
 
@@ -63,30 +74,56 @@ class Attachment:
 
     @property
     def suffix(self) -> str:
-        """For a file: as the sender's name has it when that is plain, else by its type."""
+        """For a file: as the sender's name has it when that is an ordinary one, else by its type."""
         found = _SUFFIX.search(self.name)
-        return found[1].lower() if found else _SUFFIXES.get(self.media_type, "bin")
+        said = found[1].lower() if found else ""
+        return said if said in _KEPT else _SUFFIXES.get(self.media_type, "bin")
 
 
 class PracticeFolder:
-    """A `mta.message.Target` for `TargetKind.FOLDER`. Blocking work runs in threads."""
+    """A `mta.message.PacedTarget` for `TargetKind.FOLDER`: one file after the other, in a thread of its own."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = folder
         self._clock = clock
         self._swept = float("-inf")
+        self._attempt: Future[Outcome] | None = None
+        """The last one; it goes on when nobody waits for it any more."""
+
+    def resting(self) -> Collection[str]:
+        """See `mta.message.PacedTarget`."""
+        return ()
+
+    def probing(self) -> Collection[str]:
+        return ()
+
+    def places(self, destination: str) -> int | None:
+        return 1
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. What the folder or its disk does defers."""
+        if self._attempt is not None and not self._attempt.done():
+            return Deferred(Refused(refusals.UNREACHABLE, "folder: busy"))
+        attempt = self._attempt = Future()
+        attempt.set_running_or_notify_cancel()  # who no longer waits does not end it
+        # a daemon: whoever ends the process need not wait for a share that hangs
+        Thread(target=self._work, args=(attempt, message), name="practice-folder", daemon=True).start()
         try:
-            return await asyncio.to_thread(self._deliver, message)
+            return await asyncio.wrap_future(attempt)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = refusals.STORAGE_FULL if full else refusals.UNREACHABLE
             return Deferred(Refused(reason, f"folder: {errno.errorcode.get(error.errno or 0, 'unknown')}"))
 
+    def _work(self, attempt: Future[Outcome], message: Message) -> None:
+        try:
+            attempt.set_result(self._deliver(message))
+        except BaseException as error:
+            attempt.set_exception(error)
+
     def _deliver(self, message: Message) -> Outcome:
         folder = os.open(self._path, _FOLDER)
+        mode = 0o640 if os.fstat(folder).st_mode & stat.S_IWGRP else 0o600
         try:
             with suppress(FileExistsError):
                 os.mkdir(_TAKEN, 0o700, dir_fd=folder)
@@ -95,7 +132,7 @@ class PracticeFolder:
                 if _exists(taken, message.delivery_id):
                     return Delivered("already in the folder")
                 for name, content in _files(message):
-                    write_into(folder, name, content)
+                    write_into(folder, name, content, mode)
                 write_into(taken, message.delivery_id, b"")
                 self._sweep(taken)
             finally:
@@ -116,6 +153,14 @@ class PracticeFolder:
             with suppress(OSError):
                 if os.stat(name, dir_fd=taken, follow_symlinks=False).st_mtime < now - _REMEMBERED_SECONDS:
                     os.unlink(name, dir_fd=taken)
+
+
+class NoFolder:
+    """A `mta.message.Target` for `TargetKind.FOLDER` where there is none any more: what was meant for it ends."""
+
+    async def deliver(self, message: Message) -> Outcome:
+        """See `mta.message.Target`."""
+        return Failed(Refused(refusals.NO_ROUTE, "there is no folder any more"))
 
 
 def _exists(folder: int, name: str) -> bool:

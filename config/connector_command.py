@@ -35,6 +35,7 @@ class _ClickTerminal:
 def connect(state: Path, first: bool, servers: tuple[str, ...], log_level: str) -> None:
     """Run beside the doctor: collect, open, send through the operators, serve the local mail program."""
     from config import doctor, logs
+    from config.connector.examining import unwritable_folders
     from config.connector.first_time import FILE
     from config.connector.supervising import connect as run
     from config.privileges import PrivilegeError
@@ -58,6 +59,8 @@ def connect(state: Path, first: bool, servers: tuple[str, ...], log_level: str) 
             _fail(f"{state / FILE} has no [connect]: it is an operator's, for relais serve.")
         if loaded.state.resolve() != state:
             _fail("connect.state is not the directory of --state: leave it out of the file.")
+        for folder in unwritable_folders(loaded):  # it may be a share that is away: no reason not to start
+            _say(f"{folder} is no folder that Relais can write: what is for it waits.")
         asyncio.run(run(loaded, state / FILE, _say))
     except (UpError, PrivilegeError, StartError, SettingsError) as error:
         _fail(str(error))
@@ -66,6 +69,7 @@ def connect(state: Path, first: bool, servers: tuple[str, ...], log_level: str) 
 def _set_up(state: Path, servers: tuple[str, ...]) -> None:
     from config.connector.discovery import discover
     from config.connector.first_time import LOCAL_PASSWORD, FirstTimeError, first_time
+    from config.privileges import PrivilegeError
     from directory.srv import SrvLookup
     from trust.revocation.fetching import Fetcher, FetchOptions
 
@@ -77,7 +81,7 @@ def _set_up(state: Path, servers: tuple[str, ...]) -> None:
     look = functools.partial(discover, lookup=lookup, get=fetcher.get)
     try:
         loaded = first_time(state, _ClickTerminal(), look)
-    except FirstTimeError as error:
+    except (FirstTimeError, PrivilegeError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or state} cannot be written: {error.strerror}")

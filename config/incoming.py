@@ -105,8 +105,12 @@ class MailCollectors(Collector):
 
     def add(self, collector: MailCollector) -> MailCollector:
         """Tell of it from now on, until it is stopped."""
-        self._made = [each for each in self._made if not each.stopping] + [collector]
+        self._made = [*self.current(), collector]
         return collector
+
+    def current(self) -> list[MailCollector]:
+        """Those that are not stopped. From any thread."""
+        return [each for each in self._made if not each.stopping]
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand."""
@@ -118,15 +122,14 @@ class MailCollectors(Collector):
         )
         found = CounterMetricFamily(
             "relais_collector_messages",
-            "Messages found in an upstream mailbox, by what became of them; oversized and refused ones stay there.",
+            "Messages found in an upstream mailbox, by what became of them; oversized and refused ones stay there. One "
+            "that is removed was collected before.",
             labels=["collector", "result"],
         )
-        for each in self._made:
-            if each.stopping:
-                continue
+        for each in self.current():
             status = each.status
             connected.add_metric([each.name], float(status.connected))
-            for result in ("collected", "repeated", "oversized", "refused"):
+            for result in ("collected", "repeated", "removed", "oversized", "refused"):
                 found.add_metric([each.name, result], getattr(status, result))
         yield connected
         yield found
@@ -166,14 +169,18 @@ async def open_lmtp(door: LmtpDoor, loaded: Loaded, listener: LmtpListener, *, f
         raise SettingsError(f"lmtp {listener.name} cannot listen on {where}: {error}") from error
 
 
-def collector_options(loaded: Loaded, section: CollectSettings) -> CollectorOptions:
-    """One upstream mailbox. Raises `SettingsError`."""
+SignedIn = tuple[SignIn, Callable[[], str] | None]
+"""How to sign in, and what gives the password or token."""
+
+
+def collector_options(loaded: Loaded, section: CollectSettings, signed_in: SignedIn | None = None) -> CollectorOptions:
+    """One upstream mailbox. `signed_in`: what others sign in with, too. Raises `SettingsError`."""
     connect = loaded.settings.connect
     try:
         context = ssl.create_default_context(cafile=str(loaded.path(section.ca)))
         if section.certificate:
             context.load_cert_chain(loaded.path(section.certificate), loaded.path(section.key or section.certificate))
-        sign_in, secret = upstream_secret(loaded, section)
+        sign_in, secret = signed_in or upstream_secret(loaded, section)
         return CollectorOptions(
             name=section.name,
             host=section.host,
@@ -198,9 +205,10 @@ def collector_options(loaded: Loaded, section: CollectSettings) -> CollectorOpti
         raise SettingsError(f"collect {section.name} cannot be used: {error}") from error
 
 
-def upstream_secret(loaded: Loaded, section: CollectSettings) -> tuple[SignIn, Callable[[], str] | None]:
-    """How to sign in, and what gives the password or token. Raises ValueError, or OSError for a file that is missing:
-    later it may be away for a while, but at the start that is a mistake."""
+def upstream_secret(loaded: Loaded, section: CollectSettings) -> SignedIn:
+    """From now on; one for each section, whoever uses it (`GrantedToken`). Raises
+    ValueError, or OSError for a file that is missing: later it may be away for a while, but at the start that is a
+    mistake."""
     if sum(map(bool, (section.password_file, section.token_file, section.token_uri))) > 1:
         raise ValueError("password_file, token_file and token_uri are three ways to sign in; name one")
     if section.password_file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,7 +16,7 @@ from mta.smtp.client import Timeouts
 from mta.smtp.dane import Dane
 from mta.smtp.gate import GateOptions
 from mta.smtp.mta_sts import Policies
-from mta.smtp.pool import PoolOptions
+from mta.smtp.pool import Counts, PoolOptions
 from mta.smtp.routes import Requirements, Router
 from mta.smtp.target import Operators, SmtpTarget, SmtpTargetOptions
 from trust.revocation.fetching import Fetcher, FetchOptions
@@ -77,18 +78,32 @@ class Outgoing:
         stack.push_async_callback(self.target.close)
 
 
+class WayOut(Protocol):
+    """What is asked of a target for other operators, from any thread."""
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def at_rest(self) -> int: ...
+
+    @property
+    def counts(self) -> Counts: ...
+
+
 class OutgoingCollector(Collector):
     """How the way to other operators stands, for Prometheus."""
 
-    def __init__(self, outgoing: Outgoing) -> None:
-        self._outgoing = outgoing
+    def __init__(self, target: WayOut, policies: Policies | None = None) -> None:
+        self._target = target
+        self._policies = policies
 
     def describe(self) -> Iterator[Metric]:
         """Nothing beforehand."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        target = self._outgoing.target
+        target = self._target
         counts = target.counts
         yield GaugeMetricFamily(
             "relais_outbound_connections", "Connections to other operators, open or being opened.", target.connections
@@ -109,7 +124,7 @@ class OutgoingCollector(Collector):
             ),
         ):
             yield CounterMetricFamily(f"relais_outbound_{name}", text, value)
-        policies = self._outgoing.policies
+        policies = self._policies
         yield CounterMetricFamily(
             "relais_mta_sts_mismatches",
             "Hosts outside their domain's MTA-STS policy, and certificates without their host's name.",

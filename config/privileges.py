@@ -58,6 +58,34 @@ def drop(state: Path) -> None:
             )
 
 
+def service_folder(folder: Path) -> None:
+    """A private directory of the service user's, as root; of our own, as anybody else. One that exists is left as it
+    is. Raises OSError, also when what is above it is missing, and `PrivilegeError`."""
+    if folder.is_dir():
+        return
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        user = _service_user()
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(opened).st_uid == 0:  # ours, and not what somebody has put in its place
+                os.fchown(opened, user.pw_uid, user.pw_gid)
+        finally:
+            os.close(opened)
+
+
+def may_write(folder: Path) -> bool:
+    """Whether this program, once started, can work in that directory: judged for the service user when we are root."""
+    if os.geteuid() != 0:
+        return os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    try:
+        user, found = pwd.getpwnam(SERVICE_USER), folder.stat()
+    except (KeyError, OSError):
+        return False
+    shift = 6 if found.st_uid == user.pw_uid else 3 if found.st_gid == user.pw_gid else 0
+    return stat.S_ISDIR(found.st_mode) and found.st_mode >> shift & 0o7 == 0o7
+
+
 def _service_user() -> pwd.struct_passwd:
     with contextlib.suppress(KeyError):
         return _ordinary(pwd.getpwnam(SERVICE_USER))

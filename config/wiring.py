@@ -40,7 +40,7 @@ from config.gateway.systems import open_systems
 from config.gateway.targets import authentication_socket, open_targets, worker_options
 from config.gateway.telling import start_telling
 from config.gateway.watching import open_metrics, start_housekeeping, start_purging, start_synchronising
-from config.incoming import Incoming, IncomingCollector, MailCollectors, open_resolver
+from config.incoming import Incoming, IncomingCollector, MailCollectors, collector_options, open_resolver
 from config.mailbox_answers import answers_about_mailboxes
 from config.node import Process
 from config.oidc_service import OidcService
@@ -155,6 +155,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     await open_certificate_door(process, belief, mailboxes, served.passes, reloading, stack)
     await open_discovery(process, trust, stack)
     mail_collectors = MailCollectors()
+    collected = [collector_options(loaded, each) for each in settings.collect]
     letters = await open_systems(
         process,
         spooling,
@@ -162,6 +163,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         trust_list,
         parse,
         mailboxes,
+        collected,
         mail_collectors,
         intake_threads,
         running,
@@ -190,7 +192,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         RevocationCollector(belief.revocation),
         IncomingCollector(incoming),
         mail_collectors,
-        OutgoingCollector(targets.outgoing),
+        OutgoingCollector(targets.outgoing.target, targets.outgoing.policies),
         DoorCollector(doors.open, doors.options),
         SurvivalCollector(loaded.state, store.database, journal_answers.publisher.published, alive),
         ScreeningCollector(stages.scans, telling.quarantine, telling.overdue),

@@ -25,10 +25,12 @@ _FINAL = (Said.RELAYED, Said.DELIVERED, Said.FAILED)
 class AwaitedReceipts:
     """A `mta.reporting.EndConsumer`. Thread-safe and idempotent."""
 
-    def __init__(self, spool: Spool, operator_may_report: Callable[[str, str], bool]) -> None:
-        """`operator_may_report(peer, domain)`: whether who handed a notification over answers for this mail domain."""
+    def __init__(
+        self, spool: Spool, operator_may_report: Callable[[str, str], bool], *, collected: bool = False
+    ) -> None:
+        """As `mta.believed.Believed`."""
         self._spool = spool
-        self._believed = Believed(spool, operator_may_report)
+        self._believed = Believed(spool, operator_may_report, collected=collected)
 
     async def ended(self, delivery: EndedDelivery) -> None:
         """See `mta.reporting.EndConsumer`. Raises `NotSettledError`, and what the store raises: tried again later."""

@@ -68,11 +68,15 @@ class Receipts:
 class Believed:
     """Thread-safe; raises what the database raises."""
 
-    def __init__(self, spool: SpoolReader, operator_may_report: Callable[[str, str], bool]) -> None:
-        """`operator_may_report(peer, domain)`: whether who handed a notification over answers for this mail domain."""
+    def __init__(
+        self, spool: SpoolReader, operator_may_report: Callable[[str, str], bool], *, collected: bool = False
+    ) -> None:
+        """`operator_may_report(peer, domain)`: whether who handed a notification over answers for this mail domain.
+        `collected`: delivery notifications come out of collected mailboxes, whose operators have judged them."""
         self._spool = spool
         self._deliveries = AnyReader(spool)
         self._operator_may_report = operator_may_report
+        self._collected = collected
 
     def receipts(self, mail: Mail, content: bytes) -> Receipts | None:
         """What `content`, opened, says about deliveries of the mailbox it comes to; None when it is no receipt that may
@@ -89,7 +93,7 @@ class Believed:
         return self._delivery(mail, notification, header)
 
     def _delivery(self, mail: Mail, dsn: DeliveryNotification, header: Entity) -> Receipts | None:
-        if not by_mail_system(mail, header):
+        if not by_mail_system(mail, header, collected=self._collected):
             return None
         for spool_id in self._originals(dsn):
             sent = {each.recipient.lower(): each for each in reversed(self._sent(mail, spool_id))}

@@ -6,8 +6,9 @@ Message-ID and a digest of the message without the trace fields each hop adds. U
 purpose: a mailbox that is rebuilt (new UIDVALIDITY, RFC 9051 §2.3.1.1), or in which the same message stands twice,
 would otherwise give copies. A message without Message-ID is told apart by all its octets.
 
-What we have stays upstream, marked, or moves into a folder there; where not everything may stay (`Stays`), the rest is
-removed.
+What we have stays upstream, marked, or moves into a folder there. Where not everything may stay (`Stays`), the rest is
+removed once it lies in the mailbox here; what never gets there (it is refused, or its delivery breaks) stays upstream.
+Where the server has keywords, nothing is marked as read: whoever sent it may be waiting for somebody to read it.
 
 What we cannot carry (too large, bare line ends, no readable author) stays upstream unmarked, is counted and logged
 once, and is not asked for again until the next start. What the server cannot give, or what breaks the connection each
@@ -22,9 +23,11 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import datetime
 from hashlib import sha256
 from typing import TypeVar
 
@@ -33,11 +36,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mta import refusals
 from mta.collecting_options import After, CollectorOptions, CollectorStatus, SecretUnavailableError, SignIn, Stays
-from mta.delivery import Duplicate, NewDelivery, Submission
+from mta.delivery import Accepted, Duplicate, NewDelivery, Submission
 from mta.header import author_of, message_id_of
 from mta.imap_client import ANSWER_BYTES, BoundedClient
 from mta.loops import going_round
-from mta.message import Origin, TargetKind
+from mta.message import DeliveryState, Origin, TargetKind
 from mta.smtp.address import domain_of, parse_path
 from mta.smtp.content import crlf_only
 from mta.spool import Spool
@@ -62,10 +65,15 @@ _BREATH = 0.05
 _SIZES_AT_ONCE = 50
 _MOST_AT_ONCE = 500_000
 """UIDs of one look, about 40 MB."""
+_FILED_SECONDS, _LONGEST_FILED_SECONDS = 1.0, 60.0
+"""Between two questions whether what is not to stay upstream has been filed here: the first, and the longest."""
+_OLD_SECONDS = 7 * 86400.0
 _CONSPICUOUS = 3
 """How often one message has to fail to come until the operator is told."""
 _UID = re.compile(rb"[ (]UID (\d{1,10})(?=[ )])")
 _SIZE = re.compile(rb"[ (]RFC822\.SIZE (\d{1,10})(?=[ )])")
+_FLAGS = re.compile(rb"[ (]FLAGS \(([^)]*)\)")
+_DATE = re.compile(rb'[ (]INTERNALDATE "([ -!#-~]{1,40})"')
 _VALIDITY = re.compile(rb"\[UIDVALIDITY (\d{1,10})\]")
 _PERMANENT = re.compile(rb"\[PERMANENTFLAGS \(([^)]*)\)\]")
 
@@ -81,11 +89,19 @@ class _TroubleError(Exception):
 class Collector:
     """Collects one mailbox until `stop`. One per event loop; what blocks runs in a thread of its own."""
 
-    def __init__(self, options: CollectorOptions, spool: Spool, exists: Callable[[str], bool]) -> None:
-        """`exists` says whether a mailbox is ours; it may block. Without it nothing is taken from upstream."""
+    def __init__(
+        self,
+        options: CollectorOptions,
+        spool: Spool,
+        exists: Callable[[str], bool],
+        has_key: Callable[[str], bool] = lambda address: True,
+    ) -> None:
+        """`exists` says whether a mailbox is ours, `has_key` whether anything could ever be opened for it; both may
+        block. Without them nothing is taken from upstream."""
         self._options = options
         self._spool = spool
         self._exists = exists
+        self._has_key = has_key
         self._targets = (TargetKind.MAILBOX, *((TargetKind.FOLDER,) if options.to_folder else ()))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
         self._status = CollectorStatus()
@@ -95,6 +111,9 @@ class Collector:
         self._validity = -1
         self._done: set[int] = set()
         """UIDs under `_validity` that need no second look, whatever the server says of their flags."""
+        self._leaving: dict[int, str] = {}
+        """UIDs under `_validity` of what is removed once it is filed here, and its spool ids."""
+        self._filed_pause = _FILED_SECONDS
         self._asked: Sequence[int] = ()
         """UIDs of the FETCH under way."""
         self._withheld: dict[int, _Withheld] = {}
@@ -107,6 +126,11 @@ class Collector:
     @property
     def name(self) -> str:
         return self._options.name
+
+    @property
+    def address(self) -> str:
+        """Whom it collects for."""
+        return self._options.deliver_to
 
     @property
     def stopping(self) -> bool:
@@ -159,6 +183,8 @@ class Collector:
         options = self._options
         if not await self._in_thread(self._exists, options.deliver_to):
             raise _TroubleError("mailbox-unknown", options.longest_pause)
+        if not await self._in_thread(self._has_key, options.deliver_to):
+            raise _TroubleError("no-key", options.longest_pause)
         client = BoundedClient(options.host, options.port, timeout=options.command_seconds, ssl_context=options.context)
         work = asyncio.create_task(self._work(client))
         lost = asyncio.create_task(client.protocol.lost.wait())
@@ -224,6 +250,7 @@ class Collector:
         if int(validity[1]) != self._validity:
             self._validity = int(validity[1])
             self._done.clear()
+            self._leaving.clear()
             self._withheld.clear()
         permanent = _PERMANENT.search(text)
         flags = permanent[1].split() if permanent else []
@@ -232,15 +259,16 @@ class Collector:
             if client.has_capability("MOVE"):
                 # an existing folder is refused, and fine; one that cannot be made shows when we move
                 await client.create(aioimaplib.quoted(options.move_to))
-                return _Mark("UNDELETED", "")
+                return _Mark("UNDELETED", "", r"(\Deleted)")
             _log.warning("collector %s: the server cannot move, messages are flagged instead", options.name)
         if keyword:
-            return _Mark(f"UNKEYWORD {KEYWORD} UNDELETED", rf"(\Seen {KEYWORD})")
+            return _Mark(f"UNKEYWORD {KEYWORD} UNDELETED", f"({KEYWORD})", rf"(\Deleted {KEYWORD})")
         # what somebody reads upstream before us then stays there: without keywords nothing better tells
-        return _Mark("UNSEEN UNDELETED", r"(\Seen)")
+        return _Mark("UNSEEN UNDELETED", r"(\Seen)", r"(\Deleted)")
 
     async def _wait(self, client: BoundedClient) -> None:
-        """Until the server says that something arrived, or it is time to say something again."""
+        """Until the server says that something arrived, something here lets us remove what it has, or it is time to say
+        something again."""
         options, protocol = self._options, client.protocol
         protocol.allow(ANSWER_BYTES)
         if not client.has_capability("IDLE"):
@@ -255,21 +283,34 @@ class Collector:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.idle_seconds):
-                await protocol.arrived.wait()
+                await self._news(protocol.arrived)
         client.idle_done()
         async with asyncio.timeout(options.command_seconds):
             _ok(await idle, "idle-refused")
         while not protocol.idle_queue.empty():
             protocol.idle_queue.get_nowait()
 
+    async def _news(self, arrived: asyncio.Event) -> None:
+        while self._leaving:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._filed_pause):
+                    await arrived.wait()
+                    return
+            self._filed_pause = min(2 * self._filed_pause, _LONGEST_FILED_SECONDS)
+            states = await self._in_thread(self._spool.mailbox_states, list(self._leaving.values()))
+            if any(DeliveryState.READY not in states.get(each, ()) for each in self._leaving.values()):
+                return
+        await arrived.wait()
+
     async def _collect(self, client: BoundedClient, mark: _Mark) -> None:
         """One look at the folder: everything that is not marked."""
         unmarked = await self._unmarked(client, mark)
         self._done &= unmarked
+        self._leaving = {uid: spool_id for uid, spool_id in self._leaving.items() if uid in unmarked}
         self._withheld = {uid: withheld for uid, withheld in self._withheld.items() if uid in unmarked}
         due = sorted(unmarked - self._done - self._withheld.keys())
         if len(unmarked) >= _MOST_AT_ONCE:
-            if not due:
+            if not due and not self._leaving:
                 raise _TroubleError("folder-too-full", self._options.longest_pause)
             client.protocol.arrived.set()
         for start in range(0, len(due), _SIZES_AT_ONCE):
@@ -277,6 +318,23 @@ class Collector:
         now = asyncio.get_running_loop().time()
         for uid in sorted(uid for uid, withheld in self._withheld.items() if withheld.until <= now):
             await self._some(client, mark, (uid,))
+        await self._take_away(client, mark)
+
+    async def _take_away(self, client: BoundedClient, mark: _Mark) -> None:
+        """What is not to stay upstream, and has an end here."""
+        if not self._leaving:
+            return
+        states = await self._in_thread(self._spool.mailbox_states, list(self._leaving.values()))
+        for uid, spool_id in list(self._leaving.items()):
+            filed = states.get(spool_id, ())  # none when its trace was purged: nobody knows, so it stays
+            if DeliveryState.READY in filed:
+                continue
+            if filed and all(state is DeliveryState.DELIVERED for state in filed):
+                await self._remove(client, mark, uid)
+            else:
+                _log.warning("collector %s: message %s is not filed here, stays there", self._options.name, spool_id)
+                await self._mark(client, mark, uid)
+            del self._leaving[uid]
 
     async def _unmarked(self, client: BoundedClient, mark: _Mark) -> set[int]:
         """UIDs of everything that is not marked, asked for in windows, for an answer is one line however many it names.
@@ -297,10 +355,10 @@ class Collector:
         return unmarked
 
     async def _some(self, client: BoundedClient, mark: _Mark, uids: Sequence[int]) -> None:
-        sizes = await self._sizes(client, uids)
-        for uid, size in sizes.items():
-            await self._one(client, mark, uid, size)
-        self._withhold([uid for uid in uids if uid not in sizes])
+        listed = await self._listed(client, uids)
+        for uid, one in listed.items():
+            await self._one(client, mark, uid, one)
+        self._withhold([uid for uid in uids if uid not in listed])
 
     def _withhold(self, uids: Sequence[int]) -> None:
         """These were asked for and did not come: one at a time and behind the others from now on."""
@@ -314,8 +372,8 @@ class Collector:
                 self._status = replace(self._status, refused=self._status.refused + 1)
         self._asked = ()
 
-    async def _one(self, client: BoundedClient, mark: _Mark, uid: int, size: int) -> None:
-        limit = self._options.max_message_bytes
+    async def _one(self, client: BoundedClient, mark: _Mark, uid: int, listed: _Listed) -> None:
+        size, limit = listed.size, self._options.max_message_bytes
         content = await self._body(client, uid) if size <= limit else b""
         if content is None:  # when it was deleted meanwhile, the next look forgets it
             self._withhold((uid,))
@@ -325,7 +383,7 @@ class Collector:
             self._leave(Refused(refusals.MESSAGE_TOO_LARGE), uid)
             return
         try:
-            kept = await self._in_thread(self._keep, content)
+            kept = await self._in_thread(self._keep, content, listed.read_long_ago)
         except (OSError, StoreUnavailableError, SQLAlchemyError):
             raise  # the store breaks: later, and for all of them
         except Exception as error:  # our bug, over this message: it must not hold up those behind it
@@ -334,13 +392,14 @@ class Collector:
         if isinstance(kept, Refused):
             self._leave(kept, uid)
             return
-        if kept:
+        if isinstance(kept, Duplicate):
             self._status = replace(self._status, repeated=self._status.repeated + 1)
         else:
             self._status = replace(self._status, collected=self._status.collected + 1)
         stays = self._options.stays
         if stays is Stays.NOTHING or (stays is Stays.ENCRYPTED and not is_encrypted(content)):
-            await self._remove(client, uid)
+            self._leaving[uid] = kept.spool_id  # forgotten at a restart: it then comes again, and is recognised
+            self._filed_pause = _FILED_SECONDS
         else:
             await self._mark(client, mark, uid)
         self._done.add(uid)  # not before: when the connection broke, it is marked at the next look
@@ -366,30 +425,33 @@ class Collector:
         if answer.result != "OK":
             _log.warning("collector %s: the server does not let us mark UID %d", self._options.name, uid)
 
-    async def _remove(self, client: BoundedClient, uid: int) -> None:
+    async def _remove(self, client: BoundedClient, mark: _Mark, uid: int) -> None:
         """This message and no other: without UIDPLUS (RFC 4315) it is only marked, for EXPUNGE would take away what
-        somebody else has deleted."""
+        somebody else has deleted. Where nothing may be deleted it stays, marked."""
         client.protocol.allow(ANSWER_BYTES)
         async with asyncio.timeout(self._options.command_seconds):
-            answer = await client.uid("STORE", str(uid), "+FLAGS.SILENT", r"(\Seen \Deleted)")
-            removed = answer.result == "OK" and client.has_capability("UIDPLUS")
-            if removed:
+            answer = await client.uid("STORE", str(uid), "+FLAGS.SILENT", mark.removed)
+            refused = answer.result != "OK"
+            if removed := not refused and client.has_capability("UIDPLUS"):
                 answer = await client.uid("EXPUNGE", str(uid))
         if removed and answer.result == "OK":
             self._status = replace(self._status, removed=self._status.removed + 1)
-        else:
-            _log.warning("collector %s: the server does not let us remove UID %d", self._options.name, uid)
+            return
+        _log.warning("collector %s: the server does not let us remove UID %d", self._options.name, uid)
+        if refused:
+            await self._mark(client, mark, uid)
 
-    async def _sizes(self, client: BoundedClient, uids: Sequence[int]) -> dict[int, int]:
-        """RFC822.SIZE by UID, of those that still exist."""
+    async def _listed(self, client: BoundedClient, uids: Sequence[int]) -> dict[int, _Listed]:
+        """By UID, of those that still exist."""
         client.protocol.allow(ANSWER_BYTES)
-        answer = await self._fetch(client, uids, "(UID RFC822.SIZE)")
-        sizes: dict[int, int] = {}
+        items = "(UID RFC822.SIZE FLAGS INTERNALDATE)" if self._options.to_folder else "(UID RFC822.SIZE)"
+        answer = await self._fetch(client, uids, items)
+        found: dict[int, _Listed] = {}
         for line in answer:
             uid, size = _UID.search(line), _SIZE.search(line)
             if uid is not None and size is not None and int(uid[1]) in uids:
-                sizes[int(uid[1])] = int(size[1])
-        return sizes
+                found[int(uid[1])] = _Listed(int(size[1]), _read_long_ago(bytes(line)))
+        return found
 
     async def _body(self, client: BoundedClient, uid: int) -> bytes | None:
         """The message as the server has it; None when there is none any more."""
@@ -420,8 +482,8 @@ class Collector:
 
     # In the thread
 
-    def _keep(self, content: bytes) -> bool | Refused:
-        """Into the spool; True when it was there before."""
+    def _keep(self, content: bytes, read_long_ago: bool) -> Accepted | Duplicate | Refused:
+        """Into the spool. What was read long ago is old news for the practice software."""
         if not crlf_only(content):
             return Refused(refusals.LINE_ENDINGS)
         try:
@@ -436,6 +498,7 @@ class Collector:
             return Refused(refusals.MAIL_LOOP)
         message_id = message_id_of(entity)
         options = self._options
+        targets = self._targets[:1] if read_long_ago else self._targets
         accepted = self._spool.accept(
             Submission(
                 origin=Origin.COLLECTED,
@@ -443,16 +506,15 @@ class Collector:
                 peer=options.name,
                 content=content,
                 content_type="message/rfc822",
-                deliveries=tuple(NewDelivery(options.deliver_to, target) for target in self._targets),
+                deliveries=tuple(NewDelivery(options.deliver_to, target) for target in targets),
                 dedup_key=_dedup_key(options.name, options.deliver_to, message_id, entity),
                 message_id_domain=domain_of(options.deliver_to),
                 message_id=message_id,
             )
         )
-        if isinstance(accepted, Duplicate):
-            return True
-        _log.info("collector %s: message %s kept", options.name, accepted.spool_id)
-        return False
+        if isinstance(accepted, Accepted):
+            _log.info("collector %s: message %s kept", options.name, accepted.spool_id)
+        return accepted
 
     def _recipients_of(self, spool_id: str) -> list[str]:
         return [each.recipient for each in self._spool.deliveries(spool_id)]
@@ -469,11 +531,22 @@ class _Withheld:
 
 
 @dataclass(frozen=True, slots=True)
+class _Listed:
+    """What the server says of one message before it is fetched."""
+
+    size: int
+    read_long_ago: bool
+    """Somebody has read it there, and it came more than a week ago: the practice has had it in another way."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Mark:
     unmarked: str
     """SEARCH criteria."""
     flags: str
     """What STORE adds; empty: the message is moved."""
+    removed: str
+    """What STORE adds to one that is removed."""
 
 
 def is_encrypted(content: bytes) -> bool:
@@ -484,6 +557,17 @@ def is_encrypted(content: bytes) -> bool:
         return False
     said = content_type.parameters.get("smime-type", "").lower()
     return content_type.media_type in _SMIME and said in ("enveloped-data", "authenveloped-data")
+
+
+def _read_long_ago(line: bytes) -> bool:
+    flags, date = _FLAGS.search(line), _DATE.search(line)
+    if flags is None or date is None or rb"\seen" not in flags[1].lower().split():
+        return False
+    try:
+        came = datetime.strptime(date[1].decode("ascii").strip(), "%d-%b-%Y %H:%M:%S %z")
+    except ValueError:
+        return False
+    return came.timestamp() < time.time() - _OLD_SECONDS
 
 
 def _return_path(entity: Entity) -> str:

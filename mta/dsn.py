@@ -19,8 +19,8 @@ from sqlalchemy import Connection, select
 from mta import refusals
 from mta.any_delivery import AnyDelivery, AnyReader, add_step
 from mta.delivery import EndedDelivery
-from mta.dsn_conditions import DELAYED, DELIVERED, FAILED, RELAYED_ON, action_of
-from mta.message import DeliveryState, Origin
+from mta.dsn_conditions import DELAYED, DELIVERED, FAILED, RELAYED_ON, action_of, concerns_its_reader
+from mta.message import DeliveryState, Origin, TargetKind
 from mta.notices import Notices, Said
 from mta.notifications import DeliveryNotification, RecipientStatus, Returned, compose_dsn, xtext_decoded
 from mta.spool import Spool
@@ -74,6 +74,21 @@ _COLLECTED = (
     "Il a été relevé dans une boîte d'un autre opérateur ; son expéditeur, dont personne ne répond, l'ignore.",
     "It was collected from a mailbox at another operator; its sender is not told, for nobody vouches for who that is.",
 )
+_FOR_ITS_READER = {
+    TargetKind.MAILBOX: (
+        "Un message relevé pour vous n'a pas pu être déposé dans votre boîte aux lettres ici. Il est resté dans votre "
+        "boîte chez votre opérateur : lisez-le là, par exemple avec son webmail. Son expéditeur n'en est pas averti.",
+        "A message collected for you could not be filed in your mailbox here. It stayed in your mailbox at your "
+        "operator: read it there. Its sender is not told.",
+    ),
+    TargetKind.FOLDER: (
+        "Les fichiers d'un message relevé pour vous n'ont pas pu être déposés dans le dossier de votre logiciel "
+        "métier : ce message n'y sera pas intégré.",
+        "The files of a message collected for you could not be put into the folder of your practice software.",
+    ),
+}
+"""Of a collected mail that failed, told to the one it was collected for; the same words for whom it came from."""
+_FOR_ITS_READER_SUBJECT = "Message releve non depose / Collected message not filed"
 _RETURNED = ("Le message d'origine est joint.", "The original message is attached.")
 
 
@@ -103,15 +118,19 @@ class DsnConsumer:
         options: DsnOptions | None = None,
         notices: Notices | None = None,
         node: str = "",
+        collected_to_reader: bool = False,
     ) -> None:
         """`postmaster` is a local mailbox whose signing key we hold; `is_trusted` judges a lower-case mail domain and
         may block; `catalogue` explains the codes of failed deliveries. Addresses in `patient_domains` never travel in
-        clear. `notices` knows what other operators have said meanwhile. `node` stands in the trace."""
+        clear. `notices` knows what other operators have said meanwhile. `node` stands in the trace.
+        `collected_to_reader`: what becomes of collected mail is told to whom it was collected for, not to the
+        postmaster, who may be another reader (`relais connect`)."""
         self._spool = spool
         self._node = node
         self._mail = SystemMail(spool, postmaster, reporting_mta, local_domains, is_trusted, patient_domains)
         self._catalogue = catalogue
         self._options = options or DsnOptions()
+        self._collected_to_reader = collected_to_reader
         self._notices = notices
         self._deliveries = AnyReader(spool)
 
@@ -122,6 +141,10 @@ class DsnConsumer:
             await asyncio.to_thread(self._say_again, ours, self._mail.to_say_again(delivery), delivery.code)
             return
         action = action_of(delivery)
+        if self._collected_to_reader and delivery.origin is Origin.COLLECTED:
+            # what is in quarantine, its reader is told of by the quarantine
+            told = concerns_its_reader(delivery) and delivery.code not in self._options.never_returned
+            action = FAILED if told else None
         if action is not None:
             await asyncio.to_thread(self._tell_end, AnyDelivery.of(delivery), action)
 
@@ -160,8 +183,9 @@ class DsnConsumer:
     ) -> None:
         to = delivery.sender
         if delivery.origin is Origin.COLLECTED:
-            # whoever wrote its Return-Path: no operator vouched for it. Our own postmaster is told, without the content
-            to, form = self._mail.postmaster, Form.BARE if form is Form.WHOLE else form
+            # whoever wrote its Return-Path: no operator vouched for it. Our own people are told, without the content
+            to = delivery.recipient if self._collected_to_reader else self._mail.postmaster
+            form = Form.BARE if form is Form.WHOLE else form
         sent = Sent(KIND, delivery.delivery_id, action, form)
         if self._mail.route(to) is None:  # asked first: composing reads the content
             self._untold(delivery, f"{action}: its sender is nobody we can write to")
@@ -214,7 +238,9 @@ class DsnConsumer:
             diagnostic=diagnostic,
         )
         returned = self._returned(delivery, action) if form is Form.WHOLE else None
-        text = _text(delivery, name, action, status, diagnostic, reason)
+        to_reader = self._collected_to_reader and delivery.origin is Origin.COLLECTED
+        own = _FOR_ITS_READER[delivery.target] if to_reader else None
+        text = _text(delivery, name, action, status, diagnostic, reason, own)
         if returned is not None and returned.whole:
             text = _RETURNED[0] + "\n\n" + text + _RETURNED[1] + "\n"
         return compose_dsn(
@@ -226,7 +252,7 @@ class DsnConsumer:
             ),
             author=self._mail.postmaster,
             to=to,
-            subject=_SUBJECTS[action],
+            subject=_FOR_ITS_READER_SUBJECT if to_reader else _SUBJECTS[action],
             text=text,
             message_id=self._mail.message_id(sent),
             date=delivery.at,
@@ -268,13 +294,23 @@ def _failure(delivery: AnyDelivery, reason: Refusal | None) -> tuple[str, str]:
     return reason.enhanced, f"smtp; {Refused(reason, delivery.detail).reply}"
 
 
-def _text(delivery: AnyDelivery, name: str, action: str, status: str, diagnostic: str, reason: Refusal | None) -> str:
-    """For the human who sent it: French, then English."""
+def _text(
+    delivery: AnyDelivery,
+    name: str,
+    action: str,
+    status: str,
+    diagnostic: str,
+    reason: Refusal | None,
+    own: tuple[str, str] | None,
+) -> str:
+    """For the human who sent it, or with `own` words for the one it was collected for: French, then English."""
     # a sending system can name somebody without any address
     names = (name or nobody for nobody in ("un destinataire sans adresse", "a recipient without address"))
     french, english = (sentence.format(name) for sentence, name in zip(_SENTENCES[action], names, strict=True))
     said = _LAST_DEFERRAL.search(delivery.detail) if diagnostic else None
-    if delivery.origin is Origin.COLLECTED:
+    if own is not None:
+        french, english = own
+    elif delivery.origin is Origin.COLLECTED:
         french, english = f"{french} {_COLLECTED[0]}", f"{english} {_COLLECTED[1]}"
     lines = [f"Bonjour,\n\n{french}"]
     if reason is not None:

@@ -12,6 +12,7 @@ from mta.spool import RELAYED
 FAILED, DELIVERED, RELAYED_ON, DELAYED = "failed", "delivered", "relayed", "delayed"
 """Actions of RFC 3464 §2.3.3 that we report."""
 _MAIL = (TargetKind.MAILBOX, TargetKind.SMTP)
+_FOR_A_READER = (TargetKind.MAILBOX, TargetKind.FOLDER)
 
 
 def action_of(delivery: EndedDelivery | AnyDelivery) -> str | None:
@@ -26,6 +27,12 @@ def action_of(delivery: EndedDelivery | AnyDelivery) -> str | None:
     if "SUCCESS" not in asked or delivery.code == RELAYED:
         return None
     return DELIVERED if delivery.target is TargetKind.MAILBOX else RELAYED_ON
+
+
+def concerns_its_reader(delivery: EndedDelivery) -> bool:
+    """Whether a collected mail did not get where its reader, or the reader's software, finds it. Nobody else can be
+    told: no operator vouches for who sent it."""
+    return delivery.origin is Origin.COLLECTED and not delivery.delivered and delivery.target in _FOR_A_READER
 
 
 def wants_warning(delivery: AnyDelivery) -> bool:

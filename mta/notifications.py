@@ -263,14 +263,15 @@ class Mail(Protocol):
     def facts(self) -> Mapping[str, str]: ...
 
 
-def by_mail_system(mail: Mail, header: Entity) -> bool:
+def by_mail_system(mail: Mail, header: Entity, *, collected: bool = False) -> bool:
     """Whether another operator's mail server wrote this, which can know what became of a mail: a DSN from anybody else
     is not believed. Whether that operator answers for the recipient's domain remains to be asked.
 
     `header` is the mail's own. An operator's users may submit a forged DSN with a null reverse-path too (RFC 8098 §3),
-    but in no name than their own.
+    but in no name than their own. `collected`: an operator whose mailbox we collect has seen to that, too.
     """
-    by_operator = mail.origin is Origin.OPERATOR and not mail.sender and found_signature(mail) in _SOUND
+    origins = (Origin.OPERATOR, Origin.COLLECTED) if collected else (Origin.OPERATOR,)
+    by_operator = mail.origin in origins and not mail.sender and found_signature(mail) in _SOUND
     return by_operator and _MAIL_SYSTEM.match(author_of(header) or "") is not None
 
 

@@ -1,8 +1,8 @@
 """What is different on the road of a gateway that stands beside its one reader (`relais connect`).
 
 Nobody else could file a mail this gateway cannot open, so it is filed as it came: its reader sees that it is there, and
-opens it once the key is. And what this gateway writes itself is for that reader alone, over a socket of this machine:
-it needs no directory, no key and no network, and so tells also of the night in which there was none.
+who has another key opens it. And what this gateway writes itself is for that reader alone, over a socket of this
+machine: it needs no directory, no key and no network, and so tells also of the night in which there was none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from mta.header import is_ours, received
 from mta.mailboxes.dovecot import DELIVERY_HEADER
 from mta.message import Message, Origin, Phase, Stage
-from mta.opening import VERDICT_FIELD
+from mta.opening import HELD_FACT, VERDICT_FIELD
 from mta.smtp.content import with_crlf
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refused
@@ -36,11 +36,12 @@ class FileUnopened:
             return opened
         said = (
             f"{DELIVERY_HEADER}: {message.delivery_id}\r\n"
-            f"{VERDICT_FIELD}: decrypted=no; signature=unknown; signer=-; path=-; refused={opened.refusal.code}\r\n"
+            f"{VERDICT_FIELD}: decrypted=no; signature=unread; signer=-; path=-; refused={opened.refusal.code}\r\n"
         )
         header = [said.encode("ascii"), received(self._authserv_id, message)]
         header += [field.raw for field in entity.fields if not is_ours(field)]
-        facts = {**message.facts, "verdict": "decrypted=no; signature=unknown", "warning.unopened": opened.refusal.code}
+        facts = {**message.facts, "verdict": "decrypted=no; signature=unread", "warning.unopened": opened.refusal.code}
+        facts[HELD_FACT] = "holder"  # nothing is put around it: who has another key could not open it any more
         return replace(message, content=b"".join([*header, b"\r\n", entity.body]), facts=facts)
 
 

@@ -321,16 +321,18 @@ def _context(delivery_id: str) -> bytes:
 
 def _notice(mail: SystemMail, sent: Sent, delivery: AnyDelivery, sender: str) -> bytes:
     """For the recipient: French, then English."""
+    collected = delivery.origin is Origin.COLLECTED
+    told = "n'en est pas averti" if collected else "en est averti", "is not told" if collected else "has been told"
     came = format_datetime(datetime.fromtimestamp(int(delivery.accepted_at), UTC))
     author = f"\nExpéditeur / Sender : {sender}" if sender else ""
     text = (
         "Bonjour,\n\nUn message qui vous est adressé a été mis en quarantaine : un logiciel malveillant y a été "
-        "trouvé, ou il n'a pas pu être analysé. Son expéditeur en est averti. Si vous attendez ce message, voyez avec "
+        f"trouvé, ou il n'a pas pu être analysé. Son expéditeur {told[0]}. Si vous attendez ce message, voyez avec "
         "lui, ou demandez à votre opérateur en lui donnant la référence ci-dessous.\n\n"
         f"Référence / Reference : {delivery.delivery_id}\nReçu le / Received : {came}{author}\n"
         f"Message-ID : {delivery.message_id}\n\n--\n\n"
         "A message addressed to you is in quarantine: malicious software was found in it, or it could not be searched. "
-        "Its sender has been told. If you expect it, ask its sender, or your operator, giving the reference above.\n"
+        f"Its sender {told[1]}. If you expect it, ask its sender, or your operator, giving the reference above.\n"
     )
     head = (
         f"Date: {format_datetime(datetime.fromtimestamp(int(delivery.at), UTC))}",

@@ -52,7 +52,7 @@ from mta.priority import Priority
 from mta.schedule import LONGEST_ASKED
 from mta.spool_reading import PREPARED, READY, with_message
 from mta.spool_rows import REPEATED_EXTERNAL_ID
-from mta.tables import awaited_receipts, breakdowns, deliveries, steps
+from mta.tables import awaited_receipts, breakdowns, deliveries, messages, steps
 from mta.unsure import Freed, free, still_leased
 from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
@@ -272,7 +272,7 @@ class Spool(Accepting):
                 words = f"{reason.refusal.code} {reason.detail}".strip()
                 if times >= brake.BREAKDOWNS:
                     state, reason = DeliveryState.PARKED, Refused(refusals.PARKED, words)
-                elif now + pause > lease.counts_from + self._schedule.lifetime:
+                elif now + pause > lease.counts_from + self._schedule.lifetime_of(lease.origin):
                     reason = Refused(refusals.EXPIRED, words)
                 else:
                     state = DeliveryState.READY
@@ -362,10 +362,15 @@ class Spool(Accepting):
             .where(steps.c.kind.in_(_ONE_TRY), steps.c.at >= since)
             .correlate(deliveries)
         )
+        unending = select(messages.c.id).where(
+            messages.c.id == deliveries.c.spool_id,
+            messages.c.origin.in_([each.value for each in self._schedule.unending]),
+        )
         over = (
             select(deliveries.c.id, deliveries.c.spool_id, deliveries.c.code, deliveries.c.detail)
             .where(claiming.WAITING, deliveries.c.destination.in_(sorted(destinations)))
             .where(deliveries.c.id < before, deliveries.c.lease.is_(None), ~chance.exists())
+            .where(~unending.correlate(deliveries).exists())
             .limit(limit)
         )
         if not self._database.read(lambda connection: connection.execute(over.limit(1)).first()):

@@ -37,6 +37,7 @@ PREPARED = "mta-prepared"
 READY = DeliveryState.READY.value
 _UNREPORTED = text("NOT mta_deliveries.reported AND mta_deliveries.state <> 'ready'")
 """Word for word the condition of its partial index: SQLite uses it for nothing else, and scans every row instead."""
+_IDS_AT_ONCE = 500
 _COMMITTED_SECONDS = 60.0
 """No transaction takes so long: what is older and not there never comes."""
 _ENDS = tuple(state.value for state in DeliveryState if state is not DeliveryState.READY)
@@ -175,6 +176,22 @@ class SpoolReader:
             )
             for row in self._database.read(lambda connection: connection.execute(query).all())
         ]
+
+    def mailbox_states(self, spool_ids: Iterable[str]) -> dict[str, list[DeliveryState]]:
+        """How the deliveries of these messages to mailboxes of ours stand; without messages that have none (any more).
+        No envelope is opened for it."""
+        found: dict[str, list[DeliveryState]] = {}
+        asked = select(deliveries.c.spool_id, deliveries.c.state).where(deliveries.c.target == TargetKind.MAILBOX.value)
+        wanted = list(set(spool_ids))
+
+        def read(connection: Connection) -> None:
+            for start in range(0, len(wanted), _IDS_AT_ONCE):
+                some = deliveries.c.spool_id.in_(wanted[start : start + _IDS_AT_ONCE])
+                for spool_id, state in connection.execute(asked.where(some)):
+                    found.setdefault(spool_id, []).append(DeliveryState(state))
+
+        self._database.read(read)
+        return found
 
     def duplicate_of(self, dedup_key: str) -> Duplicate | None:
         """The submission that has this key, if any."""

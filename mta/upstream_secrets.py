@@ -1,5 +1,5 @@
-"""What a collected mailbox is opened with, asked for anew at each login: a password or token somebody keeps in a file,
-or an access token of the other operator's identity provider (RFC 6749).
+"""What a mailbox at another operator is opened with, asked for at each login: a password or token somebody keeps in a
+file, or an access token of that operator's identity provider (RFC 6749), which is used for a while.
 
 A token lives for minutes, a password until somebody changes it; neither may need a restart here. Nothing of them, and
 nothing a provider says, is in an error's text.
@@ -8,6 +8,8 @@ nothing a provider says, is in an error's text.
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,10 @@ from trust.store.durable import write_durably
 
 _MAX_ANSWER = 256 * 1024
 _MAX_SECRET = 64 * 1024
+_KEPT_SECONDS = 900.0
+"""A token is asked for again after this, or a minute before it ends. Until then whoever was refused with it knows it
+again (`mta.smtp.relay`)."""
+_ENDS_SECONDS = 60.0
 _FORM = "application/x-www-form-urlencoded"
 
 Post = Callable[[str, bytes, str, int], bytes]
@@ -52,14 +58,25 @@ class Grant:
 
 
 class GrantedToken:
-    """Call it for an access token. Blocks for as long as `post` does; one thread at a time."""
+    """Call it for an access token. Blocks for as long as `post` does. Thread-safe: there is one for each refresh token,
+    for of two that use the same one the provider may revoke both."""
 
-    def __init__(self, grant: Grant, post: Post) -> None:
+    def __init__(self, grant: Grant, post: Post, clock: Callable[[], float] = time.monotonic) -> None:
         self._grant = grant
         self._post = post
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._token, self._until = "", 0.0
 
     def __call__(self) -> str:
         """Raises `SecretUnavailableError`."""
+        with self._lock:
+            if not self._token or self._clock() >= self._until:
+                self._token = ""
+                self._token = self._ask()
+            return self._token
+
+    def _ask(self) -> str:
         grant = self._grant
         form = {"client_id": grant.client_id, "client_secret": grant.client_secret()}
         if grant.refresh_token is None:
@@ -78,6 +95,9 @@ class GrantedToken:
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
             raise SecretUnavailableError("token-unreadable")
         self._keep(answer.get("refresh_token"))
+        said = answer.get("expires_in")
+        lasts = said - _ENDS_SECONDS if isinstance(said, int | float) and not isinstance(said, bool) else _KEPT_SECONDS
+        self._until = self._clock() + min(lasts, _KEPT_SECONDS)
         return token
 
     def _keep(self, refreshed: object) -> None:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
-from config.connector.serving import relay_accounts
-from config.settings import Loaded, SettingsError
+from config.connector.serving import ways_of
+from config.privileges import may_write
+from config.settings import Loaded
 from config.vaults import vault_for
 from trust.vault import KeyUse, KeyVault, VaultError
 
@@ -20,20 +23,40 @@ def examine_connector(loaded: Loaded) -> Iterator[tuple[Level, str]]:
     """Level and sentence. Nothing is asked of any server."""
     connect = loaded.settings.connect
     assert connect is not None  # noqa: S101 - who calls has asked
-    try:
-        relay_accounts(loaded, connect)
-    except SettingsError as error:
-        yield "problem", str(error)
-    else:
-        yield "ok", f"{len(connect.accounts)} mailboxes can sign in with what the file names"
+    ways = ways_of(loaded, connect)
+    for reason in ways.unusable.values():
+        yield "problem", reason
+    yield "ok", f"{len(ways.relays)} mailboxes can sign in with what the file names"
     secrets = [connect.local_password_file, connect.directory.password_file]
-    secrets += [each.password_file for each in connect.accounts]
-    for name in filter(None, secrets):
+    for each in connect.accounts:
+        secrets += [each.password_file, each.token_file, each.client_secret_file, each.refresh_token_file]
+        secrets += [each.key or each.certificate, each.local_password_file]
+    for name in dict.fromkeys(filter(None, secrets)):
         yield from _private(loaded, name)
     yield from _keys(loaded, [each.address for each in connect.accounts])
-    for folder in filter(None, (connect.inbox_folder, *(each.outbox for each in connect.accounts))):
-        if not os.access(loaded.path(folder), os.R_OK | os.W_OK | os.X_OK):
-            yield "problem", f"{loaded.path(folder)} is no folder that can be written: what is for it waits"
+    for folder in unwritable_folders(loaded):
+        yield "problem", f"{folder} is no folder that Relais can write: what is for it waits"
+    if connect.inbox_folder:
+        yield from _shut(loaded.path(connect.inbox_folder))
+
+
+def unwritable_folders(loaded: Loaded) -> Iterator[Path]:
+    """Those of the practice software in which this program could not work."""
+    connect = loaded.settings.connect
+    assert connect is not None  # noqa: S101 - who calls has asked
+    state = loaded.state.resolve()
+    for name in filter(None, (connect.inbox_folder, *(each.outbox for each in connect.accounts))):
+        folder = loaded.path(name)
+        # what lies below the state becomes the service user's at each start
+        ours = folder.resolve().is_relative_to(state)
+        if not (os.access(folder, os.R_OK | os.W_OK | os.X_OK) if ours else may_write(folder)):
+            yield folder
+
+
+def _shut(folder: Path) -> Iterator[tuple[Level, str]]:
+    with suppress(OSError):
+        if stat.S_IMODE(folder.stat().st_mode) & 0o007:
+            yield "problem", f"{folder} is open to everybody on this machine: chmod o-rwx {folder}"
 
 
 def _private(loaded: Loaded, name: str) -> Iterator[tuple[Level, str]]:
@@ -44,7 +67,7 @@ def _private(loaded: Loaded, name: str) -> Iterator[tuple[Level, str]]:
         yield "problem", f"{path} cannot be read: {error.strerror}"
         return
     if mode & 0o077:
-        yield "problem", f"{path} holds a password and is open to others: chmod 600 {path}"
+        yield "problem", f"{path} holds a secret and is open to others: chmod 600 {path}"
 
 
 def _keys(loaded: Loaded, addresses: list[str]) -> Iterator[tuple[Level, str]]:

@@ -24,6 +24,12 @@ CHAIN, KEY = "local.pem", "local.key"
 DOVECOT = "dovecot"
 """Below the state."""
 
+_UNSERVED = frozenset(
+    {"operators", "submission", "imap_certificates", "lmtp", "discovery", "oidc", "dossier", "dkim", "synchronisation"}
+    | {"collect", "letters"}
+)
+"""Sections of a gateway that mean nothing to a connector, or that its accounts stand for."""
+
 
 class ConnectError(ValueError):
     """The section contradicts itself; the text says where."""
@@ -77,12 +83,18 @@ def expand(raw: Mapping[str, Any]) -> dict[str, Any]:
         "evaluation": {"dns": False},
         # A practice's line comes back at some moment of the night: mail leaves within a minute of it.
         "spool": {"first_retry_seconds": 5.0, "longest_retry_seconds": 60.0, "expire_seconds": 5 * 86400.0},
+        # Who counts failures is the account, for all who write to it; and they see no answer that would teach them.
+        "smime": {"failures_per_hour": 1_000_000},
         "notifications": {"warning_hours": 1.0},
         "outbound": {"mx": False, "longest_rest_seconds": 60.0},
         "submissions": {"host": "127.0.0.1", "port": connect.submissions_port},
     }
+    if unserved := sorted(_UNSERVED & raw.keys()):
+        raise ConnectError(f"a connector has no [{unserved[0]}]: what it does stands in [connect]")
     whole = {**raw}
     for name, section in made.items():
+        if not isinstance(raw.get(name, {}), Mapping):
+            raise ConnectError(f"{name} is a section, written [{name}]")
         whole[name] = {**section, **raw.get(name, {})}
     whole["collect"] = [_collected(each, connect) for each in connect.accounts]
     whole["letters"] = [

@@ -6,10 +6,12 @@ autoconfiguration: whether the answers are right, the first `relais connect` sho
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import secrets
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,17 +19,18 @@ from typing import Protocol
 from config.connector.discovery import Found, Server
 from config.connector.expanding import account_name
 from config.connector.sections import ConnectAccountSettings
-from config.privileges import MARK
+from config.privileges import MARK, SERVICE_USER, may_write, service_folder
 from config.settings import Loaded, SettingsError, load
 from mta.smtp.address import is_address
 from trust.addresses import mail_addresses
 from trust.generations import check_address, check_fitness
 from trust.keyfiles import MAX_FILE_BYTES, KeyFileError, PassphraseError, read_certificates, read_key_pairs
-from trust.store.durable import make_private_directory, write_durably
+from trust.store.durable import write_durably
 from trust.vault import KeyUse, KeyVault, VaultError
 
 FILE = "relais.toml"
 LOCAL_PASSWORD = "local.password"  # noqa: S105 - a file's name
+_STAYS = ("encrypted", "everything", "nothing")
 
 
 class FirstTimeError(Exception):
@@ -59,7 +62,7 @@ def first_time(state: Path, terminal: Terminal, discover: Callable[[str], Found]
     """Ask, write, and read again what was written. Raises `FirstTimeError`, and OSError when nothing can be written."""
     if (state / FILE).exists():
         raise FirstTimeError(f"{state / FILE} exists: edit it, or choose another --state")
-    make_private_directory(state)
+    state.mkdir(parents=True, exist_ok=True, mode=0o711)  # as `config.privileges.drop` has it: its files are private
     if any(state.iterdir()) and not (state / MARK).exists():
         # started as root, everything in a state directory becomes the service user's
         raise FirstTimeError(f"{state} holds files that are not Relais's: choose an empty directory for --state")
@@ -71,7 +74,8 @@ def first_time(state: Path, terminal: Terminal, discover: Callable[[str], Found]
         ]
     )
     _authorities(state, terminal, connect)
-    accounts: list[list[str]] = []
+    accounts: list[_Answers] = []
+    names: dict[str, str] = {}
     ldaps: Server | None = None
     while True:
         address = terminal.ask("A further mailbox (empty: no more)" if accounts else "Mailbox address").lower()
@@ -80,16 +84,22 @@ def first_time(state: Path, terminal: Terminal, discover: Callable[[str], Found]
         if not is_address(address):
             terminal.say("That is no mail address.")
             continue
+        if address in names.values():
+            terminal.say("You have named it already.")
+            continue
         found = discover(address.rpartition("@")[2])
         ldaps = ldaps or found.ldaps
-        accounts.append(_account(state, terminal, address, found))
-    if folder := terminal.ask("Folder for the practice software (empty: none)"):
-        connect.put("inbox_folder", str(Path(folder).expanduser()))
-        make_private_directory(state / Path(folder).expanduser())
+        name = _free_name(address, names)
+        names[name] = address
+        accounts.append(_account(state, terminal, address, name, found))
+    stays = _stays(terminal)
+    for each in accounts:
+        each.put("stays", stays)
+    _folder(state, terminal, connect)
     directory = _directory(state, terminal, ldaps)
     _vault(state, terminal)
     write_durably(state / LOCAL_PASSWORD, secrets.token_urlsafe(12).encode())
-    text = "\n".join([*connect.lines, "", *directory, *(line for each in accounts for line in ["", *each])])
+    text = "\n".join([*connect.lines, "", *directory, *(line for each in accounts for line in ["", *each.lines])])
     draft = state / f"{FILE}.new"
     write_durably(draft, text.encode() + b"\n")
     try:
@@ -121,25 +131,66 @@ def _authorities(state: Path, terminal: Terminal, connect: _Answers) -> None:
             break
 
 
-def _account(state: Path, terminal: Terminal, address: str, found: Found) -> list[str]:
+def _free_name(address: str, names: Collection[str]) -> str:
+    """Of the account: by it its files and its repeated mail are known."""
+    made = account_name(ConnectAccountSettings(address=address, imap_host=""))
+    others = (f"{made[:37]}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([made], others) if each not in names)
+
+
+def _stays(terminal: Terminal) -> str:
+    terminal.say(
+        "What this machine has of the operator's INBOX may stay there: what only your key opens (encrypted), "
+        "everything or nothing. All the rest is removed there, years of it at the first start; this machine and its "
+        "backup then have it, and your operator's webmail has not."
+    )
+    while (said := terminal.ask("What stays (encrypted, everything, nothing)", "encrypted")) not in _STAYS:
+        terminal.say("One of the three.")
+    return said
+
+
+def _folder(state: Path, terminal: Terminal, connect: _Answers) -> None:
+    while folder := terminal.ask("Folder for the practice software (empty: none)"):
+        place = state / Path(folder).expanduser()
+        try:
+            service_folder(place)
+        except OSError as error:
+            terminal.say(f"{place} cannot be made: {error.strerror}")
+            continue
+        if not place.resolve().is_relative_to(state.resolve()) and not may_write(place):
+            terminal.say(f"{place} must be writable for user {SERVICE_USER}: what is for it waits until it is.")
+        terminal.say(f"If another user's software reads it: chgrp GROUP {place}; chmod 2770 {place}")
+        connect.put("inbox_folder", str(Path(folder).expanduser()))
+        return
+
+
+def _account(state: Path, terminal: Terminal, address: str, name: str, found: Found) -> _Answers:
     """One [[connect.accounts]]."""
     imap = _confirmed(terminal, "IMAP", found.imap, 993)
     smtp = _confirmed(terminal, "SMTP", found.smtp, 465)
     answers = _Answers(["[[connect.accounts]]"])
     answers.put("address", address)
+    answers.put("name", name)
     answers.put("imap_host", imap.host)
     answers.put("imap_port", imap.port)
     answers.put("smtp_host", smtp.host)
     answers.put("smtp_port", smtp.port)
     answers.put("smtp_tls", smtp.tls)
-    name = account_name(ConnectAccountSettings(address=address, imap_host=imap.host))
-    certificate = terminal.ask("PEM file with the certificate and key that open it (empty: a password)")
-    if certificate:
-        answers.put("certificate", str(Path(certificate).expanduser().resolve()))
-    else:
-        write_durably(state / f"{name}.password", terminal.ask("Its password", hidden=True).encode())
-        answers.put("password_file", f"{name}.password")
-    return answers.lines
+    while certificate := terminal.ask("PEM file with the certificate and key that open it (empty: a password)"):
+        try:
+            content = Path(certificate).expanduser().read_bytes()
+            # a phrase that opens nothing: nobody is asked for one, now or at a start
+            ssl.create_default_context().load_cert_chain(Path(certificate).expanduser(), password="")
+        except (OSError, ValueError) as error:
+            terminal.say(f"{certificate}: {getattr(error, 'strerror', None) or error}")
+            continue
+        write_durably(state / f"{name}.pem", content)
+        terminal.say(f"Kept as {name}.pem: replace that file when the certificate is renewed.")
+        answers.put("certificate", f"{name}.pem")
+        return answers
+    write_durably(state / f"{name}.password", terminal.ask("Its password", hidden=True).encode())
+    answers.put("password_file", f"{name}.password")
+    return answers
 
 
 def _confirmed(terminal: Terminal, what: str, found: Server | None, port: int) -> Server:
@@ -160,7 +211,7 @@ def _directory(state: Path, terminal: Terminal, found: Server | None) -> list[st
     answers = _Answers(["[connect.directory]"])
     suggested = f"ldaps://{found.host}:{found.port}" if found is not None else ""
     uri = ""
-    while not uri.startswith(("ldaps://", "ldap://", "ldapi://")):
+    while not uri.startswith(("ldaps://", "ldapi://")):
         uri = terminal.ask("LDAP directory of your operator (ldaps://host)", suggested)
     answers.put("uri", uri)
     answers.put("base", terminal.ask("Its base", "dc=mssante,dc=fr"))

@@ -47,6 +47,8 @@ class ConnectAccountSettings(Strict, frozen=True, kw_only=True):
     """Which is collected."""
     stays: Literal["encrypted", "everything", "nothing"] = "encrypted"
     """What is left at the operator of what we have; the rest is removed there."""
+    local_password_file: str = ""
+    """What opens this mailbox here; empty: `connect.local_password_file`."""
     outbox: str = ""
     """Drop folder from which this mailbox sends CDA documents; empty: none."""
     sender_name: str = ""
@@ -74,7 +76,7 @@ class ConnectSettings(Strict, frozen=True, kw_only=True):
     intermediates: str = ""
     directory: ConnectDirectorySettings
     local_password_file: str = "local.password"  # noqa: S105 - a file's name
-    """Mode 0600: what the mail program of this practice signs in with here, for every mailbox."""
+    """Mode 0600: what the mail program of this practice signs in with here, for every mailbox without its own."""
     imaps_port: Port = 10993
     """On 127.0.0.1, as the next; with the certificate `local.pem` made at the first start."""
     submissions_port: Port = 10465

@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import structlog
 
-from bridges.practice_folder import PracticeFolder
+from bridges.practice_folder import NoFolder, PracticeFolder
 from config.accounts_answers import answers_about_accounts
 from config.answers import Answers, off_loop
 from config.connector.expanding import CHAIN, KEY, account_name
-from config.connector.sections import ConnectSettings
+from config.connector.local_accounts import keep_accounts
+from config.connector.sections import ConnectAccountSettings, ConnectSettings
+from config.connector.standstills import look_for_standstills
 from config.control import ControlSocket
 from config.directory_answers import DirectoryAnswers
 from config.directory_service import open_register, open_writer
@@ -43,21 +46,27 @@ from config.gateway.systems import open_systems
 from config.gateway.targets import authentication_socket, worker_options
 from config.gateway.telling import start_telling
 from config.gateway.watching import open_metrics, start_housekeeping, start_purging
-from config.incoming import Incoming, MailCollectors, open_resolver, upstream_secret
+from config.incoming import Incoming, MailCollectors, SignedIn, collector_options, open_resolver, upstream_secret
 from config.key_journal import KeyAnswers
 from config.mailbox_answers import answers_about_mailboxes
 from config.node import Process
+from config.outgoing import OutgoingCollector
 from config.purging import QueueCollector
 from config.quarantine_answers import QuarantineAnswers
 from config.queue_answers import QueueAnswers, Redirections
 from config.reloading import Reloading
 from config.revocation_service import RevocationCollector
+from config.sections import CollectSettings
 from config.settings import Loaded, SettingsError
 from directory.partners import PartnerBook
+from mta.absorbing import ReceiptDoorkeeper
+from mta.believed import Believed
+from mta.collecting_options import CollectorOptions
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.message import Stage, Target, TargetKind
 from mta.notices import Notices
 from mta.opening import OpenStage
+from mta.outages import Outages
 from mta.practice import FileUnopened, NoticesStayHere
 from mta.protecting import ProtectStage
 from mta.queue import Queue
@@ -66,13 +75,13 @@ from mta.smtp.door import DoorOptions, SubmissionDoor
 from mta.smtp.policy import SubmissionRules
 from mta.smtp.relay import RelayAccount, RelayOptions, RelayTarget
 from mta.spool import Spool
+from mta.system_mail import SystemMail
 from mta.worker import Worker
 from trust.accounts import Accounts
 from trust.accounts_administration import Administration
-from trust.identities import AccountError
 from trust.names import DistinguishedName
-from trust.refusals import Refused
 from trust.tls import TlsMaterialError, followed_service_server
+from trust.vault import KeyUse
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +145,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     journal_answers = await publish_heads(process, store, running)
     accounts = Accounts(store.database, store.vault, options=lockout_options(loaded), journal=store.journal)
     administration = Administration(accounts, store.journal)
-    await asyncio.to_thread(_keep_accounts, loaded, connect, accounts, administration)
+    await asyncio.to_thread(keep_accounts, loaded, connect, store.vault, accounts, administration)
 
     mailboxes = open_mailboxes(loaded, store, accounts)
     exists = mailboxes.exists
@@ -164,14 +173,22 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
         )
     )
     stack.push_async_callback(lmtp.close)
+    ways = ways_of(loaded, connect)
+    for reason in ways.unusable.values():
+        log.error("connect.account-left-out", reason=reason)
     relay = RelayTarget(
-        relay_accounts(loaded, connect),
+        ways.relays,
         RelayOptions(settings.operator.host, Timeouts(final=settings.outbound.final_seconds)),
+        ways.unusable.keys(),
     )
     stack.push_async_callback(relay.close)
-    targets: dict[TargetKind, Target] = {TargetKind.MAILBOX: lmtp, TargetKind.SMTP: relay}
-    if connect.inbox_folder:
-        targets[TargetKind.FOLDER] = PracticeFolder(loaded.path(connect.inbox_folder))
+    notices = Notices(store.database, process.name, store.clock)
+    believed = Believed(spool, incoming.speaks_for, collected=True)
+    # reading receipts are filed: nobody here looks at a trace
+    filing = ReceiptDoorkeeper(lmtp, spool, believed, notices)
+    targets: dict[TargetKind, Target] = {TargetKind.MAILBOX: filing, TargetKind.SMTP: relay}
+    folder = connect.inbox_folder
+    targets[TargetKind.FOLDER] = PracticeFolder(loaded.path(folder)) if folder else NoFolder()
     served = make_serving(loaded, store.vault, mailboxes)
     authentication = authentication_socket(loaded, mailboxes, store.vault, None, served)
     await authentication.start()
@@ -186,7 +203,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
         _nobody,
         spool,
         incoming,
-        Notices(store.database, process.name, store.clock),
+        notices,
         parse,
         running,
         follow,
@@ -204,11 +221,24 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
         _EveryDomain(),
         parse,
         mailboxes,
+        ways.collected,
         mail_collectors,
         intake_threads,
         running,
         stack,
+        lambda address: bool(store.vault.certificates(address, KeyUse.ENCRYPTION)),
     )
+    look = functools.partial(
+        look_for_standstills,
+        spool,
+        mail_collectors.current,
+        [each.address for each in connect.accounts],
+        ways.unusable.keys(),
+        store.clock,
+    )
+    operator = settings.operator
+    reader_mail = SystemMail(spool, operator.postmaster, operator.host, operator.domains, _nobody)
+    running.start(Outages(reader_mail, look, clock=store.clock), "standstills")
 
     # What looks after it, and what can be asked of it.
     queue = Queue(
@@ -228,6 +258,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     collectors = (
         RevocationCollector(revocation),
         mail_collectors,
+        OutgoingCollector(relay),
         DoorCollector([door], options),
         QueueCollector(queue, retention),
     )
@@ -316,51 +347,47 @@ async def _open_door(
     return door
 
 
-def relay_accounts(loaded: Loaded, connect: ConnectSettings) -> list[RelayAccount]:
-    """The ways out. Raises `SettingsError`."""
-    made = []
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """To and from the operators, for the accounts that can be used."""
+
+    relays: tuple[RelayAccount, ...]
+    collected: tuple[CollectorOptions, ...]
+    unusable: Mapping[str, str]
+    """The other accounts, by address, and why: beside a doctor one of them must not shut the mailboxes of all."""
+
+
+def ways_of(loaded: Loaded, connect: ConnectSettings) -> Ways:
+    """As the file says."""
+    relays, collected, unusable = list[RelayAccount](), list[CollectorOptions](), dict[str, str]()
     # `config.connector.expanding` makes one section to collect of each account, in their order
-    for account, collected in zip(connect.accounts, loaded.settings.collect, strict=True):
+    for account, section in zip(connect.accounts, loaded.settings.collect, strict=True):
         try:
-            context = ssl.create_default_context(cafile=str(loaded.path(collected.ca)))
-            if account.certificate:
-                context.load_cert_chain(
-                    loaded.path(account.certificate), loaded.path(account.key or account.certificate)
-                )
-            sign_in, secret = upstream_secret(loaded, collected)
-            made.append(
-                RelayAccount(
-                    name=collected.name,
-                    address=account.address,
-                    host=account.smtp_host or account.imap_host,
-                    port=account.smtp_port,
-                    context=context,
-                    implicit_tls=account.smtp_tls == "implicit",
-                    sign_in=sign_in,
-                    user=collected.user,
-                    secret=secret,
-                )
-            )
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"connect.accounts {collected.name} cannot be used: {error}") from error
-    return made
+            signed_in = upstream_secret(loaded, section)
+            relay = _relay_account(loaded, account, section, signed_in)
+            collected.append(collector_options(loaded, section, signed_in))
+            relays.append(relay)
+        except (OSError, ValueError, SettingsError) as error:
+            unusable[account.address] = f"connect.accounts {section.name} cannot be used: {error}"
+    return Ways(tuple(relays), tuple(collected), unusable)
 
 
-def _keep_accounts(
-    loaded: Loaded, connect: ConnectSettings, accounts: Accounts, administration: Administration
-) -> None:
-    """Each mailbox of the file is one here, and its password is the file's. A mailbox that left the file stays, with
-    its mail. Raises `SettingsError`."""
-    path = loaded.path(connect.local_password_file)
-    try:
-        password = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"connect.local_password_file {path} cannot be read: {error}") from error
-    try:
-        for address in (each.address for each in connect.accounts):
-            if accounts.by_address(address) is None:
-                administration.create(address, [address], password, "relais connect")
-            elif isinstance(accounts.authenticate(address, password), Refused):
-                administration.set_password(address, password, "relais connect")
-    except AccountError as error:
-        raise SettingsError(f"connect.accounts: {error}") from error
+def _relay_account(
+    loaded: Loaded, account: ConnectAccountSettings, collected: CollectSettings, signed_in: SignedIn
+) -> RelayAccount:
+    """Raises OSError and ValueError."""
+    context = ssl.create_default_context(cafile=str(loaded.path(collected.ca)))
+    if account.certificate:
+        context.load_cert_chain(loaded.path(account.certificate), loaded.path(account.key or account.certificate))
+    sign_in, secret = signed_in
+    return RelayAccount(
+        name=collected.name,
+        address=account.address,
+        host=account.smtp_host or account.imap_host,
+        port=account.smtp_port,
+        context=context,
+        implicit_tls=account.smtp_tls == "implicit",
+        sign_in=sign_in,
+        user=collected.user,
+        secret=secret,
+    )

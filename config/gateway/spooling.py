@@ -13,6 +13,7 @@ from config.gateway.running import Running
 from config.gateway.store import Store
 from config.node import ForAll, Membership, Process, Task, uses_postgresql
 from config.settings import Loaded
+from mta.message import Origin
 from mta.schedule import RetrySchedule
 from mta.spool import Spool
 
@@ -70,4 +71,6 @@ def _schedule(loaded: Loaded) -> RetrySchedule:
     pauses = [spool.first_retry_seconds]
     while pauses[-1] < spool.longest_retry_seconds:
         pauses.append(min(pauses[-1] * 2, spool.longest_retry_seconds))
-    return RetrySchedule(pauses=tuple(pauses), lifetime=spool.expire_seconds)
+    # a connector's reader is the one who is waiting: for the card in the other coat, the folder's disk
+    unending = frozenset((Origin.COLLECTED,)) if loaded.settings.connect else frozenset[Origin]()
+    return RetrySchedule(pauses=tuple(pauses), lifetime=spool.expire_seconds, unending=unending)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
@@ -18,7 +18,7 @@ from config.gateway.mailboxes import Mailboxes
 from config.gateway.running import Running
 from config.gateway.spooling import Spooling
 from config.gateway.stages import Parse, routing_options
-from config.incoming import MailCollectors, collector_options
+from config.incoming import MailCollectors
 from config.node import Process
 from config.sections import MllpListener
 from directory.resolve import Directory
@@ -37,13 +37,15 @@ async def open_systems(
     trust_list: TrustedDomains,
     parse: Parse,
     mailboxes: Mailboxes,
+    collected: Sequence[CollectorOptions],
     collectors: MailCollectors,
     threads: ThreadPoolExecutor,
     running: Running,
     stack: AsyncExitStack,
+    has_key: Callable[[str], bool] = lambda address: True,
 ) -> Letters:
-    """`collectors` tells of the mailboxes collected; `threads` acknowledge. Returns who takes letters. Raises
-    `SettingsError`."""
+    """`collectors` tells of the mailboxes `collected`; `threads` acknowledge; `has_key` as in
+    `mta.collecting.Collector`. Returns who takes letters. Raises `SettingsError`."""
     loaded, settings = process.loaded, process.loaded.settings
     spool = spooling.spool
     intake = Intake(
@@ -60,8 +62,8 @@ async def open_systems(
         door = _mllp_door(listener, intake, threads)
         await listen(door.start, listener.host, listener.port, reuse_port=process.shares_ports)
         stack.push_async_callback(door.stop)
-    for each in settings.collect:
-        collect = functools.partial(_collector, collectors, collector_options(loaded, each), spool, mailboxes.exists)
+    for each in collected:
+        collect = functools.partial(_collector, collectors, each, spool, mailboxes.exists, has_key)
         running.start(spooling.once_for_all(collect), f"collect {each.name}")
     letters = Letters(
         intake,
@@ -79,9 +81,13 @@ async def open_systems(
 
 
 def _collector(
-    collectors: MailCollectors, options: CollectorOptions, spool: Spool, exists: Callable[[str], bool]
+    collectors: MailCollectors,
+    options: CollectorOptions,
+    spool: Spool,
+    exists: Callable[[str], bool],
+    has_key: Callable[[str], bool],
 ) -> Collector:
-    return collectors.add(Collector(options, spool, exists))
+    return collectors.add(Collector(options, spool, exists, has_key))
 
 
 def _mllp_door(listener: MllpListener, intake: Intake, threads: ThreadPoolExecutor) -> MllpDoor:

@@ -48,6 +48,7 @@ def start_telling(
     operator, patients = settings.operator, settings.identity.patient_domains
     us = (operator.postmaster, operator.host, operator.domains, is_trusted)
     node, clock = process.name, store.clock
+    beside = settings.connect is not None  # the reader of collected mail; our operators have judged who reports
     dsn = DsnConsumer(
         spool,
         *us,
@@ -56,6 +57,7 @@ def start_telling(
         options=DsnOptions(settings.notifications.return_max_bytes, lifetime=settings.spool.expire_seconds),
         notices=notices,
         node=node,
+        collected_to_reader=beside,
     )
     system_mail = SystemMail(spool, *us, patients)
     quarantine = Quarantine(
@@ -71,7 +73,8 @@ def start_telling(
     )
     follow.tell_systems_by(receipts.unread)
     running.start(follow, "follow-up")
-    reporter = Reporter(spool, (dsn, quarantine, receipts, AwaitedReceipts(spool, incoming.speaks_for), follow))
+    awaited = AwaitedReceipts(spool, incoming.speaks_for, collected=beside)
+    reporter = Reporter(spool, (dsn, quarantine, receipts, awaited, follow))
     running.start(reporter, "reporter")
     running.start(overdue, "overdue")
     return Telling(quarantine, overdue)

@@ -13,17 +13,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from mta import refusals
 from mta.collecting_options import SecretUnavailableError, SignIn
 from mta.header import author_of
-from mta.message import Deferred, Failed, Message, Outcome
+from mta.message import Deferred, Failed, Message, Origin, Outcome
 from mta.smtp.client import Answered, ConnectionBrokenError, DsnRequest, SmtpConnection, Timeouts, Transaction
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import Counts, Job, NotOpenedError, Pool, PoolOptions, delivered
-from mta.smtp.target import REQUIRE_TLS, UTF8, admissible, awaits_receipt, check_message, dsn_request, international
+from mta.smtp.target import (
+    REQUIRE_TLS,
+    UTF8,
+    admissible,
+    awaits_receipt,
+    check_message,
+    dsn_request,
+    international,
+    tls_words,
+)
 from smime.mime import MimeError, parse_entity
 from trust.refusals import Refused
 
@@ -72,7 +82,9 @@ class RelayOptions:
 class RelayTarget:
     """A `mta.message.Target`. One per event loop; `close` at the end."""
 
-    def __init__(self, accounts: Sequence[RelayAccount], options: RelayOptions) -> None:
+    def __init__(self, accounts: Sequence[RelayAccount], options: RelayOptions, unusable: Collection[str] = ()) -> None:
+        """`unusable`: addresses whose accounts are not known now; what they send waits."""
+        self._unusable = frozenset(unusable)
         self._accounts = {account.address: account for account in accounts}
         self._options = options
         self._pool = Pool(options.pool)
@@ -81,10 +93,15 @@ class RelayTarget:
 
     async def deliver(self, message: Message) -> Outcome:
         """See `mta.message.Target`. The content must be prepared: CRLF lines, protected for its recipient."""
+        if message.origin is Origin.SYSTEM:  # ours stay here, where they need no protection (`mta.practice`)
+            return Failed(Refused(refusals.NO_ROUTE))
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)
-        account = self._accounts.get((message.sender or _author(message.content)).lower())
+        whose = (message.sender or _author(message.content)).lower()
+        account = self._accounts.get(whose)
+        if account is None and whose in self._unusable:
+            return Deferred(Refused(refusals.SIGN_IN_REFUSED, "the account cannot be used: see the log"))
         if account is None:
             return Failed(Refused(refusals.SENDER_NOT_ALLOWED))
         # The operator cannot see that what is encrypted is a reading receipt, and lets nobody else write with a null
@@ -123,8 +140,13 @@ class RelayTarget:
 
     @property
     def at_rest(self) -> int:
-        """How many operators are left alone now. From the event loop."""
-        return self._pool.resting(asyncio.get_running_loop().time())
+        """How many operators are left alone now. From any thread."""
+        return self._pool.resting(time.monotonic())
+
+    @property
+    def connections(self) -> int:
+        """Open, or being opened."""
+        return self._pool.connections
 
     def try_now(self) -> None:
         """Let no operator rest any longer, and say again what was refused. From the event loop."""
@@ -148,7 +170,7 @@ class RelayTarget:
                 server_hostname=account.host,
             )
         except ssl.SSLError as error:
-            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error))) from None
+            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, tls_words(error))) from None
         except ConnectionBrokenError as error:
             raise NotOpenedError(Refused(refusals.UNREACHABLE, str(error))) from None
         kept = False
@@ -161,7 +183,7 @@ class RelayTarget:
             kept = True
             return connection
         except ssl.SSLError as error:
-            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error))) from None
+            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, tls_words(error))) from None
         except ConnectionBrokenError as error:
             raise NotOpenedError(Refused(refusals.CONNECTION_LOST, str(error))) from None
         finally:
@@ -247,8 +269,3 @@ def _admit(connection: SmtpConnection, transaction: Transaction) -> Refused | No
     if refused is None and transaction.utf8 and UTF8 not in connection.capabilities:
         return Refused(refusals.SMTPUTF8_UNSUPPORTED)
     return refused
-
-
-def _tls_words(error: ssl.SSLError) -> str:
-    """The library's reason only: never a name or an address."""
-    return (getattr(error, "verify_message", "") or error.reason or type(error).__name__)[:100]

@@ -276,7 +276,7 @@ class SmtpTarget:
             kept = True
             return connection
         except ssl.SSLError as error:
-            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, _tls_words(error))) from None
+            raise NotOpenedError(Refused(refusals.TLS_UNAVAILABLE, tls_words(error))) from None
         except ConnectionBrokenError as error:
             # a server that dislikes our certificate closes without a word under TLS 1.3
             raise NotOpenedError(Refused(refusals.CONNECTION_LOST, str(error))) from None
@@ -414,6 +414,7 @@ def xtext(text: str) -> str:
     return "".join(chr(octet) if 33 <= octet <= 126 and octet not in b"+=" else f"+{octet:02X}" for octet in octets)
 
 
-def _tls_words(error: ssl.SSLError) -> str:
+def tls_words(error: ssl.SSLError) -> str:
     """The library's reason only: never a name or an address."""
-    return (getattr(error, "verify_message", "") or error.reason or type(error).__name__)[:100]
+    said = getattr(error, "verify_message", "").partition(", certificate is not valid for")[0]
+    return (said or error.reason or type(error).__name__)[:100]

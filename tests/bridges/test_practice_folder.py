@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import stat
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from bridges import practice_folder
+from bridges.dropfolder import write_into
 from bridges.practice_folder import PracticeFolder, attachments
 from mta import refusals
-from mta.message import Deferred, Delivered, Message, Origin
+from mta.message import Deferred, Delivered, Message, Origin, PacedTarget
 
 MAIL = b"""\
 From: =?utf-8?q?Labo_des_Tilleuls?= <labo@op.example>\r
@@ -87,6 +94,65 @@ async def test_a_mail_becomes_files_once(tmp_path: Path) -> None:
     assert await folder.deliver(MESSAGE) == Delivered("already in the folder")
     assert names(tmp_path) == set()
     assert isinstance(await folder.deliver(replace(MESSAGE, delivery_id="0198c0ffee00d2")), Delivered)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.JSON", "x.eml", "x.exe", "x.lnk", "x.html", "x.json .", "a.b.part"])
+async def test_no_sender_says_what_kind_of_file_lies_there(tmp_path: Path, name: str) -> None:
+    """Nobody may put his own manifest beside ours, nor what runs."""
+    forged = MAIL.replace(b"bilan%20sanguin.hpr", name.replace(" ", "%20").encode()).replace(
+        b"Content-Type: application/zip", b"Content-Type: message/rfc822; name=lettre"
+    )
+    written = []
+
+    def spying(folder: int, name: str, content: bytes, mode: int = 0o600) -> None:
+        written.append(name)
+        write_into(folder, name, content, mode)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(practice_folder, "write_into", spying)
+        assert isinstance(await PracticeFolder(tmp_path).deliver(replace(MESSAGE, content=forged)), Delivered)
+    stem = "20270115T080000Z-0198c0ffee00d1"
+    assert names(tmp_path) == {f"{stem}.{each}" for each in ("1.pdf", "2.bin", "3.mail", "4.txt", "eml", "json")}
+    assert [each for each in written if each.endswith(".json")] == [f"{stem}.json"] == written[-2:-1]
+    told = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert told["attachments"][1]["name"].startswith(name[:5])
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o600), (0o755, 0o600), (0o770, 0o640)])
+async def test_files_are_for_those_who_may_write_there(tmp_path: Path, folder: int, file: int) -> None:
+    tmp_path.chmod(folder)  # noqa: ASYNC240 - of the test itself
+    assert isinstance(await PracticeFolder(tmp_path).deliver(MESSAGE), Delivered)
+    assert {stat.S_IMODE((tmp_path / each).stat().st_mode) for each in names(tmp_path)} == {file}
+
+
+async def test_a_share_that_hangs_holds_one_thread_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, entered = threading.Event(), threading.Event()
+
+    def hang(folder: int, name: str, content: bytes, mode: int = 0o600) -> None:
+        entered.set()
+        released.wait(20)
+        write_into(folder, name, content, mode)
+
+    monkeypatch.setattr(practice_folder, "write_into", hang)
+    folder = PracticeFolder(tmp_path)
+    assert isinstance(folder, PacedTarget)
+    assert folder.places("folder") == 1
+    attempt = asyncio.create_task(folder.deliver(MESSAGE))
+    assert await asyncio.to_thread(entered.wait, 20)
+    attempt.cancel()  # as the worker does, in the end
+    assert isinstance((await asyncio.gather(attempt, return_exceptions=True))[0], asyncio.CancelledError)
+    for number in range(20):
+        busy = await folder.deliver(replace(MESSAGE, delivery_id=f"0198c0ffee01{number:02}"))
+        assert isinstance(busy, Deferred)
+        assert busy.reason.detail == "folder: busy"
+    assert [each.name for each in threading.enumerate()].count("practice-folder") == 1
+    released.set()
+    async with asyncio.timeout(20):
+        while isinstance(await folder.deliver(MESSAGE), Deferred):  # noqa: ASYNC110 - of a thread that ends
+            await asyncio.sleep(0.01)
+    assert len(names(tmp_path)) == 6
 
 
 async def test_marks_are_forgotten_after_a_month(tmp_path: Path) -> None:

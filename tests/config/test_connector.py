@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from argon2 import PasswordHasher
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, pkcs12
@@ -20,15 +21,22 @@ from config import doctor
 from config.cli import relais
 from config.connector.discovery import Found, Server, discover, read_autoconfig
 from config.connector.examining import examine_connector
+from config.connector.local_accounts import keep_accounts
 from config.connector.local_certificate import keep_local_certificate
 from config.connector.sections import ConnectAccountSettings, ConnectDirectorySettings, ConnectSettings
-from config.connector.serving import relay_accounts
+from config.connector.serving import ways_of
 from config.settings import SettingsError, load
 from directory.pool import DirectoryUnavailableError
 from directory.srv import SrvRecord
 from tests.support.dns_server import DnsServer, dns_server
+from trust.accounts import Accounts
+from trust.accounts_administration import Administration
+from trust.identities import Identity
 from trust.issuing import DemonstrationAuthority
+from trust.journal import Journal
 from trust.revocation.fetching import FetchError
+from trust.store import metadata
+from trust.store.database import Database
 from trust.vault import KeyUse, KeyVault
 
 REFERENCE = Path(__file__).parents[2] / "config" / "connect.toml"
@@ -55,6 +63,8 @@ def test_one_section_stands_for_a_whole_gateway() -> None:
     assert collected.deliver_to == collected.user == settings.operator.postmaster
     assert settings.spool.longest_retry_seconds == 60.0
     assert not settings.evaluation.dns
+    # all correspondents have one peer here, the account: none of them may pause what the others encrypt
+    assert settings.smime.failures_per_hour >= 1_000_000
     assert settings.letters == ()
 
 
@@ -97,17 +107,40 @@ def test_other_sections_go_before_what_connect_stands_for(tmp_path: Path) -> Non
     assert settings.keys.token == "carte"
 
 
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("[[collect]]\nname = 'x'", "no \\[collect\\]"),
+        ("[[letters]]\nsender = 'x@y.example'", "no \\[letters\\]"),
+        ("[submission]\nport = 587", "no \\[submission\\]"),
+        ("[[oidc]]\nissuer = 'x'", "no \\[oidc\\]"),
+        ("[dkim]\nselector = 'x'", "no \\[dkim\\]"),
+    ],
+)
+def test_what_a_connector_does_not_serve_is_refused(tmp_path: Path, beside: str, said: str) -> None:
+    file = tmp_path / "relais.toml"
+    file.write_text(f"{REFERENCE.read_text()}\n{beside}\n")
+    with pytest.raises(SettingsError, match=said):
+        load(file, {})
+    file.write_text(f"spool = 5\n{REFERENCE.read_text()}")
+    with pytest.raises(SettingsError, match="spool is a section"):
+        load(file, {})
+
+
 def test_ways_out_are_what_the_file_says(tmp_path: Path) -> None:
     shutil.copy(REFERENCE, tmp_path / "relais.toml")
     loaded = load(tmp_path / "relais.toml", {})
     connect = loaded.settings.connect
     assert connect is not None
-    with pytest.raises(SettingsError, match="cannot be used"):
-        relay_accounts(loaded, connect)
+    (reason,) = ways_of(loaded, connect).unusable.values()
+    assert "cannot be used" in reason
     authority = DemonstrationAuthority.create("Confiance")
     (tmp_path / "anchors.pem").write_bytes(authority.root.public_bytes(Encoding.PEM))
     (tmp_path / "jeanne.password").write_text("secret")
-    (made,) = relay_accounts(loaded, connect)
+    ways = ways_of(loaded, connect)
+    assert not ways.unusable
+    (made,), (collected,) = ways.relays, ways.collected
+    assert made.secret is collected.secret, "one who signs in, at both servers"
     assert (made.host, made.port, made.implicit_tls) == ("smtp.example.mssante.fr", 465, True)
     assert made.secret is not None
     assert made.secret() == "secret"
@@ -117,6 +150,87 @@ def test_ways_out_are_what_the_file_says(tmp_path: Path) -> None:
     assert any(level == "problem" and "recus" in said for level, said in found)
     assert any(level == "problem" and "vault" in said for level, said in found)
     assert not any("trust list" in each.subject for each in doctor.examine(tmp_path, tmp_path / "relais.toml"))
+
+
+def test_one_account_that_cannot_be_used_stops_no_other(tmp_path: Path) -> None:
+    head, _, account = REFERENCE.read_text().partition("[[connect.accounts]]")
+    other = account.replace("jeanne.", "paul.")
+    (tmp_path / "relais.toml").write_text(f"{head}[[connect.accounts]]{account}[[connect.accounts]]{other}")
+    authority = DemonstrationAuthority.create("Confiance")
+    (tmp_path / "anchors.pem").write_bytes(authority.root.public_bytes(Encoding.PEM))
+    (tmp_path / "paul.password").write_text("secret")
+    loaded = load(tmp_path / "relais.toml", {})
+    assert loaded.settings.connect is not None
+    ways = ways_of(loaded, loaded.settings.connect)
+    left, usable = (each.address for each in loaded.settings.connect.accounts)
+    assert [each.address for each in ways.relays] == [each.deliver_to for each in ways.collected] == [usable]
+    assert ways.unusable.keys() == {left}
+
+
+def test_secrets_and_folders_that_are_open_are_told(tmp_path: Path) -> None:
+    text = REFERENCE.read_text().replace('refresh_token_file = ""', 'refresh_token_file = "refresh"')
+    (tmp_path / "relais.toml").write_text(text.replace('\ncertificate = ""', '\ncertificate = "own.pem"'))
+    for name in ("refresh", "own.pem"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o644)
+    (tmp_path / "recus").mkdir(mode=0o755)
+    said = [sentence for level, sentence in examine_connector(load(tmp_path / "relais.toml", {})) if level == "problem"]
+    for name in ("refresh holds a secret", "own.pem holds a secret", "recus is open to everybody"):
+        assert any(name in each for each in said), said
+    (tmp_path / "recus").chmod(0o770)
+    said = [sentence for level, sentence in examine_connector(load(tmp_path / "relais.toml", {})) if level == "problem"]
+    assert not any("recus" in each for each in said)
+
+
+def test_each_mailbox_has_its_own_password_and_keeps_what_was_said_of_it(tmp_path: Path) -> None:
+    head, _, account = REFERENCE.read_text().partition("[[connect.accounts]]")
+    own = account.replace("jeanne.", "paul.").replace('local_password_file = ""', 'local_password_file = "paul.local"')
+    both = f"{head}[[connect.accounts]]{account}[[connect.accounts]]{own}"
+    file = tmp_path / "relais.toml"
+    (tmp_path / "local.password").write_text("commun")
+    (tmp_path / "paul.local").write_text("de paul")
+    vault = KeyVault.create(tmp_path / "vault")
+    database = Database(f"sqlite:///{tmp_path / 'relais.db'}")
+    metadata.create_all(database.engine)
+    hasher = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+    accounts = Accounts(database, vault, hasher=hasher)
+    administration = Administration(accounts, Journal(vault, "n1"))
+
+    def start(text: str) -> None:
+        file.write_text(text)
+        loaded = load(file, {})
+        assert loaded.settings.connect is not None
+        keep_accounts(loaded, loaded.settings.connect, vault, accounts, administration)
+
+    def opens(who: str, password: str) -> bool:
+        return isinstance(accounts.authenticate(f"{who}.exemple@medecin.example.mssante.fr", password), Identity)
+
+    try:
+        start(both)
+        assert opens("jeanne", "commun")
+        assert opens("paul", "de paul")
+        assert not opens("paul", "commun")
+        # what somebody says of one of them stays, until the file says something new
+        administration.set_password("jeanne.exemple@medecin.example.mssante.fr", "plus personnel", "J. Exemple")
+        start(both)
+        assert opens("jeanne", "plus personnel")
+        (tmp_path / "local.password").write_text("commun, changé")
+        start(both)
+        assert opens("jeanne", "commun, changé")
+        # a file that cannot be read costs its own mailbox nothing, and the others neither
+        (tmp_path / "paul.local").unlink()
+        start(both)
+        assert opens("paul", "de paul")
+        assert opens("jeanne", "commun, changé")
+        (tmp_path / "paul.local").write_text("de paul")
+        # who has left takes no mailbox along
+        start(f"{head}[[connect.accounts]]{account}")
+        assert not opens("paul", "de paul")
+        assert accounts.by_address("paul.exemple@medecin.example.mssante.fr") is not None
+        start(both)
+        assert opens("paul", "de paul")
+    finally:
+        database.close()
 
 
 # The certificate of this machine
@@ -266,8 +380,18 @@ async def test_what_the_dns_says_is_not_asked(tmp_path: Path, dns: DnsServer) ->
         "y",  # SMTP
         "",  # a password
         "mot de passe",
+        ADDRESS,  # named already
+        "jeanne-exemple@medecin.example",  # written like the first, in a file's name
+        "y",
+        "y",
+        "",
+        "autre mot de passe",
         "",  # no further mailbox
+        "tout",  # none of the three
+        "everything",
+        str(tmp_path / "absent" / "recus"),
         "recus",
+        "ldap://annuaire.example",  # in clear
         "",  # the directory found
         "",  # its base
         "",  # as nobody
@@ -288,7 +412,12 @@ async def test_what_the_dns_says_is_not_asked(tmp_path: Path, dns: DnsServer) ->
     settings = load(state / "relais.toml", {}).settings
     assert settings.connect is not None
     assert (state / "recus").is_dir()
-    (account,) = settings.connect.accounts
+    account, other = settings.connect.accounts
+    assert (account.stays, other.stays) == ("everything", "everything")
+    assert account.name != other.name
+    assert (state / other.password_file).read_text() == "autre mot de passe"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o711
+    assert stat.S_IMODE((state / "recus").stat().st_mode) == 0o700
     assert (account.address, account.imap_host, account.smtp_host) == (
         ADDRESS,
         "imap.medecin.example",

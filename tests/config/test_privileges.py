@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -65,6 +66,27 @@ def test_root_becomes_the_service_user_for_good(place: Path) -> None:
     assert owner(state / MARK) == uid
     back = dropped(state, "os.setuid(0)")
     assert "PermissionError" in back.stderr
+
+
+@as_root
+def test_a_folder_made_for_the_service_user_is_its_own(place: Path) -> None:
+    ids = service_ids()
+    assert ids is not None
+    folder, roots = place / "recus", place / "root"
+    privileges.service_folder(folder)
+    assert (owner(folder), stat.S_IMODE(folder.stat().st_mode)) == (ids[0], 0o700)
+    assert privileges.may_write(folder)
+    roots.mkdir(mode=0o750)
+    privileges.service_folder(roots)  # somebody's: left as it is
+    assert owner(roots) == 0
+    assert not privileges.may_write(roots)
+    os.chown(roots, 0, ids[1])
+    assert not privileges.may_write(roots)
+    roots.chmod(0o770)
+    assert privileges.may_write(roots)
+    assert not privileges.may_write(place / "absent")
+    with pytest.raises(FileNotFoundError):
+        privileges.service_folder(place / "absent" / "recus")
 
 
 @as_root

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import signal
 import smtplib
 from datetime import UTC, datetime
@@ -11,6 +13,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import make_msgid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,29 +51,46 @@ async def test_a_day_and_a_night(up: Running) -> None:
 def a_day(cabinet: Practice) -> None:
     # From the one operator to the other, and back home: opened with the key of the practice, in the practice only.
     mail = letter(TOWN.address, CLINIC.address)
-    cabinet.submit(TOWN, mail)
+    cabinet.submit(TOWN, mail, "NOTIFY=SUCCESS,FAILURE")
     arrived = cabinet.wait(CLINIC, mail)
     assert arrived["Subject"] == mail["Subject"]
     assert "signature=valid" in arrived["X-Relais-Verdict"]
     assert f"signer={TOWN.address}" in arrived["X-Relais-Verdict"]
     # The operator of today opens mail itself: what it leaves readable in its mailbox does not stay there.
     until(lambda: not cabinet.left_upstream(CLINIC), 10.0, "an empty mailbox upstream")
+
     # The practice software has it too.
-    until(lambda: len(cabinet.files()) == 1, 10.0, "files for the practice software")
-    (told,) = cabinet.files()
+    def files() -> list[dict[str, Any]]:
+        return [each for each in cabinet.files() if each["message_id"] == mail["Message-ID"]]
+
+    until(lambda: bool(files()), 10.0, "files for the practice software")
+    (told,) = files()
     assert told["mailbox"] == CLINIC.address
     assert [(each["name"], each["type"]) for each in told["attachments"]] == [("compte rendu.pdf", "application/pdf")]
     assert (cabinet.state / "inbox" / told["attachments"][0]["file"]).read_bytes().startswith(b"%PDF-1.4")
+
+    # The operator's receipt is heard: nothing is awaited any more, and no notice says that it never came.
+    until(lambda: "answered" in steps(cabinet, mail), 30.0, "the operator's receipt")
+    receipt = cabinet.wait_for(TOWN, ("SUBJECT", '"Message delivered"'))
+    assert "postmaster@" in receipt["From"]
 
     # What only the practice can open stays at the operator as it came, and is read here.
     sealed = protected(cabinet, CLINIC.address, TOWN.address)
     leave_upstream(cabinet, sealed)
     arrived = cabinet.wait(TOWN, sealed)
     assert "decrypted=yes; signature=valid" in arrived["X-Relais-Verdict"]
-    assert "confidentiel" in arrived.get_body(("plain",)).get_content()
+    assert any(
+        "confidentiel" in each.get_content() for each in arrived.walk() if each.get_content_type() == "text/plain"
+    )
+    # on this disk, which may be stolen, nobody reads it
+    stored = [each.read_bytes() for each in (cabinet.state / "mail").rglob("*") if each.is_file()]
+    assert not any(b"confidentiel" in each for each in stored)
+    assert any(b"CRYPTED" in each for each in stored)
     (left,) = cabinet.left_upstream(TOWN)
     assert left.get_content_type() == "application/pkcs7-mime"
     assert b"confidentiel" not in left.as_bytes()
+    with cabinet.upstream(TOWN) as client:  # who asks there whether it was read is not told that it was
+        assert client.search(None, "SEEN")[1] == [b""]
 
     # What nobody here has a key for is not lost: its reader sees that it is there.
     stranger = DemonstrationAuthority.load(World(cabinet.up.state).authority)
@@ -84,7 +104,7 @@ def a_day(cabinet: Practice) -> None:
     # Nobody to encrypt to: the doctor is told in his own mailbox, and nothing has left in clear.
     refused = letter(TOWN.address, "claude.sanscertificat@medecin.mssante.fr")
     cabinet.submit(TOWN, refused)
-    notice = cabinet.wait_for(TOWN, ("HEADER", "Content-Type", "multipart/report"))
+    notice = cabinet.wait_for(TOWN, ("SUBJECT", '"not delivered"'))
     assert notice["To"] == TOWN.address
     assert "claude.sanscertificat@medecin.mssante.fr" in notice.as_string()
 
@@ -134,6 +154,12 @@ def a_morning(cabinet: Practice, waiting: list[tuple[str, EmailMessage]]) -> Non
                 _, counted = client.select(folder, readonly=True)
                 assert folder == "INBOX" or counted == [b"0"]
         assert all(each.get_content_type() == "application/pkcs7-mime" for each in cabinet.left_upstream(mailbox))
+
+
+def steps(cabinet: Practice, mail: EmailMessage) -> set[str]:
+    """Kinds of what happened to it here."""
+    found = cabinet.ask("trace", reference=mail["Message-ID"])
+    return set(re.findall(r'"step": "([a-z-]+)"', json.dumps(found)))
 
 
 def protected(cabinet: Practice, sender: str, to: str, certificate: object = None) -> EmailMessage:

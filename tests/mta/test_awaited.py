@@ -114,6 +114,29 @@ async def test_what_ends_no_wait(spool: Spool, said: tuple[str, str], more: dict
 
 
 @pytest.mark.parametrize(
+    ("more", "left"),
+    [
+        ({}, 1),
+        ({"sender": "mallory@op2.example"}, 2),
+        ({"verdict": "signature=invalid;"}, 2),
+        ({"content": b"by a person"}, 2),
+    ],
+)
+async def test_what_an_operator_of_ours_filed_for_us_ends_the_wait(
+    spool: Spool, more: dict[str, Any], left: int
+) -> None:
+    """A connector's: everything it gets is collected, by accounts of its own operators."""
+    kept = relayed(spool)
+    content = dsn(kept.spool_id, (DOCTOR, "delivered"))
+    if "content" in more:
+        content = content.replace(b"From: postmaster@op2.example", b"From: dr.noir@op2.example")
+        more = {}
+    mail = arrived(spool, content, **{"origin": Origin.COLLECTED, "peer": "ville", **more})
+    await AwaitedReceipts(spool, lambda peer, domain: peer == "ville", collected=True).ended(mail)
+    assert spool.gauges().awaited == left
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"\xff\x00", b"Content-Type: multipart/report; boundary=x\r\n\r\n--x\r\n", dsn("", ("", "failed"))]
 )
 async def test_what_is_no_receipt_is_left_alone(spool: Spool, content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import imaplib
 import logging
 import os
 import signal
@@ -23,9 +24,10 @@ from mta import refusals
 from mta.collecting import KEYWORD, After, Collector, CollectorOptions, SignIn, Stays
 from mta.collecting_options import SecretUnavailableError
 from mta.delivery import Accepted, Duplicate, Lease, Submission
-from mta.message import Origin, TargetKind
+from mta.message import Delivered, Failed, Origin, TargetKind
 from mta.spool import Spool
 from tests.support.dovecot import TOKEN, Running, a_dovecot, write_certificate
+from trust.refusals import Refused
 from trust.store.database import StoreUnavailableError
 
 from .conftest import MakeSpool
@@ -139,7 +141,7 @@ async def test_what_waits_and_what_is_pushed_is_collected_and_marked(
     assert (first.sender, first.message_id, first.peer) == ("", "<m1@amont.example>", "amont")
     assert second.sender == "relay@ville.mssante.test"
     assert pushed.endswith("\r\n\r\npoussé\r\n".encode())
-    assert search(running, user, f"SEEN KEYWORD {KEYWORD}") == 2
+    assert search(running, user, f"UNSEEN KEYWORD {KEYWORD}") == 2
 
 
 async def test_several_pushes_and_idle_given_again(running: Running, user: str, make_spool: MakeSpool) -> None:
@@ -266,7 +268,7 @@ async def test_what_is_too_large_stays_and_is_told_once(
     assert collector.status.oversized == 1
     assert [content for _, content in kept(spool)] == [mail(2), mail(3)]
     assert len([r for r in caplog.records if refusals.MESSAGE_TOO_LARGE.code in r.getMessage()]) == 1
-    assert search(running, user, "UNSEEN") == 1
+    assert search(running, user, f"UNKEYWORD {KEYWORD}") == 1
 
 
 async def test_messages_are_moved_when_asked(running: Running, user: str, make_spool: MakeSpool) -> None:
@@ -324,7 +326,7 @@ async def test_nothing_is_taken_for_a_mailbox_that_is_not_here(
     append(running, user, mail(1))
     async with collecting(options_for(running, user, deliver_to="x@y.example"), make_spool()) as collector:
         await eventually(lambda: collector.status.trouble == "mailbox-unknown")
-    assert search(running, user, "UNSEEN") == 1
+    assert search(running, user, f"UNKEYWORD {KEYWORD}") == 1
 
 
 async def test_an_unknown_certificate_gets_no_password(running: Running, user: str, make_spool: MakeSpool) -> None:
@@ -491,7 +493,7 @@ async def test_a_message_that_cannot_be_kept_holds_up_nobody(
     async with collecting(options_for(running, user), spool) as collector:
         await eventually(lambda: collector.status.connected)
     assert (collector.status.collected, collector.status.refused) == (1, 1)
-    assert search(running, user, "UNSEEN") == 1
+    assert search(running, user, f"UNKEYWORD {KEYWORD}") == 1
 
 
 @pytest.mark.parametrize(
@@ -860,19 +862,93 @@ async def test_only_what_may_stays_upstream(running: Running, user: str, make_sp
     spool = make_spool()
     async with collecting(options_for(running, user, stays=stays), spool) as collector:
         await eventually(lambda: collector.status.collected == 3)
+        await off(file_all, spool)
         gone = {Stays.EVERYTHING: 0, Stays.ENCRYPTED: 2, Stays.NOTHING: 3}[stays]
         await eventually(lambda: collector.status.removed == gone)
         await eventually(lambda: search(running, user, f"KEYWORD {KEYWORD}") == 3 - gone)
-    assert len(kept(spool)) == 3
     assert search(running, user, "DELETED") == 1
+    # to read it is for its reader, and nobody else may say that it was
+    assert search(running, user, "SEEN") == 0
+
+
+def file_all(spool: Spool, target: TargetKind = TargetKind.MAILBOX) -> None:
+    for lease in spool.claim(100, 60.0):
+        if lease.target is target:
+            assert spool.settle(lease, Delivered("250 ok"))
+        else:
+            spool.release([lease])
+
+
+async def test_what_is_not_filed_here_is_never_removed_there(
+    running: Running, user: str, make_spool: MakeSpool, caplog: pytest.LogCaptureFixture
+) -> None:
+    append(running, user, mail(1), mail(2))
+    spool = make_spool()
+    options = options_for(running, user, stays=Stays.NOTHING, to_folder=True)
+    async with collecting(options, spool) as collector:
+        await eventually(lambda: collector.status.collected == 2)
+        # the practice software has it: the mailbox, which counts, has not
+        await off(file_all, spool, target=TargetKind.FOLDER)
+        await asyncio.sleep(1.2)
+        assert (collector.status.removed, search(running, user, "UNDELETED")) == (0, 2)
+    # a restart forgets what it was waiting for, and learns it again
+    async with collecting(options, spool) as collector:
+        await eventually(lambda: collector.status.repeated == 2)
+        leases = {spool.content(lease): lease for lease in spool.claim(100, 60.0)}
+        assert spool.settle(leases[mail(1)], Failed(Refused(refusals.CONTENT_INVALID)))
+        await eventually(lambda: search(running, user, f"UNDELETED UNSEEN KEYWORD {KEYWORD}") == 1)
+        assert spool.settle(leases[mail(2)], Delivered("250 ok"))
+        await eventually(lambda: collector.status.removed == 1)
+    assert search(running, user, "ALL") == 1
+    assert "not filed here" in caplog.text
+
+
+async def test_what_cannot_be_removed_is_marked(tmp_path: Path, make_spool: MakeSpool) -> None:
+    server = Scripted(tmp_path, select=KEYWORDS, store=b"TAG NO read-only\r\n", idle=b"+ idling\r\n* 1 EXISTS\r\n")
+    spool = make_spool()
+    async with scripted(server, spool, stays=Stays.NOTHING) as collector:
+        await eventually(lambda: collector.status.collected == 1)
+        await off(file_all, spool)
+        await eventually(lambda: len(server.marked) == 2)
+    assert server.marked == [
+        rf"UID STORE 5 +FLAGS.SILENT (\Deleted {KEYWORD})",
+        f"UID STORE 5 +FLAGS.SILENT ({KEYWORD})",
+    ]
+    assert collector.status.removed == 0
+
+
+KEYWORDS = b"* 1 EXISTS\r\n* OK [UIDVALIDITY 7] x\r\n* OK [PERMANENTFLAGS (\\Seen \\Deleted \\*)] x\r\nTAG OK\r\n"
 
 
 async def test_the_practice_software_gets_its_own_delivery(running: Running, user: str, make_spool: MakeSpool) -> None:
-    append(running, user, mail(1))
+    """Of what is new: not of all the mailbox has held for years, which somebody has read."""
+    with running.log_in(user, PASSWORD) as client:
+        long_ago, lately = (imaplib.Time2Internaldate(time.time() - days * 86400) for days in (30, 2))
+        client.append("INBOX", None, long_ago, mail(1))
+        client.append("INBOX", r"(\Seen)", lately, mail(2))
+        client.append("INBOX", r"(\Flagged \Seen)", long_ago, mail(3))
     spool = make_spool()
     async with collecting(options_for(running, user, to_folder=True), spool) as collector:
+        await eventually(lambda: collector.status.collected == 3)
+    found = kept(spool)
+    assert {lease.recipient for lease, _ in found} == {HERE}
+    by_target = {target: {text for lease, text in found if lease.target is target} for target in TargetKind}
+    assert by_target[TargetKind.MAILBOX] == {mail(1), mail(2), mail(3)}
+    assert by_target[TargetKind.FOLDER] == {mail(1), mail(2)}
+
+
+async def test_what_nobody_here_could_open_stays_until_somebody_can(
+    running: Running, user: str, make_spool: MakeSpool
+) -> None:
+    append(running, user, mail(1))
+    keys: list[str] = []
+    collector = Collector(options_for(running, user), make_spool(), lambda address: True, lambda address: bool(keys))
+    task = asyncio.create_task(collector.run())
+    try:
+        await eventually(lambda: collector.status.trouble == "no-key")
+        assert search(running, user, f"UNKEYWORD {KEYWORD} UNSEEN") == 1
+        keys.append("imported")
         await eventually(lambda: collector.status.collected == 1)
-    assert {(lease.target, lease.recipient) for lease, _ in kept(spool)} == {
-        (TargetKind.MAILBOX, HERE),
-        (TargetKind.FOLDER, HERE),
-    }
+    finally:
+        await collector.stop()
+        await task

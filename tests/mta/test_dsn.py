@@ -121,6 +121,35 @@ def test_who_is_told_what(delivery: EndedDelivery, action: str | None) -> None:
     assert action_of(delivery) == action
 
 
+@pytest.mark.parametrize("sender", ["", "labo@ailleurs.example"])
+@pytest.mark.parametrize("target", [TargetKind.MAILBOX, TargetKind.FOLDER])
+async def test_what_was_collected_for_one_reader_is_told_to_no_other(
+    make_spool: MakeSpool, sender: str, target: TargetKind
+) -> None:
+    """Two doctors, one connector: the first mailbox of the file is its postmaster. Also without a Return-Path."""
+    spool = make_spool()
+    beside = DsnConsumer(
+        spool,
+        "dr.noir@op1.example",
+        "gate.op1.example",
+        {"op1.example"},
+        lambda domain: False,
+        ALL_CODES,
+        collected_to_reader=True,
+    )
+    failed = replace(ENDED, origin=Origin.COLLECTED, sender=sender, code="mta.mail-loop", target=target)
+    await beside.ended(failed)
+    await beside.ended(replace(failed, delivery_id="e" * 32, delivered=True, code=""))
+    await beside.ended(replace(failed, delivery_id="f" * 32, code=mta_refusals.MALWARE_FOUND.code))
+    ((_, to, content),) = receipts(spool)
+    assert to == "dr.gris@op1.example"
+    said = email.message_from_bytes(content, policy=email.policy.default)
+    text = next(part.get_content() for part in said.walk() if part.get_content_type() == "text/plain")
+    assert "relevé pour vous" in text
+    assert "Votre message" not in text
+    assert said["Subject"].startswith("Message releve non depose")
+
+
 @pytest.mark.parametrize(
     ("sender", "target"),
     [

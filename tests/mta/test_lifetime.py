@@ -6,9 +6,11 @@ import pytest
 
 from mta import refusals
 from mta.delivery import Accepted, Lease
-from mta.message import Deferred, DeliveryState, TargetKind
+from mta.message import Deferred, DeliveryState, Origin, TargetKind
 from mta.queue import Actor, Queue
+from mta.schedule import RetrySchedule
 from mta.spool import Spool
+from smime.refusals import KEY_UNAVAILABLE
 from trust.journal import Journal
 from trust.refusals import Refused
 from trust.store.blobs import BlobStore
@@ -61,6 +63,21 @@ def test_what_nobody_tries_ends_when_its_time_is_over(spool: Spool, clock: Clock
     assert (ended.delivery_id, ended.code) == (tried.delivery_id, "mta.expired")
     assert ended.detail == "mta.unreachable connect: refused"
     assert states(spool) == {DeliveryState.READY: 1, DeliveryState.FAILED: 1}
+
+
+def test_what_was_collected_beside_its_reader_is_never_given_up(make_spool: MakeSpool, clock: Clock) -> None:
+    schedule = RetrySchedule(pauses=(10.0,), jitter=0.0, lifetime=100.0, unending=frozenset((Origin.COLLECTED,)))
+    spool = make_spool(clock=clock, schedule=schedule)
+    for key, origin in (("collected", Origin.COLLECTED), ("sent", Origin.SUBMISSION)):
+        assert isinstance(spool.accept(submission(key=key, origin=origin)), Accepted)
+    clock.now += 1_000_000
+    away = Deferred(Refused(KEY_UNAVAILABLE))
+    for lease in spool.claim(10, 60):
+        assert spool.settle(lease, away)
+    assert states(spool) == {DeliveryState.READY: 1, DeliveryState.FAILED: 1}
+    assert spool.expire([THERE]) == 0
+    clock.now += 100
+    assert only(spool).origin is Origin.COLLECTED
 
 
 def test_what_is_under_lease_is_not_ended_beside_its_attempt(spool: Spool, clock: Clock) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from mta.smtp.client import Timeouts
 from mta.smtp.gate import GateOptions
 from mta.smtp.pool import PoolOptions
 from mta.smtp.relay import RelayAccount, RelayOptions, RelayTarget
+from mta.upstream_secrets import Grant, GrantedToken
 from tests.support.fault_proxy import Fault, Harm, proxying
 
 from .trust_space import TrustSpace
@@ -134,9 +136,11 @@ def account(space: TrustSpace, operator: Operator, **changes: object) -> RelayAc
 
 
 @asynccontextmanager
-async def relaying(*accounts: RelayAccount, **changes: object) -> AsyncIterator[RelayTarget]:
+async def relaying(
+    *accounts: RelayAccount, unusable: Collection[str] = (), **changes: object
+) -> AsyncIterator[RelayTarget]:
     rest = PoolOptions(GateOptions(2, 1, first_rest_seconds=0.01, longest_rest_seconds=0.02))
-    target = RelayTarget(accounts, replace(RelayOptions("connecteur.invalid", SHORT, rest), **changes))
+    target = RelayTarget(accounts, replace(RelayOptions("connecteur.invalid", SHORT, rest), **changes), unusable)
     try:
         yield target
     finally:
@@ -161,6 +165,15 @@ async def test_mail_goes_to_the_operator_as_its_client(space: TrustSpace, implic
     assert operator.said[: 2 if implicit else 4] == (
         ["EHLO", "AUTH"] if implicit else ["EHLO", "STARTTLS", "EHLO", "AUTH"]
     )
+
+
+async def test_no_notice_of_ours_leaves(space: TrustSpace) -> None:
+    """It was not protected: it is for this machine."""
+    operator = Operator(space.service())
+    operator.knows["PLAIN"] = plain()
+    async with listening(operator), relaying(account(space, operator)) as target:
+        assert isinstance(await target.deliver(replace(MESSAGE, origin=Origin.SYSTEM)), Failed)
+    assert not operator.said
 
 
 async def test_each_mailbox_has_its_own_way(space: TrustSpace) -> None:
@@ -222,6 +235,32 @@ async def test_a_refused_secret_is_not_said_again_until_it_changes(space: TrustS
             operator.knows["PLAIN"] = plain("neuf")
             operator.knows["XOAUTH2"] = b"user=dr.gris@ville.example\x01auth=Bearer neuf\x01\x01"
             assert isinstance(await target.deliver(MESSAGE), Delivered)
+
+
+async def test_a_providers_token_that_is_refused_is_not_asked_for_at_each_try(space: TrustSpace) -> None:
+    """A provider gives another one each time: asked anew, each would be said, and refused."""
+    operator, given = Operator(space.service()), list[str]()
+
+    def post(url: str, body: bytes, content_type: str, most: int) -> bytes:
+        given.append(f"t{len(given)}")
+        return json.dumps({"access_token": given[-1]}).encode()
+
+    token = GrantedToken(Grant("https://idp.example/token", "us", lambda: "secret"), post)
+    async with listening(operator):
+        mine = account(space, operator, sign_in=SignIn.TOKEN, secret=token)
+        async with relaying(mine) as target:
+            for _ in range(3):
+                assert isinstance(await target.deliver(MESSAGE), Deferred)
+                await asyncio.sleep(0.03)  # the operator's rest, which is another matter
+    assert (len(operator.responses), given) == (1, ["t0"])
+
+
+async def test_an_account_that_was_left_out_loses_nothing(space: TrustSpace) -> None:
+    async with relaying(unusable=["dr.gris@ville.example"]) as target:
+        outcome = await target.deliver(MESSAGE)
+        assert isinstance(outcome, Deferred)
+        assert outcome.reason.refusal is refusals.SIGN_IN_REFUSED
+        assert isinstance(await target.deliver(replace(MESSAGE, sender="autre@ville.example")), Failed)
 
 
 async def test_what_cannot_be_had_or_said_safely_waits(space: TrustSpace) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -56,12 +58,43 @@ def test_for_somebody_who_allowed_it(tmp_path: Path) -> None:
     path = tmp_path / "refresh"
     path.write_text("r1\n")
     provider = Provider(access_token="a1", refresh_token="r2")
-    token = GrantedToken(Grant(URI, "us", lambda: "secret", refresh_token=path), provider.post)
+    now = [0.0]
+    token = GrantedToken(Grant(URI, "us", lambda: "secret", refresh_token=path), provider.post, lambda: now[0])
     assert (token(), path.read_text(), path.stat().st_mode & 0o777) == ("a1", "r2", 0o600)
     provider.answer = b'{"access_token": "a2"}'
+    now[0] += 899
+    assert token() == "a1"
+    now[0] += 2
     assert (token(), path.read_text()) == ("a2", "r2")
     assert [asked["refresh_token"] for asked in provider.asked] == [["r1"], ["r2"]]
     assert {*provider.asked[0]} == {"client_id", "client_secret", "grant_type", "refresh_token"}
+
+
+@pytest.mark.parametrize(("expires", "asked"), [(3600, 1), (120, 2), (30, 2), (True, 1), ("3600", 1), (-5, 2)])
+def test_a_token_is_used_while_it_lasts(expires: object, asked: int) -> None:
+    provider, now = Provider(access_token="a1", expires_in=expires), [0.0]
+    token = GrantedToken(Grant(URI, "us", lambda: "secret"), provider.post, lambda: now[0])
+    assert token() == "a1"
+    now[0] += 61
+    assert token() == "a1"
+    assert len(provider.asked) == asked
+
+
+def test_two_who_sign_in_at_once_are_one_for_the_provider(tmp_path: Path) -> None:
+    """One that finds a refresh token used twice revokes whatever came of it (RFC 6819 §5.2.2.3)."""
+    path = tmp_path / "refresh"
+    path.write_text("r1")
+    provider = Provider(access_token="a1", refresh_token="r2", expires_in=3600)
+    both = threading.Barrier(2)
+    token = GrantedToken(Grant(URI, "us", lambda: "secret", refresh_token=path), provider.post)
+
+    def sign_in() -> str:
+        both.wait(20)
+        return token()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert {each.result() for each in [threads.submit(sign_in) for _ in range(2)]} == {"a1"}
+    assert [asked["refresh_token"] for asked in provider.asked] == [["r1"]]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ def enroll(up: Running, mailbox: Mailbox, authority: DemonstrationAuthority, vau
         password=PASSWORD,
         by="test",
     )
+    # what it opens it leaves as it was signed: the practice has eyes of its own
+    up.ask(
+        mailbox.operator,
+        "mailbox.preferences",
+        name=mailbox.address,
+        values={"verdict_line": "no", "summary": "no"},
+        by="test",
+    )
     settings = load(up.state / mailbox.operator / "relais.toml").settings.directory
     directory = Directory(
         DirectoryOptions(
@@ -229,10 +237,10 @@ class Practice:
         with self.upstream(mailbox) as client:
             return _mails(client)
 
-    def submit(self, mailbox: Mailbox, mail: EmailMessage) -> None:
+    def submit(self, mailbox: Mailbox, mail: EmailMessage, *rcpt_options: str) -> None:
         with smtplib.SMTP_SSL("localhost", self.submissions, context=self.context, timeout=20) as client:
             client.login(mailbox.address, HERE)
-            client.send_message(mail)
+            client.send_message(mail, rcpt_options=rcpt_options)
 
     def got(self, mailbox: Mailbox, mail: EmailMessage) -> list[EmailMessage]:
         """The copies of this mail in the local mailbox."""
