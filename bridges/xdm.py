@@ -189,6 +189,7 @@ def _read(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], limits: X
         return Refused(refusals.XDM_METADATA, "missing")
     documents: list[XdmDocument] = []
     findings: list[Finding] = []
+    members: dict[str, tuple[bytes, str]] = {}  # each once, however often it is described
     for path in described:
         if files[path].file_size > limits.metadata_bytes:
             return Refused(refusals.XDM_TOO_LARGE, "METADATA.XML")
@@ -198,11 +199,17 @@ def _read(archive: zipfile.ZipFile, files: dict[str, zipfile.ZipInfo], limits: X
         folder = path.rpartition("/")[0]
         for number, described_entry in enumerate(root.iter("{*}ExtrinsicObject"), start=1):
             where = f"ExtrinsicObject[{number}]"
-            member = files.get(_resolved(folder, _slot(described_entry, "URI")))
+            if len(documents) == limits.entries:
+                return Refused(refusals.XDM_TOO_LARGE, "entries")
+            name = _resolved(folder, _slot(described_entry, "URI"))
+            member = files.get(name)
             if member is None:
                 findings.append(Finding("xdm-document-missing", where))
                 continue
-            document = _document(described_entry, member.filename, archive.read(member))
+            if name not in members:
+                content = archive.read(member)
+                members[name] = content, hashlib.sha1(content, usedforsecurity=False).hexdigest()
+            document = _document(described_entry, member.filename, *members[name])
             if document.hash_ok is False:
                 findings.append(Finding("xdm-hash-differs", where))
             if not document.patient_id:
@@ -244,11 +251,10 @@ def _identifier(entry: etree._Element, scheme: str) -> str:
     return next((i.get("value", "") for i in identifiers if i.get("identificationScheme") == scheme), "")
 
 
-def _document(entry: etree._Element, name: str, content: bytes) -> XdmDocument:
+def _document(entry: etree._Element, name: str, content: bytes, digest: str) -> XdmDocument:
     announced, size = _slot(entry, "hash").lower(), _slot(entry, "size")
     hash_ok: bool | None = None
     if announced:
-        digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
         hash_ok = digest == announced and size in ("", str(len(content)))
     return XdmDocument(
         name=name,
