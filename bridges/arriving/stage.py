@@ -18,6 +18,7 @@ from bridges.arriving.contents import Carried, look
 from bridges.arriving.earlier import Asked, Code, Earlier, EarlierResults
 from bridges.arriving.words import RELEASED, notice, positions, summary, unsafe_lines, verdict_line
 from bridges.hprim import hprim_name, write_hprim
+from bridges.screening import MAIL_CONTENT
 from directory.records import MailboxKind
 from mta.believed import signer_of
 from mta.custody import ORIGINAL_PART
@@ -32,7 +33,6 @@ from trust.refusals import Refused
 
 _log = logging.getLogger("relais.bridges.arriving")
 
-MAIL_CONTENT = "message/rfc822"
 NOTICE_FACT = "notice"
 _CODES = "x-mss-codecda"
 _CODE = re.compile(r"[A-Za-z0-9-]{1,40}")

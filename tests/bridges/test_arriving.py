@@ -29,6 +29,7 @@ from bridges.cda import examine, read_cda
 from bridges.dossier.repository import Dossier
 from bridges.dossier.rights import Reader, load_matrix
 from bridges.hl7.reader import parse
+from bridges.hprim import write_hprim
 from bridges.report import Action, Audience, Report
 from bridges.screening import ScreenStage
 from bridges.summary import body
@@ -619,6 +620,33 @@ async def test_practice_software_that_reads_only_hprim_gets_it(gateway: Gateway)
     assert "RES|Hépatite B (Ag HBs)|5196-1|A|C|Négatif|||||F||||" in lines
     assert lines.index("****LAB****") < lines.index("****FIN****") < lines.index("****FINFICHIER****")
     assert part.get_filename() == "20261119_CR-d-examens-biologiques.hpr", "it names nobody"
+
+
+def test_nothing_of_a_report_is_lost_or_misread_in_hprim() -> None:
+    ending = " ".join(["Aspect habituel de la muqueuse."] * 12) + " Il n'y a PAS de malignité."
+    longer = "culture positive à plusieurs germes, " * 5 + "non significative"
+    sections = (
+        reports.Section(
+            "HÉMATOLOGIE",
+            "18719-5",
+            (
+                reports.Observation("Leucocytes", "6690-2", "Leucocytes", "7", "10\u2079/L", "4", "10", "N"),
+                reports.Observation("\u03b2-HCG *******", "2118-8", "\u03b2-HCG", "3", "UI/L"),
+                reports.Observation("Culture", "600-7", "Culture", longer, "", kind="ST"),
+            ),
+        ),
+    )
+    read = read_cda(reports.cda(sections=sections))
+    assert not isinstance(read, Refused)
+    read = replace(read, narrative=ending, type_code="34112-3", format_code="x")
+    lines = write_hprim(read).decode("cp1252").split("\r\n")
+    text = lines[12 : lines.index("****LAB****")]
+    assert ending in " ".join(" ".join(text).split())
+    assert max(map(len, text)) <= 250
+    rows = [line.split("|") for line in lines if line.startswith("RES|")]
+    assert rows[0][6] == "10^9/L", "not 109"
+    assert rows[1][1] == "beta-HCG *"
+    assert rows[2][5] == "voir le texte"
 
 
 # --- Earlier values of the dossier -----------------------------------------------------------------------------------
