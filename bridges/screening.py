@@ -322,10 +322,12 @@ class _Look:
                 return Refused(read.refusal, f"part {position}: {read.detail}".rstrip(": "))
             self.warn("xdm", position)
             return None
+        looked: set[str] = set()
         for one in read.documents:
             if identity := _cx(one.patient_id):
                 self.patients.add(identity)
-            if PurePosixPath(one.name.lower()).suffix == ".xml":
+            if PurePosixPath(one.name.lower()).suffix == ".xml" and one.name not in looked:
+                looked.add(one.name)
                 refused = self._xml(one.content, position)
                 if refused is not None:
                     return refused
