@@ -13,7 +13,7 @@ from lxml import etree
 
 from bridges import refusals
 from bridges.cda_formats import structured_format, unstructured_format
-from bridges.cda_results import V3, narrative, plain_text, results
+from bridges.cda_results import MAX_RESULTS, V3, narrative, plain_text, results
 from bridges.encoded import decode_base64
 from bridges.identity import REAL_OIDS, TEST_OIDS
 from bridges.report import Document, Finding, Party, PatientIdentity
@@ -23,6 +23,9 @@ INS_OIDS = REAL_OIDS | TEST_OIDS
 MAX_DOCUMENT_BYTES = 40 * 1024 * 1024
 NARRATIVE_LIMIT = 200_000
 """Characters of narrative kept for summaries and search."""
+_LONGEST_NAME = 500
+_MOST_NAMES = 50
+"""Of one person, first names and identifiers; comparing them costs the square."""
 
 _PROFESSIONALS = "1.2.250.1.71.4.2.1"
 _WRAPPER = "{urn:asip-sante:ci-sis}Contenu"
@@ -134,7 +137,7 @@ def _document(
         type_code=_get(code, "code"),
         type_label=_get(code, "displayName"),
         type_system=_get(code, "codeSystem"),
-        title=plain_text(_find(root, "title")),
+        title=plain_text(_find(root, "title"), _LONGEST_NAME),
         created=_attribute(root, "effectiveTime", "value"),
         service_start=_get(event_time, "value") or _attribute(event_time, "low", "value"),
         service_stop=_attribute(event_time, "high", "value"),
@@ -155,6 +158,8 @@ def _document(
         pdf=_pdf(root, findings),
         narrative=narrative(root, NARRATIVE_LIMIT) if level == 3 else "",
     )
+    if len(document.results) == MAX_RESULTS:
+        findings.append(Finding("results-cut", "ClinicalDocument/component"))
     return document, tuple(findings)
 
 
@@ -180,13 +185,13 @@ def _patient(role: etree._Element) -> PatientIdentity:
     first: list[str] = []
     going_by: list[str] = []
     for family in role.findall(f"{V3}patient/{V3}name/{V3}family"):
-        text, qualifier = plain_text(family), family.get("qualifier", "")
+        text, qualifier = plain_text(family, _LONGEST_NAME), family.get("qualifier", "")
         if qualifier in ("SP", "CL"):
             used = used or text
         elif text:
             birth = birth or text
-    for given in role.findall(f"{V3}patient/{V3}name/{V3}given"):
-        names, qualifier = plain_text(given).split(), given.get("qualifier", "")
+    for given in role.findall(f"{V3}patient/{V3}name/{V3}given")[:_MOST_NAMES]:
+        names, qualifier = plain_text(given, _LONGEST_NAME).split()[:_MOST_NAMES], given.get("qualifier", "")
         if qualifier == "BR":
             first = names + [name for name in first if name not in names]
         elif qualifier in ("SP", "CL"):

@@ -2,6 +2,9 @@
 
 Nothing is computed: values, bounds and units stay as written. A result's label is the text the narrative shows, when
 the entry points at it, because that is the name its author and reader use.
+
+A stranger may have written it: what many observations share (a referred text, the titles around them) is read once, and
+no text is kept beyond what a value or a name may be.
 """
 
 from __future__ import annotations
@@ -18,21 +21,29 @@ _LABORATORY_OBSERVATION = "1.3.6.1.4.1.19376.1.3.1.6"
 """IHE PaLM "Laboratory Observation" templateId."""
 _LOINC = "2.16.840.1.113883.6.1"
 _MEASURES = frozenset({"PQ", "IVL_PQ", "REAL", "INT", "IVL_REAL", "IVL_INT", "RTO", "RTO_PQ_PQ"})
+MAX_RESULTS = 5000
+"""Of one document; what is behind is not read."""
+_LONGEST_VALUE = 1000
+"""Characters of a value, and of a text an entry points at."""
 _LONGEST_LABEL = 200
 """A longer target is a whole row or paragraph, not a name."""
+_LONGEST_PATH = 500
+"""Characters of the titles around an observation."""
+_BLANKS = 50
+"""Characters looked at for each one kept: files are indented."""
 
 _LINES = frozenset({"paragraph", "list", "item", "table", "tr", "caption", "br"})
 _CELLS = frozenset({"td", "th"})
 
 
 def results(root: etree._Element) -> tuple[Result, ...]:
-    """Every laboratory observation with a value, in document order.
+    """Every laboratory observation with a value, in document order; the first `MAX_RESULTS`.
 
     Earlier results quoted beside a new one (an observation inside an observation, entryRelationship REFR) are left
     out: read as this report's own, a former value would be taken for today's. The narrative still shows them.
     """
-    by_id = {identifier: element for element in root.iter(etree.Element) if (identifier := element.get("ID"))}
-    found = []
+    shared = _Shared(root)
+    found: list[Result] = []
     for observation in root.iter(V3 + "observation"):
         value = observation.find(V3 + "value")
         status = _attribute(observation, "statusCode", "code")
@@ -42,11 +53,11 @@ def results(root: etree._Element) -> tuple[Result, ...]:
         if not _is_laboratory(observation, code, value) or _is_quoted(observation):
             continue
         low, high = _reference_range(observation)
-        written, unit = _value(value, by_id)
+        written, unit = _value(value, shared)
         found.append(
             Result(
-                section=_section_path(observation, by_id),
-                label=_label(code, by_id, written),
+                section=shared.section_path(observation),
+                label=_label(code, shared, written),
                 code=_get(code, "code"),
                 code_system=_get(code, "codeSystem"),
                 value=written,
@@ -54,10 +65,72 @@ def results(root: etree._Element) -> tuple[Result, ...]:
                 low=low,
                 high=high,
                 interpretation=_attribute(observation, "interpretationCode", "code"),
-                effective=_effective(observation),
+                effective=shared.effective(observation),
             )
         )
+        if len(found) == MAX_RESULTS:
+            break
     return tuple(found)
+
+
+class _Shared:
+    """What the observations of one document have in common, each read once."""
+
+    def __init__(self, root: etree._Element) -> None:
+        self._by_id = {identifier: element for element in root.iter(etree.Element) if (identifier := element.get("ID"))}
+        self._texts: dict[etree._Element, str] = {}
+        self._paths: dict[etree._Element, str] = {}
+        self._times: dict[etree._Element, str] = {}
+
+    def text(self, element: etree._Element | None) -> str:
+        """As `plain_text`, of a value's length at most."""
+        if element is None:
+            return ""
+        if element not in self._texts:
+            self._texts[element] = plain_text(element, _LONGEST_VALUE)
+        return self._texts[element]
+
+    def target(self, element: etree._Element) -> etree._Element | None:
+        """What a `reference` in it points at."""
+        reference = _attribute(element, "reference", "value")
+        return self._by_id.get(reference.removeprefix("#")) if reference else None
+
+    def section_path(self, element: etree._Element) -> str:
+        """The titles around an observation, and the germ it is about: the same antibiotic may help against one only."""
+        inside: list[etree._Element] = []
+        path = ""
+        for around in element.iterancestors(V3 + "section", V3 + "organizer"):
+            if around in self._paths:
+                path = self._paths[around]
+                break
+            inside.append(around)
+        for around in reversed(inside):
+            path = " / ".join(part for part in (path, self._name(around)) if part)[-_LONGEST_PATH:]
+            self._paths[around] = path
+        return path
+
+    def _name(self, around: etree._Element) -> str:
+        if around.tag == V3 + "section":
+            return self.text(around.find(V3 + "title"))[:_LONGEST_LABEL]
+        germ = around.find(f"{V3}specimen/{V3}specimenRole/{V3}specimenPlayingEntity[@classCode='MIC']/{V3}code")
+        return f"Isolat : {_label(germ, self)}" if germ is not None else ""
+
+    def effective(self, observation: etree._Element) -> str:
+        """When it was observed: the observation's own time, else that of the organizer or act around it."""
+        element: etree._Element | None = observation
+        when = ""
+        passed: list[etree._Element] = []
+        while element is not None and element.tag != V3 + "section" and not when:
+            if element in self._times:
+                when = self._times[element]
+                break
+            passed.append(element)
+            time = element.find(V3 + "effectiveTime")
+            if time is not None:
+                when = _get(time, "value") or _attribute(time, "low", "value") or _attribute(time, "high", "value")
+            element = element.getparent()
+        self._times.update(dict.fromkeys(passed, when))
+        return when
 
 
 def narrative(root: etree._Element, limit: int) -> str:
@@ -78,11 +151,21 @@ def narrative(root: etree._Element, limit: int) -> str:
     return "\n".join(lines)
 
 
-def plain_text(element: etree._Element | None) -> str:
-    """All text of an element, white space collapsed."""
+def plain_text(element: etree._Element | None, limit: int = 0) -> str:
+    """All text of an element, white space collapsed; with a `limit` no more is read than for so many characters, and
+    what was cut ends with `…`."""
     if element is None:
         return ""
-    return " ".join("".join(t for t in _strings(element)).split())
+    if not limit:
+        return " ".join("".join(_strings(element)).split())
+    pieces, room = list[str](), limit * _BLANKS
+    for text in _strings(element):
+        pieces.append(text[:room])
+        room -= len(text) + 1
+        if room <= 0:
+            break
+    whole = " ".join("".join(pieces).split())
+    return f"{whole[: limit - 1]}…" if room <= 0 or len(whole) > limit else whole
 
 
 def _strings(element: etree._Element) -> Iterator[str]:
@@ -132,7 +215,7 @@ def _type_of(value: etree._Element) -> str:
     return str(value.get(_XSI_TYPE, "")).rpartition(":")[2]
 
 
-def _value(value: etree._Element, by_id: dict[str, etree._Element]) -> tuple[str, str]:
+def _value(value: etree._Element, shared: _Shared) -> tuple[str, str]:
     """(what was written, UCUM unit)."""
     kind = _type_of(value)
     if kind.startswith("IVL_"):
@@ -145,7 +228,7 @@ def _value(value: etree._Element, by_id: dict[str, etree._Element]) -> tuple[str
             return f"{_sign('>', low)} {bottom}", unit
         if top:
             return f"{_sign('<', high)} {top}", unit
-        return _get(value, "value") or plain_text(value), unit
+        return _get(value, "value") or shared.text(value), unit
     if kind.startswith("RTO"):
         parts = [value.find(V3 + "numerator"), value.find(V3 + "denominator")]
         return "/".join(_get(part, "value") for part in parts), _get(parts[0], "unit")
@@ -153,14 +236,14 @@ def _value(value: etree._Element, by_id: dict[str, etree._Element]) -> tuple[str
         translation = value.find(V3 + "translation")
         return (
             _get(value, "displayName")
-            or _original_text(value, by_id)
+            or _original_text(value, shared)
             or _get(translation, "displayName")
             or _get(value, "code"),
             "",
         )
     if value.get("value") is not None:
         return _get(value, "value"), _get(value, "unit")
-    return plain_text(_target(value, by_id)) or plain_text(value), ""
+    return shared.text(shared.target(value)) or shared.text(value), ""
 
 
 def _sign(sign: str, bound: etree._Element | None) -> str:
@@ -169,11 +252,11 @@ def _sign(sign: str, bound: etree._Element | None) -> str:
     return sign + "=" if _get(bound, "inclusive") == "true" else sign
 
 
-def _label(code: etree._Element | None, by_id: dict[str, etree._Element], value: str = "") -> str:
+def _label(code: etree._Element | None, shared: _Shared, value: str = "") -> str:
     """What the reader calls it; the code's own name when the entry points at the cell of the `value` instead."""
     if code is None:
         return ""
-    shown = _original_text(code, by_id)
+    shown = _original_text(code, shared)
     display = _get(code, "displayName") or _get(code.find(V3 + "translation"), "displayName")
     if shown and len(shown) <= _LONGEST_LABEL and not (display and value and _bare(shown).startswith(_bare(value))):
         return shown
@@ -184,17 +267,12 @@ def _bare(text: str) -> str:
     return text.replace(",", ".").lstrip("<>= ")
 
 
-def _original_text(coded: etree._Element, by_id: dict[str, etree._Element]) -> str:
+def _original_text(coded: etree._Element, shared: _Shared) -> str:
     original = coded.find(V3 + "originalText")
     if original is None:
         return ""
-    target = _target(original, by_id)
-    return plain_text(target if target is not None else original)
-
-
-def _target(element: etree._Element, by_id: dict[str, etree._Element]) -> etree._Element | None:
-    reference = _attribute(element, "reference", "value")
-    return by_id.get(reference.removeprefix("#")) if reference else None
+    target = shared.target(original)
+    return shared.text(target if target is not None else original)
 
 
 def _reference_range(observation: etree._Element) -> tuple[str, str]:
@@ -208,31 +286,6 @@ def _reference_range(observation: etree._Element) -> tuple[str, str]:
             if low or high:
                 return low, high
     return "", ""
-
-
-def _section_path(element: etree._Element, by_id: dict[str, etree._Element]) -> str:
-    """The titles around an observation, and the germ it is about: the same antibiotic may help against one only."""
-    names = []
-    for around in element.iterancestors(V3 + "section", V3 + "organizer"):
-        if around.tag == V3 + "section":
-            names.append(plain_text(around.find(V3 + "title")))
-            continue
-        germ = around.find(f"{V3}specimen/{V3}specimenRole/{V3}specimenPlayingEntity[@classCode='MIC']/{V3}code")
-        names.append(f"Isolat : {_label(germ, by_id)}" if germ is not None else "")
-    return " / ".join(reversed([name for name in names if name]))
-
-
-def _effective(observation: etree._Element) -> str:
-    """When it was observed: the observation's own time, else that of the organizer or act around it."""
-    element: etree._Element | None = observation
-    while element is not None and element.tag != V3 + "section":
-        time = element.find(V3 + "effectiveTime")
-        if time is not None:
-            when = _get(time, "value") or _attribute(time, "low", "value") or _attribute(time, "high", "value")
-            if when:
-                return when
-        element = element.getparent()
-    return ""
 
 
 def _get(element: etree._Element | None, name: str) -> str:

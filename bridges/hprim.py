@@ -8,6 +8,8 @@ document in the same mail is the report.
 from __future__ import annotations
 
 import re
+import textwrap
+import unicodedata
 from collections.abc import Container
 
 from bridges.identity import INS_NIR, INS_NIR_DEMONSTRATION, INS_NIR_TEST
@@ -22,11 +24,17 @@ _FLAGS = frozenset({"N", "L", "LL", "H", "HH"})
 _TABLE = str.maketrans({"|": "/", "œ": "oe", "Œ": "OE", "μ": "µ", "≥": ">=", "≤": "<=", "\u202f": " ", "−": "-"})
 _WIDTH = 250
 """Characters of one line of text."""
+_LONGEST_VALUE = 100
+_SEE_TEXT = "voir le texte"
+"""Stands for a value that is longer: half of one may say the contrary."""
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
+_MARKS = re.compile(r"\*{4,}")
+"""Such as end a section of the file."""
 
 
 def write_hprim(document: Document) -> bytes:
     """The file. Values stand as the sender wrote them; no interpretation is added."""
-    text = [line[:_WIDTH] for line in _text(document).split("\n")]
+    text = [part for line in _text(document).split("\n") for part in _wrapped(line)]
     values = [line for result in document.results for line in _values(result)]
     lines = [*_header(document), *text, "****LAB****", *values, "****FIN****", "****FINFICHIER****"]
     return "".join(f"{line.rstrip()}\r\n" for line in lines).encode("cp1252", "replace")
@@ -65,13 +73,20 @@ def _text(document: Document) -> str:
     label = one_line(type_label(document.type_code, document.type_label), 100)
     author = party_name(document.author)
     words = [label, *([f"Auteur : {author}"] if author else []), "", results_text(document)]
-    return "\n".join(words).translate(_TABLE).replace("****", "*")
+    return _plain("\n".join(words))
+
+
+def _wrapped(line: str) -> list[str]:
+    """Nothing of a long line is lost: its end may say that all is well, or not."""
+    return textwrap.wrap(line, _WIDTH, break_on_hyphens=False) or [""]
 
 
 def _values(result: Result) -> list[str]:
-    value = _field(result.value, 100)
+    value = _field(result.value)
     if not value:
         return []
+    if len(value) > _LONGEST_VALUE:
+        value = _SEE_TEXT
     numeric = _NUMBER.fullmatch(value) is not None
     flag = result.interpretation.strip().upper()
     bounds = reference_range(result)
@@ -93,8 +108,37 @@ def _values(result: Result) -> list[str]:
     return ["|".join(fields)]
 
 
-def _field(value: str, limit: int) -> str:
-    return one_line(value).translate(_TABLE)[:limit].strip()
+def _field(value: str, limit: int | None = None) -> str:
+    return _plain(one_line(value))[:limit].strip()
+
+
+def _plain(text: str) -> str:
+    """In characters of Windows-1252, without what has a meaning in the file. A raised `9` stays raised (`10^9/L`), and
+    a Greek letter is called by its name."""
+    text = _RAISED.sub(_raised, text.translate(_TABLE))
+    if not _fits(text):
+        text = "".join(sign if _fits(sign) else _in_ascii(sign) for sign in text)
+    return _MARKS.sub("*", text)
+
+
+def _raised(found: re.Match[str]) -> str:
+    return found[0] if _fits(found[0]) else "^" + unicodedata.normalize("NFKD", found[0]).replace("\u2212", "-")
+
+
+def _in_ascii(sign: str) -> str:
+    words = unicodedata.name(sign, "").split(" ")
+    if words[0] == "GREEK" and "LETTER" in words[:-1]:
+        name = words[words.index("LETTER") + 1]
+        return name.capitalize() if "CAPITAL" in words else name.lower()
+    return "".join(each for each in unicodedata.normalize("NFKD", sign) if _fits(each)) or "?"
+
+
+def _fits(text: str) -> bool:
+    try:
+        text.encode("cp1252")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matricule(patient: PatientIdentity) -> str:

@@ -280,5 +280,6 @@ FINDING_LABELS = {
         "Attention : le document annoncé comme remplacé n'appartient pas à la même série que celui-ci. "
         "Vérifiez avant de classer."
     ),
+    "results-cut": "Le document contient trop de résultats : le texte et le PDF joint n'en reprennent que le début.",
 }
 """Findings a professional should know about; the others concern machines."""

@@ -31,6 +31,7 @@ from bridges.routing import IDENTIFIER, named
 from mta.any_delivery import AnyReader
 from mta.believed import signer_of
 from mta.delivery import Accepted, EndedDelivery, KeptDelivery, NewDelivery, Submission
+from mta.follow_up import INSTEAD
 from mta.message import DeliveryState, Origin, TargetKind
 from mta.notifications import (
     DeliveryNotification,
@@ -286,7 +287,10 @@ def _opposite(said: bytes, told: _Told) -> bool:
 
 
 def _identifier(report: Report, original: KeptDelivery) -> str:
-    """The professional's national identifier as the report named it; a patient's stays out."""
+    """The professional's national identifier as the report named it; a patient's stays out, and what another reader
+    got instead says nothing of the one who was named."""
+    if any(flag.startswith(INSTEAD) for flag in original.flags):
+        return ""
     kind, _, name = original.original_recipient.partition(";")
     wanted = xtext_decoded(name) if kind == IDENTIFIER else original.recipient.lower()
     for correspondent in report.correspondents:

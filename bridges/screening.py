@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from io import BytesIO
 from itertools import islice
 from pathlib import PurePosixPath
@@ -65,6 +66,8 @@ _FORWARDED = frozenset({MAIL_CONTENT, "message/global"})
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 _MAX_FIELD = 4096
 """Octets of a Content-Type or Content-Disposition; parsing costs a microsecond for each."""
+_HEAD = 256
+"""Octets that say what a part is."""
 _BLANK = re.compile(rb"[ \t\r\n]*")
 _MAX_DIRECTORY = 20_000
 """Central directory entries, judged before `zipfile` builds an object for each."""
@@ -132,6 +135,32 @@ def screen(content: bytes, limits: ScreenLimits) -> dict[str, str] | Refused:
     return {f"warning.screen-{name}": ", ".join(where)[:200] for name, where in look.warnings.items()}
 
 
+class Holds(Enum):
+    """What a part is looked at as, whatever it calls itself."""
+
+    PROTECTED = "protected"
+    PACKED = "packed"
+    """An archive or compressed file nobody here looks into."""
+    ARCHIVE = "archive"
+    XML = "xml"
+    OTHER = "other"
+
+
+def _holds(kind: str, name: str, head: bytes) -> Holds:
+    """By its media type, its file name and its first octets."""
+    suffix = PurePosixPath(name).suffix
+    prose = kind in _PROSE and suffix != ".xml"
+    if kind in ("application/pkcs7-mime", "application/x-pkcs7-mime"):
+        return Holds.PROTECTED
+    if head.startswith(_OTHER_MAGIC):
+        return Holds.PACKED
+    if head.startswith(_ZIP_MAGIC) or suffix == ".zip" or kind in _ZIP_TYPES:
+        return Holds.ARCHIVE
+    if not prose and kind not in _DRAWN and (suffix == ".xml" or kind in _XML_TYPES or _XML_START.match(head)):
+        return Holds.XML
+    return Holds.OTHER
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """One part that holds no other parts."""
@@ -142,14 +171,28 @@ class Leaf:
     """Media type, lower case; empty when it is unreadable."""
     name: str
     """The file name a client would show, lower case and without folders; empty when there is none."""
-    entity: Entity
+    holds: Holds
+    data: Buffer
+    """Decoded; empty when it cannot be."""
+    charset: str
+    """Of a text, lower case."""
+    forwarded: bool
+    """It belongs to a message inside this one."""
 
 
-def leaves(content: bytes, limits: ScreenLimits | None = None) -> Iterator[Leaf]:
-    """What the stage would look at, in order, those of forwarded messages included. Never raises on bad input."""
-    limits = limits or ScreenLimits()
-    for position, kind, entity in _Look(limits, 0).parts(content, 0, len(content), "", 0):
-        yield Leaf(position, kind, _file_name(entity), entity)
+def leaves(content: bytes) -> Iterator[Leaf]:
+    """What the stage looks at, in order, those of forwarded messages included. Never raises on bad input."""
+    look = _Look(ScreenLimits(), 0)
+    for position, kind, entity in look.parts(content, 0, len(content), "", 0):
+        name, charset = _file_name(entity), ""
+        data: Buffer = b""
+        try:
+            data = entity.decoded()
+            charset = entity.content_type().parameters.get("charset", "utf-8") if kind else ""
+        except MimeError:
+            pass
+        forwarded = any(position.startswith(f"{each}.") or not each for each in look.messages)
+        yield Leaf(position, kind, name, _holds(kind, name, bytes(data[:_HEAD])), data, charset.lower(), forwarded)
 
 
 @dataclass(slots=True)
@@ -162,6 +205,8 @@ class _Look:
     seen: int = 0
     warnings: dict[str, list[str]] = field(default_factory=dict)
     patients: set[Identity] = field(default_factory=set)
+    messages: list[str] = field(default_factory=list)
+    """Where the messages inside this one are."""
 
     def warn(self, name: str, position: str) -> None:
         self.warnings.setdefault(name, []).append(position or "message")
@@ -193,6 +238,7 @@ class _Look:
 
     def _forwarded(self, entity: Entity, source: bytes, position: str, depth: int) -> Iterator[tuple[str, str, Entity]]:
         """Of a message inside, which programs encode (RFC 6532 §3.7 lets them) and mail clients decode."""
+        self.messages.append(position)
         start, stop = entity.body_start, entity.stop
         try:
             if entity.transfer_encoding() not in _PLAIN_ENCODINGS:
@@ -224,25 +270,26 @@ class _Look:
         name = _file_name(entity)
         if not kind:
             self.warn("mime", position)
-        suffix = PurePosixPath(name).suffix
-        prose = kind in _PROSE and suffix != ".xml"
         try:
             data = entity.decoded()
         except MimeError:
             self.warn("part", position)
             return None
-        head = bytes(data[:256])
-        if head.startswith(_EXECUTABLE_MAGIC) or suffix in _EXECUTABLE_SUFFIXES:
+        head = bytes(data[:_HEAD])
+        if head.startswith(_EXECUTABLE_MAGIC) or PurePosixPath(name).suffix in _EXECUTABLE_SUFFIXES:
             self.warn("executable", position)
-        if kind in ("application/pkcs7-mime", "application/x-pkcs7-mime"):
-            self.warn("protected", position)
-        elif head.startswith(_OTHER_MAGIC):
-            self.warn("archive", position)
-            return self._stream(data, position)
-        elif head.startswith(_ZIP_MAGIC) or suffix == ".zip" or kind in _ZIP_TYPES:
-            return self._archive(bytes(data), name, position)
-        elif not prose and kind not in _DRAWN and (suffix == ".xml" or kind in _XML_TYPES or _XML_START.match(head)):
-            return self._xml(data, position)
+        match _holds(kind, name, head):
+            case Holds.PROTECTED:
+                self.warn("protected", position)
+            case Holds.PACKED:
+                self.warn("archive", position)
+                return self._stream(data, position)
+            case Holds.ARCHIVE:
+                return self._archive(bytes(data), name, position)
+            case Holds.XML:
+                return self._xml(data, position)
+            case Holds.OTHER:
+                pass
         return None
 
     def _stream(self, data: Buffer, position: str) -> Refused | None:
@@ -274,10 +321,12 @@ class _Look:
                 return Refused(read.refusal, f"part {position}: {read.detail}".rstrip(": "))
             self.warn("xdm", position)
             return None
+        looked: set[str] = set()
         for one in read.documents:
             if identity := of_cx(one.patient_id):
                 self.patients.add(identity)
-            if PurePosixPath(one.name.lower()).suffix == ".xml":
+            if PurePosixPath(one.name.lower()).suffix == ".xml" and one.name not in looked:
+                looked.add(one.name)
                 refused = self._xml(one.content, position)
                 if refused is not None:
                     return refused

@@ -30,8 +30,13 @@ class FollowUpAnswers:
 
     def unread(self, request: Request) -> Any:
         days = request.get("days")
-        found = self.follow.unread(str(request.get("sender") or ""), None if days is None else float(days))
-        return [_shown(each) for each in found]
+        sender = str(request.get("sender") or "")
+        listed = self.follow.unread(sender, None if days is None else float(days))
+        return {
+            "unread": [_shown(each) for each in listed.found],
+            "more": listed.more,
+            "followed": not sender or sender.lower() in self.follow.senders,
+        }
 
     def acknowledge(self, request: Request) -> Any:
         done = self.follow.acknowledge(str(request["reference"]), str(request["by"]), str(request["reason"]))

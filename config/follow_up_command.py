@@ -31,10 +31,14 @@ def reading() -> None:
 @click.option("--days", type=click.FloatRange(min=0), help="Sent so many days ago or before; else as configured.")
 @JSON
 def reading_unread(state: Path, sender: str, days: float | None, as_json: bool) -> None:
-    """What is unread, the oldest first. Mailboxes here are asked before; of others their receipts are known."""
-    found = [
-        {"operator": name} | row for name, rows in _ask_all(state, "unread", sender=sender, days=days) for row in rows
-    ]
+    """What is unread, critical results first, then the oldest. Mailboxes here are asked before; of others their
+    receipts are known."""
+    answers = _ask_all(state, "unread", sender=sender, days=days)
+    found = [{"operator": name} | row for name, answer in answers for row in answer["unread"]]
+    if not any(answer["followed"] for _, answer in answers):
+        fail(f"{one_line(sender)} is not followed up: no [[follow]] section names it.")
+    if more := sum(answer["more"] for _, answer in answers):
+        click.echo(f"{more} more are unread and not listed: give --sender, or --days.", err=True)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return

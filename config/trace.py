@@ -119,23 +119,33 @@ _READ = {
     "acknowledged": "a named person has taken note of it (relais reading)",
     "displayed": "its reader's receipt says so",
     "seen": "the mailbox says that it was opened (IMAP); no receipt was sent",
+    "processed": "its reader's software has taken it up, as its receipt says; nobody is known to have looked at it",
     "removed": "it was taken out of the mailbox; no receipt was sent",
 }
+"""The best evidence first."""
 
 
 def _reading(delivery: Mapping[str, Any]) -> str:
     """Whether it was read, as far as is known and how that is known; empty when nobody knows or asked."""
     steps = delivery["steps"]
+    found: dict[str, tuple[str, float]] = {}
     for step in steps:
-        heard = step["step"] == "heard" and step["detail"].split(" ")[0] in ("displayed", "processed")
-        kind = "displayed" if heard else step["step"]
-        if kind in _READ:
-            return f"read {_moment(step['at'])}: {_READ[kind]}"
+        heard = step["step"] == "heard"
+        kind = step["detail"].split(" ")[0] if heard else step["step"]
+        whose = "" if heard else one_line(step["detail"])
+        if kind in _READ and (kind not in found or (found[kind][0] and not whose)):  # its own reader's before another's
+            found[kind] = whose, step["at"]
+    for kind, words in _READ.items():
+        if kind in found:
+            whose, at = found[kind]
+            by = f" ({whose})" if whose else ""
+            return f"{'taken up' if kind == 'processed' else 'read'} {_moment(at)}: {words}{by}"
     late = next((step for step in steps if step["step"] == "unread"), None)
     if late is None:
         return ""
     on = " and it was handed on to the fallback reader" if any(step["step"] == "handed-on" for step in steps) else ""
-    return f"unread at its deadline {_moment(late['at'])}: its sender was told{on}"
+    told = one_line(late["detail"]) or "its sender was told"
+    return f"unread at its deadline {_moment(late['at'])}: {told}{on}"
 
 
 def _missing(message: Mapping[str, Any], delivery: Mapping[str, Any]) -> str:

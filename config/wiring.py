@@ -125,7 +125,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
     stack.push_async_callback(resolver.close)
     incoming = Incoming(settings, resolver, places.partners, own_dkim(dkim_key_of), lambda: trust_list.current)
     arriving = open_arriving(loaded, store, places, mailboxes.registry.find)
-    follow = open_following(process, store, trust_list.is_trusted, spool)
+    follow = open_following(process, store, trust_list.is_trusted, spool, mailboxes.registry.find)
     stages = make_stages(
         loaded, store, belief.validator, places, incoming, dkim_key_of, parse, threads, spool, arriving, follow
     )

@@ -111,6 +111,8 @@ class Believed:
     def _disposition(self, mail: Mail, mdn: DispositionNotification, header: Entity) -> Receipts | None:
         signer = signer_of(header)
         said = Said.NOT_PROCESSED if mdn.failed else _DISPOSITIONS.get(mdn.disposition)
+        if said is Said.DISPLAYED and mdn.by_program:  # shown to nobody
+            said = Said.PROCESSED
         if said is None or not signer or found_signature(mail) != "valid":
             return None
         for spool_id in self._spool.find(mdn.original_message_id)[:_MESSAGES]:

@@ -17,14 +17,14 @@ from mta.smtp.content import with_crlf
 from smime import Opened
 from smime.addressed import names
 from smime.canonical import for_the_road
-from smime.layers import CMS_TYPES, MAX_DEPTH, Layer, layer_of, parts_of
+from smime.layers import CMS_TYPES, MAX_DEPTH, Layer, layer_of, parts_of, sole_child
 from smime.mime import Budget, Entity, MimeError, parse_entity, split_message
 from trust.keys import Decryptor
 
 ORIGINAL_NAME = "message-original.p7m"
 """What a signed original is called beside what was inside it."""
 ORIGINAL_PART = "2"
-"""Where it then stands."""
+"""Where it then stands; a `multipart/signed` original holds the ciphertext in a part of its own below."""
 
 
 def only_ours(
@@ -46,8 +46,8 @@ def shown(opened: Opened, delivery_id: str) -> bytes | None:
     """The message with its content in the open and the signed original beside it; None when any client shows it as it
     is, and for a receipt, which programs read where it stands.
 
-    An opaque signature (RFC 8551 §3.5.2) hides its content from every client without S/MIME, and so does what was
-    encrypted inside a signature. Raises MimeError when the header is unreadable."""
+    An opaque signature (RFC 8551 §3.5.2) hides its content from every client without S/MIME, also as the only part of a
+    multipart, and so does what was encrypted inside a signature. Raises MimeError when the header is unreadable."""
     if not opened.verdict.layers or not _hidden(parse_entity(opened.entity)):
         return None
     if parse_notification(opened.entity) is not None:
@@ -70,6 +70,9 @@ def _hidden(entity: Entity) -> bool:
         for _ in range(MAX_DEPTH):
             kind = entity.content_type()
             layer = layer_of(entity, kind)
+            if layer is None and (child := sole_child(entity, kind, budget)) is not None:
+                entity = child
+                continue
             if layer is None or layer is Layer.SIGNATURE:
                 return False
             if layer is not Layer.CLEAR_SIGNED:

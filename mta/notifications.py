@@ -109,6 +109,8 @@ class DispositionNotification:
     the Disposition field itself; empty when none."""
     error_text: str = ""
     """The whole of it: `902^Identifiant de patient inconnu`."""
+    by_program: bool = False
+    """Acted on without the reader's doing; a program that only reports by itself what its reader did is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +439,7 @@ def _disposition(groups: list[Entity], message_id: str) -> DispositionNotificati
         original_recipient=_address(group, "original-recipient"),
         original_message_id=_message_id(group, "original-message-id") or message_id,
         automatic=bool(semicolon) and "automatic" in mode.lower(),
+        by_program=bool(semicolon) and mode.strip().lower().startswith("automatic-action"),
         failed=bool(modifiers & {"error", "failure"}) or disposition == "failed",
         error_code=code[1] if code else "",
         error_text=error,

@@ -238,6 +238,12 @@ Index(
     postgresql_where=text("read_at IS NULL"),
 )
 Index(
+    "ix_mta_follow_ups_critical",
+    follow_ups.c.state,
+    sqlite_where=text("critical = 1 AND read_at IS NULL"),
+    postgresql_where=text("critical AND read_at IS NULL"),
+)
+Index(
     "ix_mta_follow_ups_instead_of",
     follow_ups.c.instead_of,
     sqlite_where=text("instead_of IS NOT NULL"),

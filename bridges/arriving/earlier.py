@@ -1,11 +1,13 @@
 """Earlier values of the dossier beside arriving ones, only as far as the reader may see them.
 
 Whoever the mailbox belongs to is the reader: nobody but a named professional has one, so a team's mailbox gets none.
-The dossier decides (`bridges.dossier.rights.decide`), and journals each document it opens before a byte leaves.
+The dossier decides (`bridges.dossier.rights.decide`), and journals each document it opens before a byte leaves. A
+matricule alone does not say that two documents are about one person: one wrong digit makes it another's.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +25,9 @@ MAX_DOCUMENTS = 3
 """Opened for one mail, the latest first."""
 _LABORATORY = "11502-2"
 
+Code = tuple[str, str]
+"""Code system and code: laboratories' own codes are alike without meaning the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
@@ -34,12 +39,29 @@ class Earlier:
     """CDA TS."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for beside one document of a mail."""
+
+    document: str
+    """Its unique id."""
+    codes: frozenset[Code]
+    day: str
+    """Only values from before it (AAAAMMJJ)."""
+
+    @classmethod
+    def of(cls, document: str, results: Sequence[Result], at: str) -> Asked:
+        """`at`: CDA TS of the document."""
+        codes = frozenset((result.code_system, result.code) for result in results if result.code_system and result.code)
+        return cls(document, codes, at[:8])
+
+
 class EarlierResults(Protocol):
     def of(
-        self, address: str, patient: PatientIdentity, wanted: Sequence[Result], before: str
-    ) -> Mapping[str, Earlier]:
-        """The latest value of each code in `wanted`, by code, from before that day (CDA TS), that the mailbox's holder
-        may read. Blocks; raises what the dossier's store raises."""
+        self, address: str, patient: PatientIdentity, asked: Sequence[Asked]
+    ) -> Mapping[str, Mapping[Code, Earlier]]:
+        """The latest value of each code that the mailbox's holder may read, by document. Blocks; raises what the
+        dossier's store raises."""
         ...
 
 
@@ -52,11 +74,12 @@ class DossierValues:
         self._reader_of = reader_of
 
     def of(
-        self, address: str, patient: PatientIdentity, wanted: Sequence[Result], before: str
-    ) -> Mapping[str, Earlier]:
+        self, address: str, patient: PatientIdentity, asked: Sequence[Asked]
+    ) -> Mapping[str, Mapping[Code, Earlier]]:
         """See `EarlierResults`. Units may differ between laboratories: each value stands with its own."""
-        codes = {result.code for result in wanted if result.code}
-        if not codes or not patient.matricule:
+        found: dict[str, dict[Code, Earlier]] = {each.document: {} for each in asked if each.codes and each.day}
+        asked = [each for each in asked if each.document in found]
+        if not asked or not patient.matricule or not _person(patient):
             return {}
         reader = self._reader_of(address)
         if reader is None:
@@ -65,21 +88,30 @@ class DossierValues:
         listed = self._dossier.list(reader, key, purpose=PURPOSE)
         if isinstance(listed, Refused):
             return {}
-        found: dict[str, Earlier] = {}
         opened = 0
         for entry in listed:
             day = (entry.service_start or entry.created)[:8]
-            if entry.type_code != _LABORATORY or entry.level < 3 or not day < before[:8]:
+            wanting = [each for each in asked if "" < day < each.day and not each.codes <= found[each.document].keys()]
+            if entry.type_code != _LABORATORY or entry.level < 3 or not wanting:
                 continue
-            if opened == MAX_DOCUMENTS or codes <= set(found):
+            if opened == MAX_DOCUMENTS:
                 break
             opened += 1
             content = self._dossier.read(reader, key, entry.entry_uuid, purpose=PURPOSE)
             document = content if isinstance(content, Refused) else read_cda(content)
-            if isinstance(document, Refused):
+            if isinstance(document, Refused) or _person(document.patient) != _person(patient):
                 continue
             for result in document.results:
-                if result.code in codes and result.value:
-                    at = result.effective or document.service_start or document.created
-                    found.setdefault(result.code, Earlier(result.value, result.unit, at))
+                code = (result.code_system, result.code)
+                for each in wanting:
+                    if code in each.codes and result.value:
+                        at = result.effective or document.service_start or document.created
+                        found[each.document].setdefault(code, Earlier(result.value, result.unit, at))
         return found
+
+
+def _person(patient: PatientIdentity) -> tuple[str, str] | None:
+    """Birth date and birth name as they are compared; None when one of them was not given."""
+    plain = unicodedata.normalize("NFKD", patient.birth_name.casefold())
+    name = "".join(sign for sign in plain if sign.isalnum())
+    return (patient.birth_date[:8], name) if patient.birth_date and name else None

@@ -12,32 +12,30 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bridges.arriving.contents import Carried, look
-from bridges.arriving.earlier import Earlier, EarlierResults
-from bridges.arriving.words import imitates, notice, summary, unsafe_lines, verdict_line
+from bridges.arriving.earlier import Asked, Code, Earlier, EarlierResults
+from bridges.arriving.words import RELEASED, notice, positions, summary, unsafe_lines, verdict_line
 from bridges.hprim import hprim_name, write_hprim
-from bridges.summary import ranked
+from bridges.screening import MAIL_CONTENT
 from directory.records import MailboxKind
 from mta.believed import signer_of
 from mta.custody import ORIGINAL_PART
 from mta.enclosing import enclosed, file_part, text_part
 from mta.mailboxes.records import Custody, MailboxRecord, ReadingPreferences
 from mta.mailboxes.sieve import FOLDER_FIELD, MARKS_FIELD, Folder, Mark
-from mta.message import Message, Phase
-from mta.notifications import parse_notification
+from mta.message import Message, Origin, Phase
+from mta.notifications import by_mail_system, found_signature, parse_notification
 from mta.opening import HELD_FACT, SHOWN_FACT
 from smime.mime import Entity, MimeError, parse_entity
 from trust.refusals import Refused
 
 _log = logging.getLogger("relais.bridges.arriving")
 
-MAIL_CONTENT = "message/rfc822"
 NOTICE_FACT = "notice"
 _CODES = "x-mss-codecda"
 _CODE = re.compile(r"[A-Za-z0-9-]{1,40}")
-_SIGNATURE = re.compile(r"\bsignature=([a-z-]+)")
 _DANGERS = ("executable", "archive")
 
 _MARK_OF_TYPE = {
@@ -56,24 +54,18 @@ _MARK_OF_TYPE = {
 """Types of document (JDV_J07) that have a keyword and a folder; the others are documents among others."""
 
 
-@dataclass(frozen=True, slots=True)
-class ArrivingOptions:
-    host: str
-    """Our name, which the notice bears."""
-
-
 class ArrivalStage:
     """A `mta.message.Stage` for SCREEN, after everything else that looks at content there. Works in threads."""
 
     def __init__(
         self,
-        options: ArrivingOptions,
+        host: str,
         find: Callable[[str], MailboxRecord | None],
         earlier: EarlierResults | None = None,
     ) -> None:
-        """`find` is `MailboxRegistry.find`: for what it does not know nothing is added. `earlier`: None where no
-        dossier is kept."""
-        self._options = options
+        """`host`: our name, which the notice bears. `find` is `MailboxRegistry.find`: for what it does not know nothing
+        is added. `earlier`: None where no dossier is kept."""
+        self._host = host
         self._find = find
         self._earlier = earlier
 
@@ -97,8 +89,6 @@ class ArrivalStage:
 
     def _ready(self, message: Message, record: MailboxRecord) -> Message:
         wants = record.preferences
-        if parse_notification(message.content) is not None:
-            return message  # programs read receipts, where they stand
         held = message.facts.get(HELD_FACT) == "holder"
         if held and not wants.flags and not wants.filing:
             return message
@@ -107,7 +97,8 @@ class ArrivalStage:
         added = _fields(wants, record.kind, message, carried, header)
         content = message.content
         facts = message.facts
-        if (not held and wants.custody is Custody.GATEWAY) or message.facts.get(HELD_FACT) == "gateway":
+        opened = (not held and wants.custody is Custody.GATEWAY) or message.facts.get(HELD_FACT) == "gateway"
+        if opened and not _is_plain_receipt(message, carried, header):
             before = self._notice(message, record, carried, header)
             files = list(_hprim(carried)) if wants.hprim else []
             if before or files:
@@ -128,33 +119,55 @@ class ArrivalStage:
         if wants.verdict_line:
             line = verdict_line(message.facts, signer_of(header))
             lines.append(line[0].upper() + line[1:])
-            if imitates(carried.text):
-                lines.append("Attention : le texte ci-dessous imite cet avis ; seul le premier vient de la passerelle.")
+        if carried.imitated:
+            lines.append("Attention : le texte ci-dessous imite cet avis ; seul le premier vient de la passerelle.")
         if message.facts.get(HELD_FACT) == "gateway":
             lines.append("Ce message était chiffré pour la clé que tenait la passerelle, et non pour la vôtre.")
-        ours = frozenset({ORIGINAL_PART}) if message.facts.get(SHOWN_FACT) else frozenset()
-        lines += unsafe_lines(message.facts, carried.names, ours)
+        lines += unsafe_lines(message.facts, carried.names, ORIGINAL_PART if message.facts.get(SHOWN_FACT) else "")
         said = ""
         if wants.summary and record.kind is not MailboxKind.PATIENT:
-            said = summary(carried, self._values(record, carried))
-        return notice(self._options.host, lines, said)
+            said = summary(carried, self._values(message, record, carried))
+        return notice(self._host, lines, said)
 
-    def _values(self, record: MailboxRecord, carried: Carried) -> Mapping[str, Earlier]:
-        """Of the dossier, beside what is critical or abnormal. A dossier that does not answer is no reason to wait."""
-        if self._earlier is None or record.kind is not MailboxKind.PER:
+    def _values(
+        self, message: Message, record: MailboxRecord, carried: Carried
+    ) -> Mapping[str, Mapping[Code, Earlier]]:
+        """Of the dossier, by document, beside what is critical or abnormal. Nobody but a verified sender makes us open
+        a dossier in its reader's name, and only where the whole mail is about one patient. A dossier that does not
+        answer is no reason to wait."""
+        if self._earlier is None or record.kind is not MailboxKind.PER or found_signature(message) != "valid":
             return {}
-        found: dict[str, Earlier] = {}
-        for document in carried.documents:
-            ranks = ranked(document.results)
-            urgent = [one.result for one in (*ranks.critical, *ranks.abnormal)]
-            before = document.service_start or document.created
-            if not urgent or not before:
-                continue
-            try:
-                found |= self._earlier.of(record.address, document.patient, urgent, before)
-            except Exception as error:  # the dossier's store, its directory: its text may name a patient
-                _log.warning("delivery without earlier values: %s", type(error).__name__)
-        return found
+        patients = [each.patient for each in carried.documents]
+        if len({(each.matricule, each.matricule_oid) for each in patients}) != 1:
+            return {}
+        asked = []
+        for each in carried.read:
+            urgent = [one.result for one in (*each.ranks.critical, *each.ranks.abnormal)]
+            at = each.document.service_start or each.document.created
+            asked.append(Asked.of(each.document.unique_id, urgent, at))
+        asked = [each for each in asked if each.codes]
+        if not asked or len({each.document for each in asked}) < len(asked):
+            return {}
+        try:
+            return self._earlier.of(record.address, patients[0], asked)
+        except Exception as error:  # the dossier's store, its directory: its text may name a patient
+            _log.warning("delivery without earlier values: %s", type(error).__name__)
+            return {}
+
+
+def _is_plain_receipt(message: Message, carried: Carried, header: Entity) -> bool:
+    """Whether it is a receipt that stays as it is, for programs read receipts where they stand. Anybody may call his
+    mail a receipt: there must be nothing to say against it. What a mail system or a verified reader gives back of a
+    mail speaks for nobody."""
+    if parse_notification(message.content) is None:
+        return False
+    if message.origin is Origin.SYSTEM or by_mail_system(message, header):
+        return True
+    if found_signature(message) == "valid":
+        dangers = (where for danger in _DANGERS for where in positions(message.facts, danger))
+        return not carried.imitated_outside and all(where in carried.forwarded for where in dangers)
+    clean = not carried.imitated and not unsafe_lines(message.facts, carried.names)
+    return clean and found_signature(message) in ("none", "")
 
 
 def _fields(wants: ReadingPreferences, kind: MailboxKind, message: Message, carried: Carried, header: Entity) -> bytes:
@@ -169,10 +182,11 @@ def _fields(wants: ReadingPreferences, kind: MailboxKind, message: Message, carr
                 marks.append(Mark.CRITICAL)
             if carried.critical or carried.abnormal:
                 marks.append(Mark.ABNORMAL)
-        found = _SIGNATURE.search(message.facts.get("verdict", ""))
-        if found is not None:
-            marks += {"valid": [Mark.VERIFIED], "none": [], "unread": []}.get(found[1], [Mark.DOUBTFUL])
-        if any(f"warning.screen-{danger}" in message.facts for danger in _DANGERS):
+        found = found_signature(message)
+        if found:
+            marks += {"valid": [Mark.VERIFIED], "none": [], "unread": []}.get(found, [Mark.DOUBTFUL])
+        dangerous = any(positions(message.facts, danger) for danger in _DANGERS)
+        if dangerous or message.facts.get("scan", "") == RELEASED:
             marks.append(Mark.DANGER)
         if marks:
             fields.append(f"{MARKS_FIELD}: {', '.join(each.value for each in dict.fromkeys(marks))}\r\n")

@@ -9,17 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bridges.arriving.contents import Carried
-from bridges.arriving.earlier import Earlier
+from bridges.arriving.contents import TITLE, Carried
+from bridges.arriving.earlier import Code, Earlier
 from bridges.labels import type_label
 from bridges.plain import french_date, one_line
 from bridges.report import Document
 from bridges.summary import are_twins, patient_line, results_text, urgent_lines
 
-TITLE = "Avis de la passerelle"
 _RULE = "-" * 60
 _PAIR = re.compile(r"(\w+)=([^;\s]+)")
-_IMITATION = re.compile(rf"^\s*\W{{0,8}}\s*{TITLE}", re.IGNORECASE | re.MULTILINE)
 
 _PATHS = {
     "rfc5280-6.1.3-revoked": "il est révoqué",
@@ -45,6 +43,8 @@ _UNSAFE = {
 }
 """Facts `warning.screen-*` of `bridges.screening`."""
 _SCREEN = "warning.screen-"
+RELEASED = "released"
+"""Fact `scan` of `mta.scanning`, for what a person has released from quarantine."""
 _MOST = 5
 """Parts named for one reason."""
 
@@ -71,39 +71,49 @@ def verdict_line(facts: Mapping[str, str], signer: str) -> str:
     )
 
 
-def unsafe_lines(facts: Mapping[str, str], names: Mapping[str, str], known: frozenset[str] = frozenset()) -> list[str]:
-    """What cannot be opened safely, part by part; `known`: parts that are ours and need no warning."""
+def positions(facts: Mapping[str, str], reason: str) -> list[str]:
+    """Of the parts that the screen stage warns about for that reason."""
+    return [each.strip() for each in facts.get(_SCREEN + reason, "").split(",") if each.strip()]
+
+
+def unsafe_lines(facts: Mapping[str, str], names: Mapping[str, str], known: str = "") -> list[str]:
+    """What cannot be opened safely, part by part; `known`: position of the part that holds a signed original of ours to
+    know, which needs no warning."""
     lines = []
     for reason, words in _UNSAFE.items():
-        positions = [each.strip() for each in facts.get(_SCREEN + reason, "").split(",") if each.strip()]
-        positions = [each for each in positions if not (reason == "protected" and each in known)]
-        for position in positions[:_MOST]:
+        found = [each for each in positions(facts, reason) if not (reason == "protected" and _is_in(each, known))]
+        for position in found[:_MOST]:
             lines.append(f"Attention : {_part(position, names)} {words}.")
-        if len(positions) > _MOST:
-            lines.append(f"Attention : {len(positions) - _MOST} autre(s) partie(s) dans le même cas.")
+        if len(found) > _MOST:
+            lines.append(f"Attention : {len(found) - _MOST} autre(s) partie(s) dans le même cas.")
     if facts.get("scan", "").startswith("too large"):
         lines.append("Attention : ce message est trop volumineux pour avoir été analysé par l'antivirus.")
+    if facts.get("scan", "") == RELEASED:
+        lines.append(
+            "Attention : l'antivirus avait retenu ce message, et une personne a décidé de vous le remettre. N'ouvrez "
+            "aucune pièce jointe sans avoir joint l'expéditeur."
+        )
     return lines
 
 
-def imitates(text: str) -> bool:
-    """Whether the sender's own words look like ours. Words quoted with `>` do as well: only the first notice counts."""
-    return _IMITATION.search(text) is not None
-
-
-def summary(carried: Carried, earlier: Mapping[str, Earlier]) -> str:
-    """The reports of a mail for a professional, the urgent first, with what the dossier adds; empty when there is
-    nothing to say. What the sender's own words say already is not said twice."""
+def summary(carried: Carried, earlier: Mapping[str, Mapping[Code, Earlier]]) -> str:
+    """The reports of a mail for a professional, the urgent first, with what the dossier adds (`earlier`, by unique id
+    of the document); empty when there is nothing to say. What the sender's own words say already is not said twice."""
     blocks = []
     for document in _structured(carried.documents):
         own = [] if not document.results or _said(document, carried.text) else [results_text(document)]
-        own += _earlier(document, earlier)
+        own += _earlier(document, earlier.get(document.unique_id, {}))
         if own:
             blocks.append("\n\n".join([_head(document), *own]))
     if carried.withdrawn:
         blocks.append(
             "Un document envoyé auparavant est retiré par ce message : n'en tenez plus compte, ses valeurs ne sont pas "
             "reprises ici."
+        )
+    if carried.left_out:
+        blocks.append(
+            "Attention : des documents joints sont trop volumineux ou trop nombreux pour être résumés : lisez-les en "
+            "entier."
         )
     if not blocks:
         return ""
@@ -119,6 +129,10 @@ def notice(host: str, lines: Sequence[str], summary_text: str) -> str:
     if summary_text:
         parts.append(summary_text)
     return "\n\n".join([*parts, _RULE]) + "\n"
+
+
+def _is_in(position: str, part: str) -> bool:
+    return bool(part) and (position == part or position.startswith(f"{part}."))
 
 
 def _part(position: str, names: Mapping[str, str]) -> str:
@@ -147,11 +161,11 @@ def _said(document: Document, text: str) -> bool:
     return bool(lines) and all(" ".join(line.split()) in words for line in lines)
 
 
-def _earlier(document: Document, earlier: Mapping[str, Earlier]) -> list[str]:
+def _earlier(document: Document, earlier: Mapping[Code, Earlier]) -> list[str]:
     lines = []
     for result in document.results:
-        found = earlier.get(result.code)
-        if result.code and found is not None:
+        found = earlier.get((result.code_system, result.code))
+        if found is not None:
             value = one_line(f"{found.value} {found.unit}", 60)
             lines.append(f"  {one_line(result.label, 60) or result.code} : {value} le {french_date(found.at)}")
     if not lines:

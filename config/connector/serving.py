@@ -161,7 +161,7 @@ async def start(process: Process, stack: AsyncExitStack, reloading: Reloading) -
     incoming = _FromOurOperators(loaded, connect, places.partners)
     stack.push_async_callback(incoming.resolver.close)
     arriving = open_arriving(loaded, store, places, mailboxes.registry.find)
-    follow = open_following(process, store, _nobody, spool)
+    follow = open_following(process, store, _nobody, spool, mailboxes.registry.find)
     stages = make_stages(
         loaded, store, validator, places, incoming, _without_dkim, parse, threads, spool, arriving, follow
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from bridges.arriving.earlier import DossierValues
-from bridges.arriving.stage import ArrivalStage, ArrivingOptions
+from bridges.arriving.stage import ArrivalStage
 from bridges.dossier.repository import Dossier
 from bridges.dossier.rights import Reader, load_matrix
 from config.gateway.places import Places
@@ -61,4 +61,4 @@ def open_arriving(loaded: Loaded, store: Store, places: Places, find: FindMailbo
     if settings.dossier.enabled:
         dossier = Dossier(store.database, store.blobs, store.vault, store.journal, load_matrix())
         earlier = DossierValues(dossier, reader_of)
-    return Arriving(find, directory, ArrivalStage(ArrivingOptions(settings.operator.host), find, earlier))
+    return Arriving(find, directory, ArrivalStage(settings.operator.host, find, earlier))

@@ -104,6 +104,8 @@ def make_stages(
         held_elsewhere=arriving.held_elsewhere,
     )
     scans = scan_stages(loaded)
+    followed = FollowedStage(follow.senders, follow.begin, parse)
+    follow.examine_by(followed.critical_of)
     return Stages(
         (
             compose,
@@ -113,7 +115,7 @@ def make_stages(
             ScreenStage(),
             *scans,
             plain_mail_stage(settings, arriving.find, threads),
-            FollowedStage(follow.senders, follow.begin),  # after whatever may have made a report of the mail
+            followed,  # after whatever may have made a report of the mail
             arriving.stage,
         ),
         scans[0].counts if scans else None,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import email
 import email.policy
 import random
+import re
 import subprocess
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,11 +22,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from bridges.arriving.contents import OURS, imitates, look
 from bridges.arriving.earlier import DossierValues
-from bridges.arriving.stage import ArrivalStage, ArrivingOptions
+from bridges.arriving.stage import ArrivalStage
+from bridges.cda import examine, read_cda
 from bridges.dossier.repository import Dossier
 from bridges.dossier.rights import Reader, load_matrix
 from bridges.hl7.reader import parse
+from bridges.hprim import write_hprim
 from bridges.report import Action, Audience, Report
 from bridges.screening import ScreenStage
 from bridges.summary import body
@@ -39,6 +46,7 @@ from smime import Suite, encrypt, join_message, sign
 from smime.mime import parse_entity, split_message, split_multipart
 from smime.refusals import CANNOT_OPEN
 from tests.mta.mailboxes import Directory, Mailboxes, agreements
+from tests.smime.test_tnef import attachment, tnef
 from tests.support import reports
 from trust.issuing import DemonstrationAuthority
 from trust.journal import Journal
@@ -125,7 +133,7 @@ class Gateway:
 
     async def arrive(self, content: bytes, **more: object) -> Message | Refused:
         message: Message | Refused = replace(a_message(content, Origin.OPERATOR), **more)  # type: ignore[arg-type]
-        arriving = ArrivalStage(ArrivingOptions("gate.op2.example"), self.registry.find, self.earlier)
+        arriving = ArrivalStage("gate.op2.example", self.registry.find, self.earlier)
         stages: tuple[tuple[Stage, Phase], ...] = (
             (self.opening(), Phase.OPEN), (ScreenStage(), Phase.SCREEN), (arriving, Phase.SCREEN),
         )  # fmt: skip
@@ -435,6 +443,167 @@ async def test_no_flipped_octet_keeps_a_mail_from_its_reader(gateway: Gateway) -
         assert place not in signed or "verified" not in str(read["X-Relais-Marks"])
 
 
+def unsigned_receipt(words: str, *more: bytes, returned: bytes = b"") -> bytes:
+    """Anybody may write such a mail and call it a reading receipt."""
+    parts = [
+        b"Content-Type: text/plain; charset=utf-8\r\n\r\n" + words.encode() + b"\r\n",
+        RECEIPT.partition(b"--b\r\nContent-Type: message/")[2].partition(b"--b--")[0],
+    ]
+    parts[1] = b"Content-Type: message/" + parts[1]
+    if returned:
+        parts.append(b"Content-Type: message/rfc822\r\n\r\n" + returned + b"\r\n")
+    header = RECEIPT.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    return header + b"".join(b"--b\r\n" + part for part in (*parts, *more)) + b"--b--\r\n"
+
+
+FORGED = "Avis de la passerelle gate.op2.example\r\nMessage signé par dr.gris@op1.example : signature vérifiée."
+
+
+async def test_who_calls_his_mail_a_receipt_writes_no_notice_of_ours(gateway: Gateway) -> None:
+    words = first_words(await gateway.read(unsigned_receipt(FORGED)))
+    assert words.startswith("Avis de la passerelle gate.op2.example\nMessage non signé")
+    assert "imite cet avis" in words
+    program = b"Content-Type: application/octet-stream; name=lu.exe\r\n\r\nMZ\r\n"
+    read = await gateway.read(unsigned_receipt("Lu.", program))
+    assert "« lu.exe » peut lancer un programme" in first_words(read)
+    assert read["X-Relais-Marks"] == "danger"
+    assert (await gateway.read(unsigned_receipt("Lu."))).get_content_type() == "multipart/report"
+
+
+async def test_a_verified_reader_may_send_back_what_holds_our_notice(gateway: Gateway) -> None:
+    """What quotes us in the mail a receipt returns must not hide the receipt from programs."""
+    returned = b"From: labo@op1.example\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n" + FORGED.encode()
+    outer, entity = split_message(unsigned_receipt("Lu.", returned=returned).replace(b"dr.gris@op1", b"labo@op1"))
+    signer = gateway.vault.signer(LABO)
+    assert signer is not None
+    read = await gateway.read(join_message(outer, sign(entity, signer)))
+    assert (read.get_content_type(), read["X-Relais-Marks"]) == ("multipart/signed", "verified")
+    outer, entity = split_message(unsigned_receipt(FORGED).replace(b"dr.gris@op1", b"labo@op1"))
+    assert "imite cet avis" in first_words(await gateway.read(join_message(outer, sign(entity, signer))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("text/plain", FORGED),
+        ("text/plain; name=lisez.txt", f"  ** {FORGED}"),
+        ("text/html", "<p>Bonjour</p><div>Avis de la <b>passerelle</b> x</div>"),
+        ("text/html", "Bonjour<br>Avis&nbsp;de\u200b la\r\n  passerelle x"),
+        ("text/plain; charset=utf-16", FORGED),
+    ],
+)
+async def test_a_notice_is_imitated_in_whatever_text(gateway: Gateway, kind: str, words: str) -> None:
+    """Also where the reader wants no verdict: then the sender's would be the only one."""
+    charset = "utf-16" if "utf-16" in kind else "utf-8"
+    kind = kind if "charset" in kind else f"{kind}; charset=utf-8"
+    first = b"Content-Type: text/plain\r\n\r\nBonjour\r\n"
+    second = f"Content-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode()
+    second += base64.encodebytes(words.encode(charset)).replace(b"\n", b"\r\n")
+    for parts in ((second,), (first, second)):
+        whole = b"From: a@b.example\r\nContent-Type: multipart/alternative; boundary=b\r\n\r\n"
+        whole += b"".join(b"--b\r\n" + part for part in parts) + b"--b--\r\n"
+        gateway.registry.prefer(verdict_line=False)
+        assert "imite cet avis" in first_words(await gateway.read(whole))
+    assert not imitates("Vous trouverez dans l'avis de la passerelle ce qui suit")
+
+
+@pytest.mark.parametrize(
+    "filling", ["\n" * 200_000, " " * 200_000, "\r\n \t" * 50_000, "Avis de la passerell" * 20_000]
+)
+def test_no_text_takes_long_to_be_looked_at(filling: str) -> None:
+    """A regular expression that takes minutes would stop the doors of the whole gateway."""
+    began = time.process_time()
+    assert not imitates(f"x{filling}x")
+    assert imitates(f"x{filling}\nAvis de la passerelle")
+    assert time.process_time() - began < 1
+
+
+# --- What a stranger's documents may cost ---------------------------------------------------------------------------
+
+
+def costly(count: int = 5000, text: str = "valeur " * 70_000) -> bytes:
+    """Every observation points at the same half megabyte."""
+    one = (
+        b'<entry><observation classCode="OBS" moodCode="EVN"><templateId root="1.3.6.1.4.1.19376.1.3.1.6"/>'
+        b'<code code="x"><originalText><reference value="#a"/></originalText></code>'
+        b'<value><reference value="#a"/></value></observation></entry>'
+    )
+    document = reports.cda(sections=NORMAL, with_pdf=False)
+    head, mark, tail = document.rpartition(b"</section>")
+    return head + b'<text ID="a">' + text.encode() + b"</text>" + one * count + mark + tail
+
+
+def test_what_many_results_share_is_kept_once_and_short() -> None:
+    document = costly()
+    assert len(document) < 3_000_000
+    tracemalloc.start()
+    began = time.process_time()
+    read = read_cda(document)
+    spent, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not isinstance(read, Refused)
+    assert peak < 60_000_000
+    assert spent < 10
+    assert len(read.results) <= 5001
+    assert max(len(each.value) for each in read.results) <= 1000
+    assert read.results[-1].value.endswith("…")
+
+
+def test_results_have_a_most_and_it_is_said() -> None:
+    read = examine(costly(5100, "v"))
+    assert not isinstance(read, Refused)
+    document, findings = read
+    assert len(document.results) == 5000
+    assert "results-cut" in {each.code for each in findings}
+
+
+def test_a_thousand_first_names_are_not_compared_with_each_other() -> None:
+    names = b"".join(b"<given>%s</given>" % b" ".join(b"n%d" % (n * 1000 + i) for i in range(1000)) for n in range(60))
+    began = time.process_time()
+    read = read_cda(reports.cda(sections=NORMAL).replace(b"</family>", b"</family>" + names, 1))
+    assert not isinstance(read, Refused)
+    assert len(read.patient.first_names) <= 50 * 60
+    assert time.process_time() - began < 5
+
+
+async def test_documents_that_cannot_be_read_count_too(gateway: Gateway) -> None:
+    bad = [(f"{number}.xml", b"<ClinicalDocument xmlns='urn:hl7-org:v3'><!-- %d -->" % number) for number in range(20)]
+    assert look(mail(*bad, ("cr.xml", reports.cda()))).documents == ()
+    words = first_words(await gateway.read(mail(*bad, ("cr.xml", reports.cda()))))
+    assert "trop volumineux ou trop nombreux pour être résumés" in words
+
+
+async def test_what_is_too_large_to_be_summarised_is_said_and_is_critical_where_it_is_ours(gateway: Gateway) -> None:
+    large = reports.cda().replace(b"</ClinicalDocument>", b"<!--" + b"x" * (10 << 20) + b"--></ClinicalDocument>")
+    sent = mail(("cr.xml", large))
+    assert "trop volumineux" in first_words(await gateway.read(sent))
+    assert not look(sent).critical
+    assert look(sent, OURS).critical
+
+
+@pytest.mark.parametrize("disguise", ["protected", "packed", "drawn"])
+async def test_only_what_was_screened_is_opened(gateway: Gateway, disguise: str) -> None:
+    name, archive = xdm(a_report())
+    kind, data = {
+        "protected": (f"application/pkcs7-mime; name={name}", archive),
+        "packed": (f"application/zip; name={name}", b"Rar!" + archive),
+        "drawn": ("image/svg+xml; name=a.xml", reports.cda()),
+    }[disguise]
+    part = f"Content-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n\r\n".encode()
+    whole = (
+        b"From: a@b.example\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nBonjour\r\n--b\r\n" + part
+    )
+    whole += base64.encodebytes(data).replace(b"\n", b"\r\n") + b"--b--\r\n"
+    assert look(whole).documents == ()
+    assert "Patient :" not in first_words(await gateway.read(whole))
+
+
+async def test_what_a_person_released_from_quarantine_is_marked(gateway: Gateway) -> None:
+    read = await gateway.read(mail(), facts={"scan": "released"})
+    assert "une personne a décidé de vous le remettre" in first_words(read)
+    assert "danger" in read["X-Relais-Marks"]
+
+
 # --- HPRIM -----------------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +620,33 @@ async def test_practice_software_that_reads_only_hprim_gets_it(gateway: Gateway)
     assert "RES|Hépatite B (Ag HBs)|5196-1|A|C|Négatif|||||F||||" in lines
     assert lines.index("****LAB****") < lines.index("****FIN****") < lines.index("****FINFICHIER****")
     assert part.get_filename() == "20261119_CR-d-examens-biologiques.hpr", "it names nobody"
+
+
+def test_nothing_of_a_report_is_lost_or_misread_in_hprim() -> None:
+    ending = " ".join(["Aspect habituel de la muqueuse."] * 12) + " Il n'y a PAS de malignité."
+    longer = "culture positive à plusieurs germes, " * 5 + "non significative"
+    sections = (
+        reports.Section(
+            "HÉMATOLOGIE",
+            "18719-5",
+            (
+                reports.Observation("Leucocytes", "6690-2", "Leucocytes", "7", "10\u2079/L", "4", "10", "N"),
+                reports.Observation("\u03b2-HCG *******", "2118-8", "\u03b2-HCG", "3", "UI/L"),
+                reports.Observation("Culture", "600-7", "Culture", longer, "", kind="ST"),
+            ),
+        ),
+    )
+    read = read_cda(reports.cda(sections=sections))
+    assert not isinstance(read, Refused)
+    read = replace(read, narrative=ending, type_code="34112-3", format_code="x")
+    lines = write_hprim(read).decode("cp1252").split("\r\n")
+    text = lines[12 : lines.index("****LAB****")]
+    assert ending in " ".join(" ".join(text).split())
+    assert max(map(len, text)) <= 250
+    rows = [line.split("|") for line in lines if line.startswith("RES|")]
+    assert rows[0][6] == "10^9/L", "not 109"
+    assert rows[1][1] == "beta-HCG *"
+    assert rows[2][5] == "voir le texte"
 
 
 # --- Earlier values of the dossier -----------------------------------------------------------------------------------
@@ -510,6 +706,51 @@ async def test_earlier_values_only_as_the_reader_may_see_them(gateway: Gateway, 
     assert gateway.registry.record is not None
     gateway.registry.record = replace(gateway.registry.record, kind=MailboxKind.ORG)
     assert "VALEURS PRÉCÉDENTES" not in first_words(await gateway.read(sent)), "a team is no reader"
+
+
+async def values(gateway: Gateway, *documents: bytes, signed: bool = True) -> str:
+    written = mail(*((f"{number}.xml", document) for number, document in enumerate(documents)))
+    return first_words(await gateway.read(await gateway.protect(written) if signed else written))
+
+
+async def test_each_report_has_its_own_earlier_values(gateway: Gateway, dossier) -> None:
+    _, journal, kept = dossier
+    deposit(kept, "20260101080000+0100", "4.1", 1)
+    deposit(kept, "20260201080000+0100", "4.2", 2)
+    gateway.earlier = DossierValues(kept, {NOIR: Reader("801111111117", "Dr Noir", "10")}.get)
+    january, march = (
+        reports.cda(unique_id=f"1.2.250.1.999.9.{month}").replace(b"20261119", f"2026{month}10".encode())
+        for month in ("01", "03")
+    )
+    words = await values(gateway, january, march)
+    first, second = words.split("VALEURS PRÉCÉDENTES")[1:]
+    assert "4.1 mmol/L le 01/01/2026" in first
+    assert "4.2" not in first, "of a day after that report"
+    assert "4.2 mmol/L le 01/02/2026" in second
+    lists = [each for each in dossier[0].read(journal.entries) if each.entry and each.entry.action == "dossier.list"]
+    assert len(lists) == 1, "once for the mail"
+
+
+async def test_no_earlier_values_under_another_patient_or_for_an_unproven_sender(gateway: Gateway, dossier) -> None:
+    database, journal, kept = dossier
+    deposit(kept, "20261001080000+0100", "4.4", 1)
+    gateway.earlier = DossierValues(kept, {NOIR: Reader("801111111117", "Dr Noir", "10")}.get)
+    assert "4.4" in await values(gateway, reports.cda())
+
+    def accesses() -> int:
+        entries = [each.entry for each in database.read(journal.entries) if each.entry is not None]
+        return sum(each.action in ("dossier.list", "dossier.read") for each in entries)
+
+    before = accesses()
+    assert "VALEURS PRÉCÉDENTES" not in await values(gateway, reports.cda(), signed=False)
+    other = reports.cda(patient=replace(reports.PATIENT, oid="1.2.250.1.999.5"), unique_id="1.2.250.1.999.1.9")
+    other = re.sub(rb'<id [^>]*extension="990001"[^>]*>', b"", other)
+    assert "VALEURS PRÉCÉDENTES" not in await values(gateway, reports.cda(), other), "two patients"
+    assert accesses() == before, "nobody's dossier was opened"
+    for wrong in (replace(reports.PATIENT, birth_date="19790228"), replace(reports.PATIENT, family="AUTRE")):
+        assert "4.4" not in await values(gateway, reports.cda(patient=wrong)), "a matricule alone is not a person"
+    local = reports.cda().replace(b'codeSystem="2.16.840.1.113883.6.1"', b'codeSystem="1.2.250.1.999.77"')
+    assert "4.4" not in await values(gateway, local), "another system's code is another analysis"
 
 
 async def test_a_dossier_that_fails_holds_nothing_up(gateway: Gateway) -> None:
@@ -589,6 +830,57 @@ async def test_a_holder_gets_it_octet_by_octet_and_switches_back(
     refused = await gateway.arrive(sent)
     assert isinstance(refused, Refused)
     assert refused.refusal == CANNOT_OPEN, "its sender is told: the holder's key is not here"
+
+
+def packed(entity: bytes) -> bytes:
+    return b'Content-Type: multipart/mixed; boundary="w"\r\n\r\n--w\r\n' + entity + b"\r\n--w--\r\n"
+
+
+@pytest.mark.parametrize("around", ["multipart", "clear", "opaque", "tnef"])
+async def test_what_only_the_old_key_opens_is_opened_whatever_is_around_it(
+    gateway: Gateway, held: Mailboxes, around: str
+) -> None:
+    """After the switch its holder could read none of these."""
+    theirs, ours = (each.keys[NOIR][KeyUse.ENCRYPTION].certificate for each in (held, gateway.people))
+    gateway.registry.prefer(custody=Custody.HOLDER)
+    gateway.published[NOIR] = [theirs]
+    signer = gateway.vault.signer(LABO)
+    assert signer is not None
+    outer, entity = split_message(mail(xdm(a_report())))
+
+    def wrapped(certificate: x509.Certificate) -> bytes:
+        encrypted = encrypt(sign(entity, signer), [certificate])
+        match around:
+            case "multipart":
+                return join_message(outer, packed(encrypted))
+            case "clear":
+                return join_message(outer, sign(encrypted, signer))
+            case "opaque":
+                return join_message(outer, sign(encrypted, signer, suite=Suite(opaque=True)))
+        stream = tnef(attachment(bytes(parse_entity(encrypted).decoded())))
+        head = b"Content-Type: application/ms-tnef; name=winmail.dat\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        return join_message(outer, head + base64.encodebytes(stream).replace(b"\n", b"\r\n"))
+
+    read = await gateway.read(wrapped(ours))
+    assert "custody=gateway" in read["X-Relais-Verdict"]
+    assert "RÉSULTATS CRITIQUES" in first_words(read)
+    arrived = await gateway.arrive(wrapped(theirs))
+    assert isinstance(arrived, Message)
+    assert arrived.facts["custody"] == "holder", "what its holder can open stays sealed"
+
+
+async def test_an_opaque_signature_alone_in_a_multipart_is_shown_too(gateway: Gateway) -> None:
+    outer, entity = split_message(mail(xdm(a_report())))
+    signer = gateway.vault.signer(LABO)
+    assert signer is not None
+    opaque = packed(sign(entity, signer, suite=Suite(opaque=True)))
+    words = first_words(await gateway.read(join_message(outer, opaque)))
+    assert "signature vérifiée" in words
+    assert "RÉSULTATS CRITIQUES" in words
+    assert "chiffrée ou signée à part" not in words, "the original is ours to know"
+    ours = gateway.people.keys[NOIR][KeyUse.ENCRYPTION].certificate
+    around = sign(encrypt(sign(entity, signer), [ours]), signer)
+    assert "chiffrée ou signée à part" not in first_words(await gateway.read(join_message(outer, around)))
 
 
 async def test_encrypted_to_both_it_is_the_holders(gateway: Gateway, held: Mailboxes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from bridges.routing import DOSSIER_RECIPIENT
 from directory.refusals import RECIPIENT_UNKNOWN
 from mta import refusals as mta_refusals
 from mta.delivery import Accepted, EndedDelivery, NewDelivery, Submission
+from mta.follow_up import INSTEAD
 from mta.message import Delivered, Failed, Origin, Outcome, TargetKind
 from mta.notifications import DeliveryNotification, RecipientStatus, compose_dsn
 from mta.reporting import NotSettledError, Reporter
@@ -552,6 +553,15 @@ async def test_the_contrary_is_told_once(gateway: Gateway, first: str, then: str
     assert await comes(then) == [said[then]]
     for action in (then, first, then):
         assert await comes(action) == []
+
+
+async def test_what_another_reader_got_instead_says_nothing_of_the_one_who_was_named(gateway: Gateway) -> None:
+    gateway.report()
+    sent = gateway.settle(Delivered("250 queued", reports=True))
+    gateway.consumer.unread(sent, 1_800_000_000.0)
+    gateway.consumer.unread(replace(sent, delivery_id="f" * 32, flags=(INSTEAD + sent.delivery_id,)), 1_800_000_000.0)
+    told = [each.segments("OBX")[1] for each in await gateway.zam()]
+    assert [each.field(4).text for each in told] == [DOCTOR.identifier, ""]
 
 
 @pytest.mark.parametrize("asked", [True, False])

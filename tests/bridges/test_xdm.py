@@ -313,6 +313,20 @@ def test_bombs_are_refused_before_they_are_opened() -> None:
     assert refused(wide, XdmLimits(total_bytes=10_000_000)) is refusals.XDM_TOO_LARGE
 
 
+def test_a_file_that_is_described_often_is_kept_once() -> None:
+    """Metadata of a few octets an entry must not multiply a large file."""
+    head, entry = described("A.XML").removesuffix("</SubmitObjectsRequest>").split(">", 1)
+
+    def often(count: int) -> bytes:
+        whole = f"{head}>{entry * count}</SubmitObjectsRequest>"
+        return zipped({"IHE_XDM/S/METADATA.XML": whole, "IHE_XDM/S/A.XML": CDA})
+
+    read = read_xdm(often(20))
+    assert isinstance(read, XdmContent)
+    assert len({id(each.content) for each in read.documents}) == 1
+    assert refused(often(501)) is refusals.XDM_TOO_LARGE
+
+
 def test_an_understated_size_does_not_let_a_bomb_through() -> None:
     data = bytearray(zipped({"IHE_XDM/S/METADATA.XML": described("A.XML"), "IHE_XDM/S/A.XML": bytes(4_000_000)}))
     second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +17,9 @@ from config.catalogue import CATALOGUE
 from config.cli import relais
 from config.control import ControlSocket
 from config.follow_up_answers import FollowUpAnswers, FollowUpCollector
+from config.gateway.following import services
+from config.sections import FollowSettings
+from config.settings import SettingsError
 from config.trace import life, render
 from mta.delivery import NewDelivery
 from mta.follow_up import Followed
@@ -76,6 +80,8 @@ async def test_from_the_list_to_a_name(gateway: tuple[Path, Road]) -> None:
     assert shown.count(f"from {LABO} to {GRIS}") == 2
     (gauge,) = FollowUpCollector(road.follow).collect()
     assert [sample.value for sample in gauge.samples] == [1]
+    unfollowed = await run(state, "unread", "--sender", GRIS)
+    assert (unfollowed.exit_code, "is not followed up" in unfollowed.output) == (1, True)
     trace = "\n".join(render({"op1": life(road.spool, "1@op1.example", CATALOGUE)}))
     assert "unread at its deadline" in trace
     nameless = await run(state, "acknowledge", late["reference"], "--by", " ", "--reason", "x")
@@ -92,6 +98,21 @@ async def test_from_the_list_to_a_name(gateway: tuple[Path, Road]) -> None:
     trace = "\n".join(render({"op1": life(road.spool, "1@op1.example", CATALOGUE)}))
     assert "a named person has taken note of it" in trace
     assert "Gris" not in trace, "the trace names nobody but addresses"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"fallback": "garde"}, "must be a mail address"),
+        ({"fallback": "279035121518989@Patient.op1.example"}, "not a patient's"),
+        ({"fallback": LABO.upper()}, "somebody else"),
+        ({"fallback": GRIS, "critical_minutes": 0}, "without follow.critical_minutes"),
+    ],
+)
+def test_a_wrong_fallback_is_found_out_at_start(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        services([FollowSettings(**{"sender": LABO, "critical_minutes": 60, **wrong})], ["patient.op1.example"])
+    assert services([FollowSettings(sender=LABO, critical_minutes=60, fallback=GRIS)], [])[0].fallback == GRIS
 
 
 async def test_without_a_gateway_it_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ shelf. Neither doors nor network."""
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from sqlalchemy import func, or_, select
 
 from bridges.arriving.following import FollowedStage
+from bridges.hl7 import reader as hl7
 from directory.partners import PartnerBook
 from mta import follow_up_refusals, quarantine_refusals
 from mta import refusals as mta_refusals
@@ -186,8 +188,10 @@ async def a_road(
         spool, database, vault, journal, mail, followed, node="n1", seen=seen,
         patient_domains=("patient.op2.example",), clock=clock,
     )  # fmt: skip
+    followed_stage = FollowedStage(follow.senders, follow.begin, functools.partial(hl7.parse, environment="test"))
+    follow.examine_by(followed_stage.critical_of)
     stages = (
-        FollowedStage(follow.senders, follow.begin),
+        followed_stage,
         ProtectStage(vault, directory, mailboxes.validator, mailboxes.dkim.get, "gate.op1.example", agreements()),
         OpenStage(vault, mailboxes.validator, PartnerBook([]), "gate.op1.example"),
         ScanStage(scanner, scan),

@@ -6,6 +6,8 @@ import imaplib
 import quopri
 import re
 import smtplib
+import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from directory.records import MailboxKind
+from mta.collecting import KEYWORD
 from mta.mailboxes.dovecot import DELIVERY_HEADER
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.mailboxes.records import MailboxRecord, ReadingPreferences
@@ -113,12 +116,32 @@ def test_what_was_looked_at_wherever_it_lies_and_what_is_gone(running: Running) 
     assert asking.look("a\tb@ville.mssante.test", wanted) is None
 
 
+def test_a_machine_has_read_nothing_nor_has_a_collector(running: Running) -> None:
+    address = f"{PATIENT}@patient.mssante.test"
+    for identity in ("opened", "collected"):
+        deliver(running, address, identity)
+    with running.log_in(address, PASSWORD) as client:
+        client.select("INBOX")
+        for identity, set_flags in (("opened", r"(\Seen)"), ("collected", rf"(\Seen {KEYWORD})")):
+            (numbers,) = client.search(None, "HEADER", DELIVERY_HEADER, identity)[1]
+            client.store(numbers.decode(), "+FLAGS", set_flags)
+    wanted, asked_at = ["opened", "collected"], running.dovecot.search_socket
+    assert SeenMail(asked_at).look(address, wanted) == Looked(frozenset(wanted), frozenset({"opened"}))
+    machine = SeenMail(asked_at, is_machine=lambda asked: asked == address)
+    assert machine.look(address, wanted) == Looked(frozenset(wanted), frozenset())
+
+
 def test_a_dovecot_that_does_not_answer_says_nothing(running: Running) -> None:
-    assert SeenMail(Path("/nonexistent"), 1).look(DOCTOR, ["every"]) is None
+    with pytest.raises(OSError):
+        SeenMail(Path("/nonexistent"), 1).look(DOCTOR, ["every"])
+    with socket.socket(socket.AF_UNIX) as hanging, tempfile.TemporaryDirectory() as folder:
+        hanging.bind(f"{folder}/s")
+        hanging.listen()
+        with pytest.raises(OSError):
+            SeenMail(Path(folder) / "s", 0.2).look(DOCTOR, ["every"])
     assert SeenMail(running.dovecot.lmtp_socket, 2).look(DOCTOR, ["every"]) is None
-    assert SeenMail(running.dovecot.search_socket).look("personne@ville.mssante.test", ["x"]) == Looked(
-        frozenset(), frozenset()
-    )
+    unknown = SeenMail(running.dovecot.search_socket).look("personne@ville.mssante.test", ["x"])
+    assert unknown is None, "an identity that is gone for a moment has taken nothing out of its mailbox"
 
 
 async def test_the_whole_way_into_a_mail_program(running: Running, tmp_path: Path) -> None:

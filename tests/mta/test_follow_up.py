@@ -6,15 +6,21 @@ import email
 import email.policy
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from bridges.arriving.following import FollowedStage
+from bridges.hl7 import reader
+from bridges.report import Action
+from config.catalogue import CATALOGUE
+from config.trace import life, render
 from mta.delivery import NewDelivery
 from mta.follow_up import Followed, FollowUp, Reading
 from mta.mailboxes.seen import Looked
-from mta.message import Deferred, Message, Origin, TargetKind
-from mta.refusals import UNREACHABLE
+from mta.message import Deferred, Message, Origin, Phase, TargetKind
+from mta.refusals import SCANNER_UNAVAILABLE, UNREACHABLE
 from mta.system_mail import SystemMail
 from smime import encrypt, join_message, sign
 from smime.mime import split_message
@@ -43,7 +49,7 @@ class Boxes:
     def look(self, address: str, ids: Collection[str]) -> Looked | None:
         self.asked.append(address)
         if self.silent:
-            return None
+            raise TimeoutError
         return Looked(frozenset(set(ids) - self.gone), frozenset(self.seen & set(ids)))
 
 
@@ -150,7 +156,7 @@ async def test_what_was_read_in_time_alarms_nobody(tmp_path: Path, people: Mailb
         assert road.mailboxes.to(LABO) == []
         assert "seen" in kinds(road, opened), "labelled as what it is, and not as a receipt"
         assert "displayed" not in kinds(road, opened)
-        assert [each.delivery.delivery_id for each in road.follow.unread(days=0)] == [normal]
+        assert [each.delivery.delivery_id for each in road.follow.unread(days=0).found] == [normal]
 
 
 async def test_the_fallback_reader_reads_and_the_clock_stops_for_both(
@@ -163,7 +169,7 @@ async def test_the_fallback_reader_reads_and_the_clock_stops_for_both(
         handed_on = next(each for each in road.mailboxes.to(FALLBACK) if each.origin is not Origin.SYSTEM)
         boxes.seen.add(handed_on.delivery_id)
         await later(road, 16 * MINUTE)
-        assert road.follow.unread(days=0) == []
+        assert road.follow.unread(days=0).found == ()
         assert "seen" in kinds(road, delivery_id)
         await later(road, DAY)
         assert len(road.mailboxes.to(LABO)) == 1
@@ -204,14 +210,16 @@ async def test_what_never_arrives_is_unread_too(tmp_path: Path, people: Mailboxe
         assert boxes.asked == [FALLBACK] * len(boxes.asked), "another operator's mailbox is not ours to ask"
 
 
-def receipt(people: Mailboxes, road: Road, number: int) -> bytes:
+def receipt(
+    people: Mailboxes, road: Road, number: int, disposition: str = "manual-action/MDN-sent-manually; displayed"
+) -> bytes:
     """An MDN as NOIR's mail program writes it: signed, encrypted to the laboratory."""
     mdn = (
         f"From: {NOIR}\r\nTo: {LABO}\r\nSubject: Lu\r\nMIME-Version: 1.0\r\nMessage-ID: <r{number}@op2.example>\r\n"
         'Content-Type: multipart/report; report-type=disposition-notification; boundary="b"\r\n\r\n'
         "--b\r\nContent-Type: text/plain\r\n\r\nlu\r\n--b\r\nContent-Type: message/disposition-notification\r\n\r\n"
         f"Final-Recipient: rfc822;{NOIR}\r\nOriginal-Message-ID: <{number}@op1.example>\r\n"
-        "Disposition: manual-action/MDN-sent-manually; displayed\r\n\r\n--b--\r\n"
+        f"Disposition: {disposition}\r\n\r\n--b--\r\n"
     ).encode()
     people.install(road.vault, NOIR)
     signer, (decryptor, *_) = road.vault.signer(NOIR), road.vault.decryptors(LABO)
@@ -232,7 +240,196 @@ async def test_a_receipt_is_a_state_and_no_mail(tmp_path: Path, people: Mailboxe
         await later(road, 31 * MINUTE)
         assert road.mailboxes.to(LABO) == []
         assert kinds(road, delivery_id)[-2:] == ["heard", "displayed"]
-        assert road.follow.unread(days=0) == []
+        assert road.follow.unread(days=0).found == ()
+
+
+@pytest.mark.parametrize(
+    ("disposition", "person"),
+    [
+        ("automatic-action/MDN-sent-automatically; processed", False),
+        ("automatic-action/MDN-sent-automatically; displayed", False),
+        ("manual-action/MDN-sent-automatically; displayed", True),
+    ],
+)
+async def test_software_that_takes_a_critical_result_up_has_not_read_it(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes, disposition: str, person: bool
+) -> None:
+    async with road_of(tmp_path, people, boxes) as road:
+        critical = await send(road, NOIR, target=TargetKind.SMTP)
+        normal = await send(road, NOIR, critical=False, number=2, target=TargetKind.SMTP)
+        for number in (1, 2):
+            road.accept(
+                receipt(people, road, number, disposition), NewDelivery(LABO, TargetKind.MAILBOX),
+                origin=Origin.OPERATOR, sender="", peer=OPERATOR_TWO, message_id=f"<r{number}@op2.example>",
+            )  # fmt: skip
+        await road.quiet()
+        await later(road, 31 * MINUTE)
+        assert len(road.mailboxes.to(LABO)) == (0 if person else 1)
+        left = [each.delivery.delivery_id for each in road.follow.unread(days=0).found]
+        assert left == ([] if person else [critical])
+        closed = "displayed" if person else "processed"
+        assert closed in kinds(road, normal)
+        trace = "\n".join(render({"op1": life(road.spool, "<2@op1.example>", CATALOGUE)}))
+        assert ("nobody is known to have looked at it" in trace) is not person
+
+
+async def test_the_clock_runs_while_nothing_can_be_prepared(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scanner that is down, a destination that rests: no worker comes to the stage that follows up."""
+
+    async def not_now(stage: FollowedStage, message: Message, phase: Phase) -> Message | Refused:
+        return Refused(SCANNER_UNAVAILABLE) if message.sender and phase is Phase.ENRICH else message
+
+    async with road_of(tmp_path, people, boxes) as road:
+        monkeypatch.setattr(FollowedStage, "apply", not_now)
+        critical, normal = await send(road), await send(road, critical=False, number=2)
+        await send_receipt_of_ours(road)
+        await later(road, 59)
+        assert road.follow.unread(days=0).found == ()
+        await later(road, 2)
+        waiting = {each.delivery.delivery_id: each.critical for each in road.follow.unread(days=0).found}
+        assert waiting == {critical: True, normal: False}, "and nobody reads a receipt"
+        await later(road, 29 * MINUTE)
+        (told,) = [each for each in road.mailboxes.to(LABO) if each.origin is Origin.SYSTEM]
+        assert "il n'a pas encore pu être remis" in text(told)
+        await later(road, 15 * MINUTE)
+        assert "handed-on" in kinds(road, critical)
+
+
+async def send_receipt_of_ours(road: Road) -> None:
+    mdn = (
+        f"From: {LABO}\r\nTo: {GRIS}\r\nMIME-Version: 1.0\r\nMessage-ID: <3@op1.example>\r\n"
+        'Content-Type: multipart/report; report-type=disposition-notification; boundary="b"\r\n\r\n'
+        "--b\r\nContent-Type: text/plain\r\n\r\nlu\r\n--b\r\nContent-Type: message/disposition-notification\r\n\r\n"
+        "Disposition: manual-action/MDN-sent-manually; displayed\r\n\r\n--b--\r\n"
+    ).encode()
+    road.accept(mdn, NewDelivery(GRIS, TargetKind.MAILBOX), message_id="<3@op1.example>")
+    await road.quiet()
+
+
+def test_a_frame_that_nobody_has_composed_is_judged_as_its_mail_would_be() -> None:
+    stage = FollowedStage({LABO: SERVICE}, lambda *_: None, partial(reader.parse, environment="test"))
+    normal = reports.Observation("Sodium", "2951-2", "Sodium", "139", "mmol/L", "136", "145", "N")
+    quiet = reports.cda(sections=(reports.Section("BIOCHIMIE", "18719-5", (normal,)),))
+
+    def judged(frame: bytes) -> bool | None:
+        message = Message(
+            message_id="<1@op1.example>", spool_id="s", delivery_id="d", origin=Origin.MLLP, sender=LABO,
+            recipient=GRIS, content=frame, content_type="application/hl7-v2", accepted_at=0.0,
+        )  # fmt: skip
+        return stage.critical_of(message, frame)
+
+    assert judged(reports.message()) is True
+    assert judged(reports.message(documents=[quiet])) is False
+    assert judged(reports.message(action=Action.DELETE)) is False
+    assert judged(b"no frame") is False
+
+
+async def test_a_dovecot_that_hangs_is_asked_once_a_turn(tmp_path: Path, people: Mailboxes, boxes: Boxes) -> None:
+    quick = Followed(LABO, critical_seconds=MINUTE)
+    async with road_of(tmp_path, people, boxes, None, quick) as road:
+        for number in range(3):
+            await send(road, GRIS if number else FALLBACK, number=number)
+            await send(road, GRIS if number else FALLBACK, number=10 + number, critical=False)
+        boxes.silent = True
+        road.clock.now += DAY
+        while road.follow._begin_unprepared(road.clock.now):
+            pass
+        boxes.asked.clear()
+        assert road.follow.look() is False
+        assert len(boxes.asked) == 1
+        await road.quiet()
+        assert len(road.mailboxes.to(LABO)) == 3, "better told for nothing than not at all"
+        boxes.silent = False
+        boxes.asked.clear()
+        road.clock.now += 901
+        road.follow.look()
+        assert boxes.asked, "asked again as soon as if it were young"
+
+
+async def test_a_slow_dovecot_delays_no_deadline_for_long(tmp_path: Path, people: Mailboxes, boxes: Boxes) -> None:
+    """Each turn asks for a while, and what it had no time for comes next."""
+    async with road_of(tmp_path, people, boxes) as road:
+        ids = [await send(road, number=number, critical=False) for number in range(2)]
+        ids.append(await send(road, FALLBACK, number=5, critical=False))
+        boxes.seen.update(ids)
+        road.follow._options = replace(road.follow._options, ask_seconds=0.0)
+        road.clock.now += DAY
+        assert road.follow.look() is True
+        assert len(boxes.asked) == 1
+        assert road.follow.look() is True
+        assert len(boxes.asked) == 2
+        road.follow.look()
+        assert road.follow.unread(days=0).found == ()
+
+
+async def test_critical_results_come_first_and_what_is_left_out_is_counted(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes
+) -> None:
+    async with road_of(tmp_path, people, boxes) as road:
+        for number in range(3):
+            await send(road, critical=False, number=number)
+        road.clock.now += MINUTE
+        critical = await send(road, number=9)
+        listed = road.follow.unread(days=0, limit=2)
+        assert [each.critical for each in listed.found] == [True, False]
+        assert listed.found[0].delivery.delivery_id == critical
+        assert listed.more == 2
+
+
+async def test_what_could_not_be_told_is_not_said_to_have_been(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its mailbox nor its system can be told: the fallback reader gets the result all the same."""
+    async with road_of(tmp_path, people, boxes) as road:
+        delivery_id = await send(road)
+        road.follow.tell_systems_by(lambda *_: (_ for _ in ()).throw(ValueError("no frame")))
+        with monkeypatch.context() as patched:
+            patched.setattr(road.follow._mail, "send", lambda *_: False)
+            await later(road, 31 * MINUTE)
+        trace = "\n".join(render({"op1": life(road.spool, delivery_id, CATALOGUE)}))
+        assert "its sender could not be told" in trace
+        assert "its sender was told" not in trace
+        await later(road, 15 * MINUTE)
+        assert any(b"Voir le document joint" in each.content for each in road.mailboxes.to(FALLBACK))
+
+
+async def test_nothing_is_handed_on_to_who_has_it(tmp_path: Path, people: Mailboxes, boxes: Boxes) -> None:
+    async with road_of(tmp_path, people, boxes) as road:
+        delivery_id = await send(road, FALLBACK)
+        await later(road, 31 * MINUTE)
+        await later(road, DAY)
+        assert "handed-on" not in kinds(road, delivery_id)
+        assert len(road.mailboxes.to(FALLBACK)) == 1
+
+
+async def test_the_better_evidence_takes_the_place_of_the_weaker(
+    tmp_path: Path, people: Mailboxes, boxes: Boxes
+) -> None:
+    """A laboratory that has telephoned writes it down, also of what some program has opened."""
+    async with road_of(tmp_path, people, boxes) as road:
+        delivery_id = await send(road)
+        boxes.seen.add(delivery_id)
+        await later(road, 31 * MINUTE)
+        assert "seen" in kinds(road, delivery_id)
+        assert road.follow.acknowledge(delivery_id, "Dr Gris", "par téléphone") == delivery_id
+        assert road.follow.acknowledged_by(delivery_id) == "Dr Gris"
+        trace = "\n".join(render({"op1": life(road.spool, delivery_id, CATALOGUE)}))
+        assert "a named person has taken note of it" in trace
+        assert "opened (IMAP)" not in trace, "the best evidence is told"
+
+
+async def test_the_trace_says_whose_reading_it_was(tmp_path: Path, people: Mailboxes, boxes: Boxes) -> None:
+    async with road_of(tmp_path, people, boxes) as road:
+        delivery_id = await send(road)
+        await later(road, 31 * MINUTE)
+        await later(road, 16 * MINUTE)
+        handed_on = next(each for each in road.mailboxes.to(FALLBACK) if each.origin is not Origin.SYSTEM)
+        boxes.seen.add(handed_on.delivery_id)
+        await later(road, 16 * MINUTE)
+        trace = "\n".join(render({"op1": life(road.spool, delivery_id, CATALOGUE)}))
+        assert "by another reader of the same result" in trace
 
 
 async def test_unread_after_days_by_sender(tmp_path: Path, people: Mailboxes, boxes: Boxes) -> None:
@@ -240,14 +437,14 @@ async def test_unread_after_days_by_sender(tmp_path: Path, people: Mailboxes, bo
         old, looked, taken = [await send(road, critical=False, number=number) for number in (1, 2, 3)]
         await later(road, 2 * DAY)
         await send(road, critical=False, number=4)
-        assert road.follow.unread() == []
+        assert road.follow.unread().found == ()
         await later(road, 1 * DAY + 1)
         boxes.seen.add(looked)
         boxes.gone.add(taken)
-        (only,) = road.follow.unread(LABO.upper())
+        (only,) = road.follow.unread(LABO.upper()).found
         assert (only.delivery.delivery_id, only.critical, only.reading) == (old, False, Reading.WAITING)
-        assert road.follow.unread("autre@op1.example") == []
-        assert len(road.follow.unread(days=0)) == 2
+        assert road.follow.unread("autre@op1.example").found == ()
+        assert len(road.follow.unread(days=0).found) == 2
         assert "removed" in kinds(road, taken)
         assert road.mailboxes.to(LABO) == [], "nobody is alarmed for them"
 
@@ -302,7 +499,7 @@ async def test_who_has_no_deadline_and_who_is_not_followed(tmp_path: Path, peopl
         road.accept(a_mail(number=9), NewDelivery(GRIS, TargetKind.MAILBOX), sender=GRIS, message_id="<9@op1.example>")
         await road.quiet()
         await later(road, DAY + 1)
-        assert len(road.follow.unread()) == 1
+        assert len(road.follow.unread().found) == 1
         assert road.mailboxes.to(LABO) == []
 
 
@@ -314,7 +511,7 @@ async def test_a_fallback_reader_nobody_can_write_to(tmp_path: Path, people: Mai
         await later(road, 2 * MINUTE)
         assert "untold" in kinds(road, delivery_id)
         assert "handed-on" not in kinds(road, delivery_id)
-        (still,) = road.follow.unread(days=0)
+        (still,) = road.follow.unread(days=0).found
         assert (still.reading, still.due) == (Reading.TOLD, None)
 
 

@@ -179,7 +179,15 @@ def test_dispositions_in_both_dialects(
     status = f"Reporting-UA: x\n\n{MDN}{fields}" if group_apart else MDN + fields
     found = parse_notification(report("disposition-notification", status))
     assert found == DispositionNotification(
-        "medecin@op2.example", disposition, "bal@op2.example", "<1@op1.example>", automatic, failed, code, text
+        "medecin@op2.example",
+        disposition,
+        "bal@op2.example",
+        "<1@op1.example>",
+        automatic,
+        failed,
+        code,
+        text,
+        by_program=automatic,
     )
 
 
@@ -344,7 +352,7 @@ def test_what_mail_clients_return(written: str, automatic: bool, recipient: str)
     for ends in ("\n", "\r\n"):
         found = parse_notification(written.replace("\n", ends).encode())
         assert found == DispositionNotification(
-            recipient, "displayed", original_message_id="<1@op1.example>", automatic=automatic
+            recipient, "displayed", original_message_id="<1@op1.example>", automatic=automatic, by_program=automatic
         )
 
 

@@ -40,6 +40,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("delivery_id", name=op.f("pk_mta_follow_ups")),
         comment="what senders want to know to be read (`mta.follow_up`)",
     )
+    op.create_index(
+        "ix_mta_follow_ups_critical",
+        "mta_follow_ups",
+        ["state"],
+        unique=False,
+        sqlite_where=sa.text("critical = 1 AND read_at IS NULL"),
+        postgresql_where=sa.text("critical AND read_at IS NULL"),
+    )
     for name, columns, where in (
         ("due", ["due"], _DUE),
         ("unread", ["accepted_at", "service"], _UNREAD),
@@ -60,6 +68,6 @@ def downgrade() -> None:
     running = op.get_bind().scalar(sa.text("SELECT count(*) FROM mta_follow_ups WHERE due IS NOT NULL"))
     if running:  # nobody would be told any more that a critical result is unread
         raise RuntimeError(f"{running} critical results wait to be read: relais reading unread, before rolling back")
-    for name in ("instead_of", "look_at", "unread", "due"):
+    for name in ("instead_of", "critical", "look_at", "unread", "due"):
         op.drop_index(f"ix_mta_follow_ups_{name}", table_name="mta_follow_ups")
     op.drop_table("mta_follow_ups")
