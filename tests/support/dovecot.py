@@ -95,9 +95,11 @@ class Registry:
 class GivenAway(Serving):
     """What it writes belongs to the service user, whom the gateway would be."""
 
-    def fields(self, address: str, home: Path, member: str = "") -> dict[str, str] | None:
+    def fields(
+        self, address: str, home: Path, owner: Identity, member: str = "", service: str = ""
+    ) -> dict[str, str] | None:
         try:
-            return super().fields(address, home, member)
+            return super().fields(address, home, owner, member, service)
         finally:
             if (ids := service_ids()) is not None:
                 for each in home.iterdir():
