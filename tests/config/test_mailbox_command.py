@@ -10,15 +10,18 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
+from config import doctor
 from config.answers import off_loop
 from config.cli import relais
 from config.control import ControlSocket
 from config.mailbox_answers import MailboxAnswers
 from config.migrations import upgrade
+from config.settings import load
 from directory.records import MailboxKind, Recipient
 from mta.mailboxes.administration import MailboxAdministration
 from mta.mailboxes.adopting import Adoption
@@ -92,6 +95,18 @@ def test_files_for_a_dovecot_of_the_operator_s_own_are_written_where_only_root_m
         assert {each.stat().st_mode & 0o777 for each in target.iterdir()} == {0o600}
         file.write_text(file.read_text().replace(memory, str(root / "memory")))
         assert "tmpfs" in place.refusal("dovecot-files", str(target))
+
+
+def test_doctor_says_when_dovecot_s_memory_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "relais.toml"
+    file.write_text(CONFIGURATION.format(keys="").replace('home = "mail"', f'home = "mail"\nmemory = "{tmp_path}"'))
+
+    def told(free: int) -> list[str]:
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        return [each.text for each in doctor._memory(load(file))]
+
+    assert told(1 << 30) == []
+    assert "100 MB left" in told(100 << 20)[0]
 
 
 class Running(threading.Thread):
