@@ -241,16 +241,15 @@ class AuthenticationSocket:
         home = self._home_of(address)
         if home is None:
             return None
-        owner = self._accounts.by_address(address)
-        if owner is None:
-            return None
-        # Dovecot would make it, but only after Sieve has looked there for the deliveries it has already seen.
-        make_private_directory(home)
-        if service != _MOVER and is_held(self._home_of, address):
+        if service != _MOVER and (home / HELD).exists():
             raise MailboxHeldError
+        # Dovecot would make the home, but only after Sieve has looked there for the deliveries it has already seen.
         if self._serving is not None:
-            return self._serving.fields(address, home, owner, member, service)
-        return None if member else {"home": str(home)}
+            return self._serving.fields(address, home, member, service)
+        if member or self._accounts.by_address(address) is None:
+            return None
+        make_private_directory(home)
+        return {"home": str(home)}
 
 
 async def _reply(answers: asyncio.Queue[asyncio.Task[str] | None], writer: asyncio.StreamWriter) -> None:

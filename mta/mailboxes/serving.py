@@ -64,15 +64,19 @@ class Serving:
         self._options = options
         self._clock = clock
 
-    def fields(
-        self, address: str, home: Path, owner: Identity, member: str = "", service: str = ""
-    ) -> dict[str, str] | None:
-        """Userdb fields of `address`, lower-case, which is `owner`'s; `member`: of a session a member of the team
-        opened; `service`: what Dovecot wants it for.
+    def fields(self, address: str, home: Path, member: str = "", service: str = "") -> dict[str, str] | None:
+        """Userdb fields of `address`, lower-case; `member`: of a session a member of the team opened; `service`: what
+        Dovecot wants it for. The home is made.
 
-        None when that member may not have it for that.
+        None when nobody has that address, or that member may not have it for that.
         """
         record = self._registry.find(address) if self._registry is not None else None
+        # A record says that there is an account, unless it is closed: deliveries, the most of all, ask no more.
+        owner = None
+        if record is None or record.state is MailboxState.CLOSED or service == IMAP:
+            owner = self._owner_of(address)
+            if owner is None:
+                return None
         given = {"home": str(home), **self._keys.ring(address, home).fields()}
         quota = (record.quota_bytes if record is not None else 0) or self._options.quota_bytes
         if quota:
@@ -80,7 +84,7 @@ class Serving:
         if member:
             as_member = self._as_member(address, record, member, service)
             return None if as_member is None else given | as_member
-        return given | self._teams(address, home, owner) if service == IMAP else given
+        return given | self._teams(address, home, owner) if service == IMAP and owner is not None else given
 
     def ticket(self, member: str) -> str:
         """With it the member's own Dovecot process opens teams' mailboxes for a week or two, as long as mail programs
