@@ -54,6 +54,8 @@ class Finding:
         return {"level": self.level, "subject": self.subject, "text": self.text}
 
 
+_LEAST_MEMORY = 256 * 1024 * 1024
+"""A few of the largest mails at once."""
 _WATCHES = 8192
 """IMAP sessions that wait for mail, of one user: Dovecot's 2048, and room."""
 
@@ -211,6 +213,21 @@ def _configuration(path: Path) -> Iterator[Finding]:
         yield Finding("notice", "identity", f"{path}: environment is test, test identities are accepted")
 
 
+def _memory(loaded: Loaded) -> Iterator[Finding]:
+    """Of Dovecot: once it is full, large mail to everybody waits."""
+    section = loaded.settings.mailboxes
+    if not section.memory:
+        return
+    path = loaded.path(section.memory)
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError:
+        return  # Dovecot's start makes it
+    if usage.free < _LEAST_MEMORY:
+        sentence = f"{path} has {usage.free >> 20} MB left: give its tmpfs more, or restart Dovecot, which forgets"
+        yield Finding("notice", "mailboxes", sentence)
+
+
 def _operator(loaded: Loaded) -> Iterator[Finding]:
     trust = loaded.settings.trust
     yield from _certificates(loaded, trust.anchors)
@@ -224,6 +241,7 @@ def _operator(loaded: Loaded) -> Iterator[Finding]:
             yield Finding("problem", "configuration", f"{loaded.path(name)} does not exist")
     yield from _trust_list(loaded)
     yield from _tls_files(loaded)
+    yield from _memory(loaded)
     from config.discovery_service import discovery_findings
 
     for level, sentence in discovery_findings(loaded):

@@ -91,7 +91,7 @@ def mailbox_list(where: Where, kind: str | None, in_state: str | None, as_json: 
 @on_gateway
 def mailbox_show(where: Where, name: str, as_json: bool) -> None:
     """One mailbox."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     _tell(gateway.do("show", name=name), as_json)
 
 
@@ -150,7 +150,7 @@ def mailbox_create(
 @on_gateway
 def mailbox_suspend(where: Where, name: str, reason: str, as_json: bool) -> None:
     """Nobody reads or sends until it is opened again; mail comes in. Open sessions end."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     _tell(gateway.do("suspend", name=name, reason=reason), as_json)
 
 
@@ -161,7 +161,7 @@ def mailbox_suspend(where: Where, name: str, reason: str, as_json: bool) -> None
 @on_gateway
 def mailbox_close(where: Where, name: str, reason: str, as_json: bool) -> None:
     """Mail is refused with the reason. What it holds is kept for retention.closed_mailbox_days, then deleted."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     _tell(gateway.do("close", name=name, reason=reason), as_json)
 
 
@@ -171,7 +171,7 @@ def mailbox_close(where: Where, name: str, reason: str, as_json: bool) -> None:
 @on_gateway
 def mailbox_open(where: Where, name: str, as_json: bool) -> None:
     """Open a suspended mailbox again, or a closed one while it has its mail."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     _tell(gateway.do("open", name=name), as_json)
 
 
@@ -185,7 +185,7 @@ def mailbox_open(where: Where, name: str, as_json: bool) -> None:
 @on_gateway
 def mailbox_describe(where: Where, name: str, as_json: bool, **values: str | None) -> None:
     """Change what it is called, and whose it is said to be."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     given = {key: value for key, value in values.items() if value is not None}
     _tell(gateway.do("describe", name=name, values=given), as_json)
 
@@ -197,7 +197,7 @@ def mailbox_describe(where: Where, name: str, as_json: bool, **values: str | Non
 @on_gateway
 def mailbox_quota(where: Where, name: str, size: str, as_json: bool) -> None:
     """How much mail it may hold: bytes, or with K, M, G or T; 0: the gateway's default."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     _tell(gateway.do("quota", name=name, quota_bytes=_size(size)), as_json)
 
 
@@ -209,7 +209,7 @@ def mailbox_quota(where: Where, name: str, size: str, as_json: bool) -> None:
 def mailbox_preferences(where: Where, name: str, changes: tuple[str, ...], as_json: bool) -> None:
     """How arriving mail is made ready for it: custody=gateway|holder, and summary, verdict_line, flags, filing, hprim,
     receipts_as_mail, seen_per_member, each yes or no. Without changes: how it is now."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     values = dict(each.partition("=")[::2] for each in changes)
     _tell(gateway.do("preferences", name=name, values=values), as_json)
 
@@ -222,7 +222,7 @@ def mailbox_preferences(where: Where, name: str, changes: tuple[str, ...], as_js
 @on_gateway
 def mailbox_password(where: Where, name: str, password_file: Any, no_password: bool, as_json: bool) -> None:
     """Set the password of the account that has it; open sessions end."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     _tell(gateway.do("password", name=name, password=read_password(password_file, no_password)), as_json)
 
 
@@ -239,7 +239,7 @@ def mailbox_members(
     where: Where, name: str, login: str | None, read: bool, write: bool, send: bool, remove: bool, as_json: bool
 ) -> None:
     """Who else may do what in a team's or practice's mailbox; with LOGIN, what that account may from now on."""
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     rights = [word for word, given in (("read", read), ("write", write), ("send", send)) if given]
     if login is None:
         if rights or remove:
@@ -299,7 +299,7 @@ def _every(gateway: Mailboxes, kind: str | None, state: str | None) -> Iterator[
             return
 
 
-def _of(where: Where, name: str) -> tuple[Mailboxes, str]:
+def gateway_of(where: Where, name: str) -> tuple[Mailboxes, str]:
     """The gateway that has the mailbox: by the domain of an address, else whoever knows the id."""
     name = _given(name)
     places = where.places()

@@ -1,7 +1,8 @@
 """`relais mailbox backup|restore|move|dovecot-files`: what concerns a mailbox's mail, and the operator's own Dovecot.
 
-The first three ask the running gateway: it has the vault, and Dovecot answers it. `SERVING_COMMANDS` are added to the
-group `relais mailbox`.
+The first three ask the running gateway: it has the vault, and Dovecot answers it. They last, and every user of the
+machine can read a command line meanwhile: name a patient's mailbox by the id that `relais mailbox list` shows.
+`SERVING_COMMANDS` are added to the group `relais mailbox`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import click
 
 from config.control import ControlError, ask
 from config.key_places import Place, Where, as_owner, fail
+from config.one_gateway import who
 from config.options import CONFIG, JSON, STATE
 from config.settings import SettingsError
 from trust.vault import VaultError
 
 _PATIENCE = 4 * 3600.0
-_ADDRESS = click.argument("address")
+_NAME = click.argument("name", metavar="MAILBOX")
 _DIRECTORY = click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 
 
@@ -31,41 +33,50 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("backup")
-@_ADDRESS
+@_NAME
 @_DIRECTORY
 @_options
-def backup(address: str, directory: Path, state: Path, config: Path | None, as_json: bool) -> None:
+def backup(name: str, directory: Path, state: Path, config: Path | None, as_json: bool) -> None:
     """Put a mailbox aside in DIRECTORY, still encrypted; into an earlier backup only what changed is written.
 
     Mail comes in and is read meanwhile. The backup opens with this gateway's vault only.
     """
-    _say(_do("backup", address, state, config, directory=str(directory.resolve())), as_json)
+    _say(_do("backup", name, state, config, directory=str(directory.resolve())), as_json)
 
 
 @click.command("restore")
-@_ADDRESS
+@_NAME
 @_DIRECTORY
 @click.option("--exactly", is_flag=True, help="Make the mailbox what it was: what came since is gone.")
 @_options
-def restore(address: str, directory: Path, exactly: bool, state: Path, config: Path | None, as_json: bool) -> None:
-    """Bring a backup back: into an empty mailbox as it was, else below the folder Restauration."""
-    answer = _do("restore", address, state, config, directory=str(directory.resolve()), exactly=exactly)
+def restore(name: str, directory: Path, exactly: bool, state: Path, config: Path | None, as_json: bool) -> None:
+    """Bring a backup back: into an empty mailbox as it was, else below the folder Restauration.
+
+    While a mailbox is made what it was, its mail waits and nobody is in it.
+    """
+    answer = _do("restore", name, state, config, directory=str(directory.resolve()), exactly=exactly)
     _say(answer, as_json)
 
 
 @click.command("move")
-@_ADDRESS
-@_DIRECTORY
+@_NAME
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path), required=False)
 @click.option("--out", "step", flag_value="out", help="Here: write it to DIRECTORY; from now on its mail waits.")
 @click.option("--in", "step", flag_value="in", help="There: take it from DIRECTORY, and open it.")
 @click.option("--undo", "step", flag_value="undo", help="Here: as if nothing had been done.")
 @click.option("--done", "step", flag_value="done", help="Here: remove it, its new place has it.")
 @_options
-def move(address: str, directory: Path, step: str | None, state: Path, config: Path | None, as_json: bool) -> None:
-    """Move a mailbox to another Dovecot under the same vault: --out here, --in there, then --done here."""
+def move(name: str, directory: Path | None, step: str | None, state: Path, config: Path | None, as_json: bool) -> None:
+    """Move a mailbox to another Dovecot under the same vault: --out here, --in there, then --done here.
+
+    --done removes only what --out wrote whole, and only while the mailbox still holds just that.
+    """
     if step is None:
         raise click.UsageError("say which step it is: --out, --in, --undo or --done")
-    _say(_do(f"move.{step}", address, state, config, directory=str(directory.resolve())), as_json)
+    if (directory is None) == (step in ("out", "in")):
+        raise click.UsageError("--out and --in take a DIRECTORY, --undo and --done none")
+    where = {} if directory is None else {"directory": str(directory.resolve())}
+    _say(_do(f"move.{step}", name, state, config, **where), as_json)
 
 
 @click.command("dovecot-files")
@@ -92,6 +103,7 @@ def dovecot_files(
     memory = place.loaded.path(place.loaded.settings.mailboxes.memory)
     target = directory.resolve()
     try:
+        _make_for(target, place.state)
         with as_owner(place.state):
             realm = realm_of(place.loaded, place.open())
             written = write_files(target, (realm,), memory, account, loopback_port=loopback_port, tokens=tokens)
@@ -106,24 +118,34 @@ def dovecot_files(
 SERVING_COMMANDS = (backup, restore, move, dovecot_files)
 
 
-def _place(state: Path, config: Path | None, address: str = "") -> Place:
+def _place(state: Path, config: Path | None) -> Place:
     try:
         places = Where(state, config).places()
     except (SettingsError, VaultError, OSError) as error:
         fail(str(error))
-    mine = [each for each in places if not address or each.serves(address)]
-    if len(mine) != 1:
-        fail("No gateway of this state has that address." if not mine else "Say which gateway it is with --config.")
-    return mine[0]
+    if len(places) != 1:
+        fail("Say which gateway it is with --config.")
+    return places[0]
 
 
-def _do(call: str, address: str, state: Path, config: Path | None, **arguments: Any) -> dict[str, Any]:
-    place = _place(state, config, address)
+def _make_for(directory: Path, state: Path) -> None:
+    """As root: the gateway's user may make nothing where Dovecot's configuration is. What is there is left as it is."""
+    if os.geteuid() == 0 and not directory.exists():
+        owner = state.stat()
+        directory.mkdir(mode=0o700)
+        os.chown(directory, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _do(call: str, name: str, state: Path, config: Path | None, **arguments: Any) -> dict[str, Any]:
+    from config.mailbox_command import gateway_of  # which has these commands in its group
+
     try:
+        gateway, name = gateway_of(Where(state, config), name)
+        place = gateway.place
         with as_owner(place.state):
-            answer = ask(
-                place.state / "control.sock", f"mailbox.{call}", _PATIENCE, address=address, by=_who(), **arguments
-            )
+            answer = ask(place.state / "control.sock", f"mailbox.{call}", _PATIENCE, name=name, by=who(), **arguments)
+    except (SettingsError, VaultError, OSError) as error:
+        fail(str(error))
     except ControlError as error:
         fail(str(error))
     if "problem" in answer:
@@ -138,7 +160,3 @@ def _say(answer: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{answer['messages']} messages, {answer['octets']} octets.")
     else:
         click.echo("Done.")
-
-
-def _who() -> str:
-    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name

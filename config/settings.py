@@ -72,8 +72,8 @@ class Settings(Strict, frozen=True, kw_only=True):
     operators: Listener = Listener(port=25)
     submission: SubmissionListener | None = None
     submissions: Listener | None = None
-    imap_certificates: CertificateImapSettings | None = None
     """The submission door under TLS from the first octet (RFC 8314 §3.3), with the certificate of `submission`."""
+    imap_certificates: CertificateImapSettings | None = None
     doors: DoorSettings = DoorSettings()
     lmtp: tuple[LmtpListener, ...] = ()
     dns: DnsSettings = DnsSettings()

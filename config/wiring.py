@@ -32,7 +32,7 @@ from config.gateway.heads import publish_heads
 from config.gateway.mailboxes import MailboxCollector, look_after_mailboxes, make_administration, open_mailboxes
 from config.gateway.places import open_places
 from config.gateway.running import Running, in_background
-from config.gateway.serving import make_serving, open_certificate_door
+from config.gateway.serving import CertificateDoorCollector, make_serving, open_certificate_door
 from config.gateway.spooling import open_spool
 from config.gateway.stages import dkim_keys, make_stages, own_dkim, report_reader
 from config.gateway.store import lockout_options, open_store
@@ -152,7 +152,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
 
     # The doors, last: whatever they accept can be worked on.
     doors = await open_doors(process, spool, belief, places, incoming, accounts, mailboxes, oidc, reloading, stack)
-    await open_certificate_door(process, belief, mailboxes, served.passes, reloading, stack)
+    machines = await open_certificate_door(process, belief, mailboxes, served.passes, stack)
     await open_discovery(process, trust, stack)
     mail_collectors = MailCollectors()
     collected = [collector_options(loaded, each) for each in settings.collect]
@@ -199,6 +199,7 @@ async def _start(process: Process, stack: AsyncExitStack, reloading: Reloading) 
         FollowUpCollector(follow),
         QueueCollector(queue, retention),
         MailboxCollector(mailboxes.registry),
+        CertificateDoorCollector(machines),
         DirectoryCollector(places.directory, places.learning),
         SynchronisationCollector(synchronisation_folder(loaded)),
     )

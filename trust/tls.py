@@ -159,7 +159,8 @@ def _chain(connection: ssl.SSLObject | ssl.SSLSocket, how: str) -> tuple[bytes, 
     call = getattr(connection, how, None) or getattr(below, how, None)
     try:
         if call is not None:
-            chain = [each if isinstance(each, bytes) else each.public_bytes(_DER) for each in call() or ()]
+            found = [each for each in call() or () if each is not None]  # of a client without one: [None]
+            chain = [each if isinstance(each, bytes) else each.public_bytes(_DER) for each in found]
             if chain:
                 own = connection.getpeercert(binary_form=True)
                 if own is not None and chain[0] != own:  # servers are not told the end entity with the chain

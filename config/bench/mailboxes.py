@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import os
 import pwd
 import random
@@ -24,7 +25,7 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,24 +35,31 @@ from cryptography.hazmat.primitives import serialization
 
 from config.bench.child import BenchError, end
 from config.bench.report import Bar, percentile, result, row
+from config.migrations import upgrade
 from config.ports import choose
 from config.privileges import PrivilegeError, drop
-from mta.mailboxes.authentication import AuthenticationSocket
+from mta.mailboxes.authentication import AuthenticationSocket, is_held
 from mta.mailboxes.dovecot import DovecotOptions, MailboxRealm, PrivateDovecot
 from mta.mailboxes.dovecot_text import ONCE, RIGHTS
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.mailboxes.mailbox_keys import MailboxKeys
+from mta.mailboxes.registry import Registry
 from mta.mailboxes.serving import Serving
 from mta.message import Delivered, Message, Origin
-from trust.identities import Identity
+from trust.accounts import Accounts
+from trust.catalogue import AUTHENTICATION_FAILED
+from trust.identities import Identity, Service
 from trust.issuing import DemonstrationAuthority
 from trust.refusals import Refused
+from trust.store.database import Database
 from trust.vault import KeyVault
 
 _DOMAIN = "bench.mssante.test"
 _CONNECTIONS = 8
 """As many as `LmtpOptions` allows by default."""
 _SIZE = 20_000
+_RATED = 20
+"""Mailboxes of the deliveries."""
 _PASSWORD = "bench"  # noqa: S105 - of nobody
 _LOGINS = 8
 """Sign-ins under way at once."""
@@ -195,10 +203,10 @@ def mailboxes(scale: str, chosen: Scale | None = None) -> dict[str, Any]:
 
 async def _measured(place: Path, scale: Scale) -> list[dict[str, Any]]:
     chain, key = await asyncio.to_thread(_certificate, place)
-    ports = await asyncio.to_thread(choose, ("ours", "alone", "bare"), place / "ports.json", {})
+    ports = await asyncio.to_thread(choose, ("ours", "teams", "alone", "bare"), place / "ports.json", {})
     tls = ssl.create_default_context(cafile=str(place / "anchor.pem"))
     async with (
-        _ours(place, chain, key, ports["ours"]) as ours,
+        _ours(place, chain, key, ports, scale.sessions) as ours,
         _alone(place / "alone", chain, key, ports["alone"], same_work=True) as alone,
         _alone(place / "bare", chain, key, ports["bare"], same_work=False) as bare,
     ):
@@ -249,29 +257,39 @@ def _watchable() -> int:
 # --- The two sides ----------------------------------------------------------------------------------------------------
 
 
-class _Accounts:
-    """Everybody with the one password: what a real one costs (argon2id) is not what is measured."""
-
-    def authenticate(self, login: str, password: str) -> Identity | Refused:
-        return Identity("bench", login, (login,))
-
-    def by_address(self, address: str) -> Identity | None:
-        return Identity("bench", address, (address,))
-
-
 @asynccontextmanager
-async def _ours(place: Path, chain: Path, key: Path, port: int) -> AsyncIterator[Side]:
+async def _ours(place: Path, chain: Path, key: Path, ports: Mapping[str, int], sessions: int) -> AsyncIterator[Side]:
+    """With accounts and records in a database, as the product has them."""
     vault = await asyncio.to_thread(KeyVault.create, place / "vault")
     realm = MailboxRealm((_DOMAIN,), place / "authentication", place / "mail")
-    accounts = _Accounts()
+    database = await asyncio.to_thread(Database, f"sqlite:///{place / 'accounts.db'}")
+    accounts = Accounts(database, vault)
+    await asyncio.to_thread(_furnish, accounts, sessions)
+
+    def sign_in(address: str, _password: str, _client: str, _service: Service) -> Identity | Refused:
+        """Everybody: what a password costs (argon2id) is not what is measured."""
+        return accounts.by_address(address) or Refused(AUTHENTICATION_FAILED)
+
     authentication = AuthenticationSocket(
-        realm.authentication_socket, accounts, realm.home_of, serving=Serving(vault, None, accounts.by_address)
+        realm.authentication_socket,
+        accounts,
+        realm.home_of,
+        sign_in,
+        serving=Serving(vault, Registry(accounts, vault), accounts.by_address),
     )
-    dovecot = PrivateDovecot(DovecotOptions(place / "dovecot", port, chain, key, (realm,)))
+    dovecot = PrivateDovecot(
+        DovecotOptions(place / "dovecot", ports["ours"], chain, key, (realm,), loopback_port=ports["teams"])
+    )
     await asyncio.to_thread(dovecot.prepare)
     await authentication.start()
     target = LmtpTarget(
-        LmtpOptions("bench", dovecot.lmtp_socket, connections=_CONNECTIONS, idle_connections=_CONNECTIONS)
+        LmtpOptions(
+            "bench",
+            dovecot.lmtp_socket,
+            connections=_CONNECTIONS,
+            idle_connections=_CONNECTIONS,
+            is_held=functools.partial(is_held, realm.home_of),
+        )
     )
 
     async def deliver(address: str, number: int) -> None:
@@ -281,11 +299,19 @@ async def _ours(place: Path, chain: Path, key: Path, port: int) -> AsyncIterator
 
     try:
         async with _running(dovecot.command(), dovecot.ready):
-            yield Side("ours", port, dovecot.lmtp_socket, deliver)
+            yield Side("ours", ports["ours"], dovecot.lmtp_socket, deliver)
     finally:
         await target.close()
         await authentication.stop()
         await asyncio.to_thread(dovecot.clear)
+        await asyncio.to_thread(database.close)
+
+
+def _furnish(accounts: Accounts, sessions: int) -> None:
+    upgrade(accounts.database)
+    addresses = [f"rate{number}@{_DOMAIN}" for number in range(_RATED)]
+    addresses += [f"idle{number}@{_DOMAIN}" for number in range(sessions)]
+    accounts.database.transact(lambda connection: [accounts.put(connection, each, [each]) for each in addresses])
 
 
 @asynccontextmanager
@@ -382,7 +408,7 @@ async def _rate(deliver: Deliver, count: int) -> float:
 
     async def work() -> None:
         for number in numbers:
-            await deliver(f"rate{number % 20}@{_DOMAIN}", number)
+            await deliver(f"rate{number % _RATED}@{_DOMAIN}", number)
 
     began = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(_CONNECTIONS)))

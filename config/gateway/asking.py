@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from config.accounts_answers import answers_about_accounts
@@ -33,6 +33,9 @@ from mta.queue import Queue
 from mta.worker import Worker
 from trust.accounts import Accounts
 from trust.accounts_administration import Administration
+
+_COPIES = 2
+"""Copies of mailboxes at once: each keeps a process of Dovecot busy."""
 
 
 async def open_control(
@@ -65,11 +68,14 @@ async def open_control(
     about_accounts = answers_about_accounts(
         Administration(accounts, store.journal, make_registry(accounts, store.vault, loaded)), belief.validator, loaded
     )
+    copies = copies_of(loaded, store.vault)
+    # Of their own: a night of backups holds up no report and no command; and the end waits for none of them.
+    copying = ThreadPoolExecutor(_COPIES, thread_name_prefix="copies")
+    stack.callback(copying.shutdown, wait=False, cancel_futures=True)
+    if copies is not None:
+        stack.callback(copies.close)
     about_copies = MailboxCopyAnswers(
-        copies_of(loaded, store.vault),
-        store.database,
-        store.journal,
-        lambda address: store.vault.pseudonym("mailbox home", address)[:40],
+        copies, store.database, store.journal, lambda name: about_mailboxes.administration.show(name).entry
     )
     redirections = Redirections(
         directory,
@@ -88,7 +94,6 @@ async def open_control(
     own = {
         **about_accounts.calls(),
         **about_mailboxes.calls(),
-        **about_copies.calls(),
         **KeyAnswers(store.database, store.journal).calls(),
         **housekeeping.calls(),
         **QuarantineAnswers(quarantine).calls(),
@@ -97,6 +102,7 @@ async def open_control(
         **QueueAnswers(queue, redirections, hurry).calls(),
     }
     calls = {**answers.calls(threads), **belief.service.calls(threads), **off_loop(own, threads)}
+    calls |= off_loop(about_copies.calls(), copying)
     control = ControlSocket(process.file("control", ".sock"), calls)
     await control.start()
     stack.push_async_callback(control.stop)

@@ -27,16 +27,18 @@ from mta.mailboxes.answered import AnsweredMarks
 from mta.mailboxes.dovecot import MailboxRealm
 from mta.mailboxes.exchanges import Exchanges
 from mta.mailboxes.listing import Listing
+from mta.mailboxes.moving import forget_headers
 from mta.mailboxes.purging import MailboxPeriods, MailboxPurge
 from mta.mailboxes.registry import Registry
 from mta.mailboxes.rules import MailboxRules
 from mta.mailboxes.sessions import end_sessions
 from mta.retention import DAY
 from trust.accounts import Accounts
-from trust.catalogue import AUTHENTICATION_FAILED
+from trust.catalogue import AUTHENTICATION_FAILED, CERTIFICATE_REFUSED
 from trust.identities import CertificateSignIn, Identity, Service
 from trust.journal import Journal
 from trust.refusals import Refused
+from trust.shared_addresses import Access
 from trust.vault import KeyVault
 
 log = structlog.get_logger(__name__)
@@ -88,15 +90,19 @@ class Mailboxes:
         return refused or found
 
     def certificate_sign_in(self, certificates: CertificateSignIn) -> CertificateSignIn:
-        """Who opens a mailbox with a certificate, `certificates` having said whose that is. Whether they may open the
-        one they name, where it is a team's, is asked when it is opened."""
+        """Who opens a mailbox with a certificate, `certificates` having said whose that is: their own, or one they may
+        read, with the rights they have there."""
 
         def sign_in(shown: Sequence[bytes], wanted: str) -> Identity | Refused:
-            found = certificates(shown, wanted)
+            found = certificates(shown, "")  # a name is judged by who may send as it
             if isinstance(found, Refused) or not found.addresses:
                 return found
             name = wanted.strip().lower()
-            return self.opened(name if name in found.addresses else found.addresses[0], found, certified=True)
+            if name not in found.addresses and name in ("", found.login):
+                name = found.addresses[0]
+            if name not in found.addresses and Access.READ not in self.accounts.access(found, name):
+                return Refused(CERTIFICATE_REFUSED, "login")
+            return self.opened(name, found, certified=True)
 
         return sign_in
 
@@ -155,20 +161,33 @@ def look_after_mailboxes(
     running.start(spooling.once_for_all(functools.partial(Records, adoption, listing)), "mailbox records")
     if process.first:  # each machine purges the mail it has
         retention = loaded.settings.retention
-        doveadm = loaded.settings.mailboxes.search_socket
+        realm = realm_of(loaded, store.vault)
         purge = MailboxPurge(
             mailboxes.registry,
             mailboxes.exchanges,
             database,
             journal,
-            realm_of(loaded, store.vault).home_of,
+            realm.home_of,
             MailboxPeriods(retention.closed_mailbox_days * DAY, retention.key_days * DAY),
-            forget=[lambda address: end_sessions(loaded.path(doveadm), [address])] if doveadm else (),
+            forget=_forgetting(loaded, realm),
             clock=store.clock,
             batch=retention.batch,
         )
         running.start(Purging(purge, retention.round_hours * 3600.0), "purge of mailboxes")
     return adoption, listing
+
+
+def _forgetting(loaded: Loaded, realm: MailboxRealm) -> list[Callable[[str], object]]:
+    """Before the mail of a purged mailbox goes: its sessions end, then what Dovecot remembers of it goes."""
+    section = loaded.settings.mailboxes
+    steps: list[Callable[[str], object]] = []
+    if section.search_socket:
+        doveadm = loaded.path(section.search_socket)
+        steps.append(lambda address: end_sessions(doveadm, [address]))
+    if section.memory:
+        memory = loaded.path(section.memory)
+        steps.append(lambda address: forget_headers(memory, home) if (home := realm.home_of(address)) else None)
+    return steps
 
 
 class MailboxCollector(Collector):

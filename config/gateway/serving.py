@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from config.door_service import certificate_sign_in
 from config.gateway.belief import Belief
 from config.gateway.doors import listen
 from config.gateway.mailboxes import Mailboxes, realm_of
 from config.node import Process
-from config.reloading import Reloading
 from config.settings import Loaded, SettingsError
 from mta.mailboxes.certificate_door import CertificateDoor, CertificateDoorOptions, Passes
 from mta.mailboxes.dovecot import mail_location
@@ -34,7 +37,7 @@ class MailboxServing:
 def make_serving(loaded: Loaded, vault: KeyVault, mailboxes: Mailboxes) -> MailboxServing:
     """What Dovecot is told of them."""
     section = loaded.settings.mailboxes
-    where = mail_location(loaded.path(section.memory)) if section.memory else "sdbox:~/mail"
+    where = mail_location(loaded.path(section.memory)) if section.memory else ""
     options = ServingOptions(section.quota_bytes, where)
     return MailboxServing(Serving(vault, mailboxes.registry, mailboxes.accounts.by_address, options), Passes())
 
@@ -55,10 +58,9 @@ async def open_certificate_door(
     belief: Belief,
     mailboxes: Mailboxes,
     passes: Passes,
-    reloading: Reloading,
     stack: AsyncExitStack,
 ) -> CertificateDoor | None:
-    """IMAP for machines, where the settings want it. Raises `SettingsError`."""
+    """IMAP for machines, where the settings want it; `belief` follows its certificate. Raises `SettingsError`."""
     loaded, wanted = process.loaded, process.loaded.settings.imap_certificates
     if wanted is None or not process.first:
         return None
@@ -79,10 +81,43 @@ async def open_certificate_door(
         dovecot,
         wanted.dovecot_name,
         wanted.recheck_seconds,
+        connections_per_client=loaded.settings.doors.connections_per_client,
     )
     certificates = certificate_sign_in(mailboxes.accounts, belief.validator)
     door = CertificateDoor(options, tls, mailboxes.certificate_sign_in(certificates), passes)
     await listen(door.start, wanted.host, wanted.port)
     stack.push_async_callback(door.stop)
-    reloading.follow([], lambda _: tls.look())
+    belief.service.follow(tls)
     return door
+
+
+class CertificateDoorCollector(Collector):
+    """What came to the door for certificates."""
+
+    def __init__(self, door: CertificateDoor | None) -> None:
+        self._door = door
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        door = self._door
+        if door is None:
+            return
+        yield GaugeMetricFamily(
+            "relais_imap_certificates_connections", "Open connections of machines.", value=door.connections
+        )
+        answers = CounterMetricFamily(
+            "relais_imap_certificates_answers",
+            "What machines were told: signed-in, later, full, or the code of a refusal.",
+            labels=["answer"],
+        )
+        for answer, count in list(door.told.items()):
+            answers.add_metric([answer], count)
+        yield answers
+        yield CounterMetricFamily(
+            "relais_imap_certificates_ended",
+            "Sessions ended because their certificate was believed no longer, or their mailbox was shut.",
+            value=door.ended,
+        )

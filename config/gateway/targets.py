@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from config.outgoing import Outgoing
 from config.settings import Loaded
 from mta.absorbing import ReceiptDoorkeeper
 from mta.believed import Believed
-from mta.mailboxes.authentication import AuthenticationSocket
+from mta.mailboxes.authentication import AuthenticationSocket, is_held
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.mailboxes.rules import GuardedMailboxes
 from mta.message import Target, TargetKind
@@ -65,6 +66,7 @@ def open_targets(
             loaded.path(served.lmtp_socket),
             search_socket=loaded.path(served.search_socket) if served.search_socket else None,
             full_seconds=served.full_seconds,
+            is_held=functools.partial(is_held, realm_of(loaded, store.vault).home_of),
         )
     )
     stack.push_async_callback(lmtp.close)

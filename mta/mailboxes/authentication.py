@@ -5,8 +5,8 @@ Dovecot keeps no copy of a password. Its `dict` passdb and userdb send two kinds
 XOAUTH2 and OAUTHBEARER the password is an access token), `home/<address>` when LMTP or IMAP needs to know where an
 address lives. The password is sealed by Dovecot (AES-256-CBC, key of this socket) only because Dovecot writes the whole
 key of a lookup that failed or was slow to its log; the socket itself is open to one user. A third,
-`member/<member>/<sealed password>/<team>/<client address>`, opens a team's mailbox to a member, whose name then follows
-the address in `home/<address>/<member>/<service>`.
+`member/<member>/<sealed password>/<team>/<service>/<client address>/<mechanism>`, opens a team's mailbox to a member,
+whose name then follows the address in `home/<address>/<member>/<service>`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ all it has to ask over one connection, and hears the answers in the order of its
 
 _MOVER = "doveadm"
 """The service of Dovecot that moves a mailbox."""
+_THIS_MACHINE = frozenset({"127.0.0.1", "::1"})
 _TOKEN_MECHANISMS = frozenset({"XOAUTH2", "OAUTHBEARER"})
 _DICT_MAJOR_VERSIONS = frozenset({2, 3})
 _UNESCAPED = {"0": "\0", "1": "\x01", "t": "\t", "r": "\r", "n": "\n"}
@@ -179,8 +180,8 @@ class AuthenticationSocket:
 
     def look_up(self, key: str) -> dict[str, str] | None:
         """Dovecot's fields for `shared/login/<address>/<sealed>[/<service>/<client address>[/<mechanism>]]` or
-        `shared/home/<address>[/<member>/<service>]` or `shared/member/<member>/<sealed>/<team>/<client address>`,
-        None when refused."""
+        `shared/home/<address>[/<member>/<service>]` or
+        `shared/member/<member>/<sealed>/<team>/<service>/<client address>/<mechanism>`, None when refused."""
         match key.split("/"):
             case ["shared", "login", address, sealed]:
                 return self._log_in(address.lower(), sealed, "", "")
@@ -192,8 +193,8 @@ class AuthenticationSocket:
                 return self._home(address.lower())
             case ["shared", "home", address, member, service]:
                 return self._home(address.lower(), member.lower(), service)
-            case ["shared", "member", member, sealed, team, client]:
-                return self._open_team(member.lower(), sealed, team.lower(), client)
+            case ["shared", "member", member, sealed, team, service, client, mechanism]:
+                return self._open_team(member.lower(), sealed, team.lower(), service, client, mechanism)
             case _:
                 return None
 
@@ -203,12 +204,17 @@ class AuthenticationSocket:
             return None
         if self._tickets(address, password):
             return {"nopassword": "y"}
+        # IMAP and ManageSieve alike: whoever may write in a mailbox may say how it is sorted.
+        return None if self._proven(address, password, client, mechanism) is None else {"nopassword": "y"}
+
+    def _proven(self, address: str, secret: str, client: str, mechanism: str) -> Identity | None:
+        """Who opens the mailbox of this address with that password or token."""
+        found: Identity | Refused | None
         if mechanism.upper() in _TOKEN_MECHANISMS:
-            refused = self._tokens is None or isinstance(self._tokens(address, password), Refused)
+            found = None if self._tokens is None else self._tokens(address, secret)
         else:
-            # IMAP and ManageSieve alike: whoever may read a mailbox may say how it is sorted.
-            refused = isinstance(self._sign_in(address, password, client, Service.IMAP), Refused)
-        return None if refused else {"nopassword": "y"}
+            found = self._sign_in(address, secret, client, Service.IMAP)
+        return None if isinstance(found, Refused) else found
 
     def _owner(self, address: str, password: str, _client: str, _service: Service) -> Identity | Refused:
         identity = self._accounts.authenticate(address, password)
@@ -216,27 +222,34 @@ class AuthenticationSocket:
             return identity
         return Refused(AUTHENTICATION_FAILED)
 
-    def _open_team(self, member: str, sealed: str, team: str, client: str) -> dict[str, str] | None:
-        """With the ticket of the member's own session, or the member's password; either way only what they may."""
+    def _open_team(
+        self, member: str, sealed: str, team: str, service: str, client: str, mechanism: str
+    ) -> dict[str, str] | None:
+        """With the ticket of the member's own session, which never leaves this machine, or the member's password or
+        token; either way only what they may."""
         secret = unseal_password(self._key, sealed)
         if not secret or self._serving is None or self._home_of(team) is None or self._home_of(member) is None:
             return None
-        known = self._serving.is_ticket(member, secret) or self._tickets(member, secret)
-        if not known and isinstance(self._sign_in(member, secret, client, Service.IMAP), Refused):
-            return None
-        return {"nopassword": "y"} if self._serving.may_read(member, team) else None
+        known = client in _THIS_MACHINE and self._serving.is_ticket(member, secret)
+        if not known and not self._tickets(member, secret):
+            found = self._proven(member, secret, client, mechanism)
+            if found is None or member not in found.addresses:
+                return None  # whom the member lets into their own mailbox is no member
+        return {"nopassword": "y"} if self._serving.may_open(member, team, service) else None
 
     def _home(self, address: str, member: str = "", service: str = "") -> dict[str, str] | None:
         home = self._home_of(address)
-        if home is None or self._accounts.by_address(address) is None:
+        if home is None:
             return None
-        # Dovecot would make it, but only after Sieve has looked there for the deliveries it has already seen.
-        make_private_directory(home)
         if service != _MOVER and (home / HELD).exists():
             raise MailboxHeldError
+        # Dovecot would make the home, but only after Sieve has looked there for the deliveries it has already seen.
         if self._serving is not None:
-            return self._serving.fields(address, home, member)
-        return None if member else {"home": str(home)}
+            return self._serving.fields(address, home, member, service)
+        if member or self._accounts.by_address(address) is None:
+            return None
+        make_private_directory(home)
+        return {"home": str(home)}
 
 
 async def _reply(answers: asyncio.Queue[asyncio.Task[str] | None], writer: asyncio.StreamWriter) -> None:
@@ -250,6 +263,12 @@ async def _reply(answers: asyncio.Queue[asyncio.Task[str] | None], writer: async
                 await writer.drain()
             except ConnectionError:
                 listening = False
+
+
+def is_held(home_of: Callable[[str], Path | None], address: str) -> bool:
+    """Whether its mail waits, as far as this machine knows."""
+    home = home_of(address)
+    return home is not None and (home / HELD).exists()
 
 
 def credential_key(socket_path: Path) -> bytes:

@@ -4,7 +4,7 @@ Dovecot 2.3 tells nobody more of a client's certificate than a name in it: which
 revoked since, could not be asked. So the handshake ends here, `trust` judges the certificate, and the session then is
 Dovecot's: this door signs in with a pass good for one moment and one address, and hands octets on in both directions.
 While the session lasts the certificate is judged again and again; the session ends when it is believed no longer, or
-its account was closed.
+its account or mailbox was closed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import secrets
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import structlog
 
 from trust.catalogue import CERTIFICATE_REFUSED
 from trust.identities import CertificateSignIn, Identity
+from trust.lockout import network_of
 from trust.refusals import Refused
 from trust.tls import Context, in_force, presented
 
@@ -37,6 +39,8 @@ _COMMANDS = 20
 _COMMAND = re.compile(r"([!-$&'*+,-[\]-z|}~]{1,64}) ([A-Za-z]{1,20})(?: (.*))?")
 """Tag, command, the rest (RFC 3501 §9; whatever else is in the tag is the client's)."""
 _BLOCK = 64 * 1024
+_LAST_WORDS_SECONDS = 5.0
+"""For what Dovecot said before it closed to reach the client."""
 _THREADS = 4
 
 log = structlog.get_logger(__name__)
@@ -83,6 +87,8 @@ class CertificateDoorOptions:
     stranger_seconds: float = 30.0
     """For the handshake, and for each command before signing in."""
     connections: int = 512
+    connections_per_client: int = 64
+    """Of one network (`trust.lockout.network_of`), so that nobody takes all the places."""
 
 
 class CertificateDoor:
@@ -99,8 +105,11 @@ class CertificateDoor:
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="imap-certificates")
+        self._networks: Counter[str] = Counter()
         self.ended = 0
         """Sessions ended because their certificate was believed no longer."""
+        self.told: Counter[str] = Counter()
+        """What clients were told: signed-in, later, full, or the code of a refusal."""
 
     async def start(self, host: str, port: int) -> None:
         """Raises OSError when it cannot listen."""
@@ -111,6 +120,11 @@ class CertificateDoor:
         assert self._server is not None  # noqa: S101 - asked once it listens
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return len(self._sessions)
+
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -120,25 +134,33 @@ class CertificateDoor:
         await asyncio.to_thread(self._executor.shutdown)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._sessions) >= self._options.connections:
+        client = str((writer.get_extra_info("peername") or ("",))[0])
+        network = network_of(client) or client
+        full = len(self._sessions) >= self._options.connections
+        if full or self._networks[network] >= self._options.connections_per_client:
+            self.told["full"] += 1
             writer.transport.abort()
             return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as one
         self._sessions.add(task)
+        self._networks[network] += 1
         try:
             async with asyncio.timeout(self._options.stranger_seconds):
                 await writer.start_tls(in_force(self._tls))
-            await self._session(reader, writer)
+            await self._session(client, reader, writer)
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):  # gone, too slow, a line past the limit
             pass
         except asyncio.CancelledError:
             pass  # by `stop` only; asyncio would log it
         finally:
             self._sessions.discard(task)
+            self._networks[network] -= 1
+            if not self._networks[network]:
+                del self._networks[network]
             writer.transport.abort()
 
-    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _session(self, client: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         shown = presented(writer.get_extra_info("ssl_object"))
         writer.write(f"* OK [{_CAPABILITY}] Relais ready.\r\n".encode())
         for _ in range(_COMMANDS):
@@ -148,7 +170,7 @@ class CertificateDoor:
                 continue
             tag, name, rest = command[1], command[2].upper(), command[3] or ""
             if name == "AUTHENTICATE":
-                opened = await self._authenticate(tag, rest, shown, reader, writer)
+                opened = await self._authenticate(tag, rest, shown, client, reader, writer)
                 if opened is not None:
                     await self._serve(*opened, shown, reader, writer)
                     return
@@ -171,6 +193,7 @@ class CertificateDoor:
         tag: str,
         rest: str,
         shown: Sequence[bytes],
+        client: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter] | None:
@@ -194,9 +217,14 @@ class CertificateDoor:
             log.error("imap-certificates.sign-in-failed", error=type(error).__name__)
             found = None
         if found is None:
+            self.told["later"] += 1
             writer.write(f"{tag} NO [UNAVAILABLE] Nobody can be signed in now: try again later.\r\n".encode())
             return None
-        if isinstance(found, Refused) or not found.addresses:
+        if isinstance(found, Identity) and not found.addresses:
+            found = Refused(CERTIFICATE_REFUSED, "no mailbox")
+        if isinstance(found, Refused):
+            self.told[found.refusal.code] += 1
+            log.warning("imap-certificates.refused", client=client, refused=found.refusal.code, detail=found.detail)
             writer.write(f"{tag} NO [AUTHENTICATIONFAILED] This certificate opens no mailbox.\r\n".encode())
             return None
         try:
@@ -205,8 +233,12 @@ class CertificateDoor:
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
             greeted = dovecot = None
         if greeted is None or dovecot is None:
+            self.told["later"] += 1
+            log.warning("imap-certificates.not-opened", client=client, account=found.id)
             writer.write(f"{tag} NO [UNAVAILABLE] The mailbox cannot be opened now: try again later.\r\n".encode())
             return None
+        self.told["signed-in"] += 1
+        log.info("imap-certificates.signed-in", client=client, account=found.id)
         return wanted, greeted, dovecot
 
     async def _judge(self, shown: Sequence[bytes], wanted: str) -> Identity | Refused:
@@ -218,8 +250,8 @@ class CertificateDoor:
         """Signed in at Dovecot, whose answer the client has been told; or nothing."""
         options, own = self._options, found.addresses[0]
         # Somebody else's: a team's, of which Dovecot is told who opens it, with the rights that member has.
-        team = wanted if "@" in wanted and wanted not in found.addresses else ""
-        address = own if team or wanted not in found.addresses else wanted
+        team = "" if wanted in ("", found.login, *found.addresses) else wanted
+        address = wanted if wanted in found.addresses else own
         reader, dovecot = await asyncio.open_connection(
             options.dovecot_host,
             options.dovecot_port,
@@ -263,9 +295,11 @@ class CertificateDoor:
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await writer.drain()
+            if tasks[1].done():  # Dovecot has closed: its last words, and the end of TLS
+                writer.close()
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                        await writer.wait_closed()
         finally:
             for task in tasks:
                 task.cancel()

@@ -150,7 +150,10 @@ class PrivateDovecot:
         """
         options = self._options
         user = pwd.getpwnam(options.user) if options.user else pwd.getpwuid(os.geteuid())
-        self._refuse_unsafe(user)
+        if user.pw_uid == 0:
+            raise DovecotConfigurationError("Dovecot must not run as root: name an ordinary account")
+        refuse_unsafe(options.realms, (options.state, options.certificate_chain, options.key, self.memory))
+        refuse_disk(self.memory)
         for directory in (options.state, *(realm.home for realm in options.realms)):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.clear()
@@ -198,23 +201,6 @@ class PrivateDovecot:
                 return lmtp.recv(64).startswith(b"220")
         except OSError:
             return False
-
-    def _refuse_unsafe(self, user: pwd.struct_passwd) -> None:
-        options = self._options
-        if user.pw_uid == 0:
-            raise DovecotConfigurationError("Dovecot must not run as root: name an ordinary account")
-        paths = [options.state, options.certificate_chain, options.key, self.memory]
-        for realm in options.realms:
-            paths += [realm.authentication_socket, realm.home]
-            for domain in realm.domains:
-                if not _DOMAIN.fullmatch(domain):
-                    raise DovecotConfigurationError(f"not a lower-case mail domain: {domain!r}")
-        for path in paths:
-            if not _PLAIN_PATH.fullmatch(str(path)):
-                raise DovecotConfigurationError(f"not an absolute path of plain characters: {str(path)!r}")
-        names = [domain for realm in options.realms for domain in realm.domains]
-        if len(set(names)) != len(names):
-            raise DovecotConfigurationError("two realms claim the same domain")
 
     def _dict_file(self, number: int, purpose: str) -> Path:
         return self._options.state / f"realm-{number}-{purpose}.conf"
@@ -291,6 +277,19 @@ def check_configuration(path: Path, doveconf: Path = Path("/usr/bin/doveconf")) 
         raise DovecotConfigurationError(f"Dovecot does not take its configuration: {said}")
 
 
+def refuse_unsafe(realms: Sequence[MailboxRealm], paths: Sequence[Path]) -> None:
+    """What would be read as something else in a configuration. Raises `DovecotConfigurationError`."""
+    names = [domain for realm in realms for domain in realm.domains]
+    for domain in names:
+        if not _DOMAIN.fullmatch(domain):
+            raise DovecotConfigurationError(f"not a lower-case mail domain: {domain!r}")
+    if len(set(names)) != len(names):
+        raise DovecotConfigurationError("two realms claim the same domain")
+    for path in (*paths, *(each for realm in realms for each in (realm.authentication_socket, realm.home))):
+        if not _PLAIN_PATH.fullmatch(str(path)):
+            raise DovecotConfigurationError(f"not an absolute path of plain characters: {str(path)!r}")
+
+
 def serving_text(
     realms: tuple[MailboxRealm, ...],
     files: Sequence[Mapping[str, Path]],
@@ -325,14 +324,14 @@ def realm_files(realm: MailboxRealm) -> dict[str, str]:
     sealed = f"%{{encrypt;key={key}:password}}"
     keys = {
         "login": f"login/%u/{sealed}/%s/%r/%m",
-        "member": f"member/%u/{sealed}/%{{login_user}}/%r",
+        "member": f"member/%u/{sealed}/%{{login_user}}/%s/%r/%m",
         "home": "home/%u/%{master_user}/%s",
     }
     return {purpose: _dict_configuration(realm, purpose, keys[purpose]) for purpose in PURPOSES}
 
 
 def _make_memory(path: Path, user: pwd.struct_passwd) -> None:
-    """Private, the user's own, and in memory. Raises `DovecotConfigurationError`."""
+    """Private, and the user's own. Raises `DovecotConfigurationError`."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
     if os.geteuid() == 0 and found.st_uid == 0:
@@ -340,21 +339,30 @@ def _make_memory(path: Path, user: pwd.struct_passwd) -> None:
         found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != user.pw_uid or found.st_mode & 0o077:
         raise DovecotConfigurationError(f"{path} must be a private directory of the user Dovecot runs as")
-    if _file_system(path) not in _IN_MEMORY:
-        raise DovecotConfigurationError(f"{path} is on a disk: name a directory on a tmpfs, such as one below /run")
+
+
+def refuse_disk(memory: Path) -> None:
+    """It may be made later. Raises `DovecotConfigurationError` also where nothing else belongs: it is emptied."""
+    if memory.resolve() in _mounts() or _file_system(memory) not in _IN_MEMORY:
+        raise DovecotConfigurationError(f"{memory} must be a directory of its own on a tmpfs, such as one below /run")
 
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
 def _file_system(path: Path) -> str:
-    """Its type, as proc(5) names it in mountinfo; the last mount over the longest of its parents counts."""
+    """Its type; the last mount over the longest of its parents counts."""
+    mounts, real = _mounts(), path.resolve()
+    return next((mounts[each] for each in (real, *real.parents) if each in mounts), "")
+
+
+def _mounts() -> dict[Path, str]:
+    """Types of file systems by where they are mounted, as proc(5) names them in mountinfo."""
     mounts: dict[Path, str] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, kind = line.partition(" - ")
         mounts[Path(fields.split()[4].replace("\\040", " "))] = kind.split()[0]
-    real = path.resolve()
-    return next((mounts[each] for each in (real, *real.parents) if each in mounts), "")
+    return mounts
 
 
 def _dict_configuration(realm: MailboxRealm, purpose: str, key: str) -> str:

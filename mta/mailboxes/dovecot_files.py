@@ -7,6 +7,7 @@ log stay the operator's. `relais.conf` is included at the end of `dovecot.conf`.
 from __future__ import annotations
 
 import pwd
+import tempfile
 from pathlib import Path
 
 from mta.mailboxes import dovecot_text as text
@@ -14,7 +15,10 @@ from mta.mailboxes.dovecot import (
     PURPOSES,
     DovecotConfigurationError,
     MailboxRealm,
+    check_configuration,
     realm_files,
+    refuse_disk,
+    refuse_unsafe,
     serving_text,
 )
 from trust.store.durable import write_durably
@@ -30,7 +34,8 @@ mail_gid = {group}
 first_valid_uid = {uid}
 ssl = required
 disable_plaintext_auth = yes
-# The logs name no user (a patient's address holds a matricule), no Message-ID and no subject.
+# What goes well is logged without a user (a patient's address holds a matricule), a Message-ID or a subject. Errors do
+# name one: of a mailbox that is being moved, or whose key is damaged. Keep the log as you keep the mail.
 mail_log_prefix = "%s<%{{pid}}><%{{session}}>: "
 login_log_format_elements = "method=%m rip=%r mpid=%e %c session=<%{{session}}>"
 deliver_log_format = %$
@@ -74,8 +79,9 @@ def write_files(
 ) -> list[Path]:
     """Write them, mode 0600, and return them, the one to include first.
 
-    `memory` is a directory on a tmpfs that must be there before Dovecot starts (systemd: `RuntimeDirectory=`). Raises
-    `DovecotConfigurationError` when there is no such user or it is root, OSError when the disk refuses.
+    `memory` is a directory on a tmpfs that must be there before Dovecot starts (systemd: `RuntimeDirectory=`).
+    `doveconf` reads them before they are there. Raises `DovecotConfigurationError` when there is no such user or it is
+    root, when a path or domain is not plain or `memory` is on a disk; OSError when the disk refuses.
     """
     try:
         account = pwd.getpwnam(user)
@@ -83,6 +89,8 @@ def write_files(
         raise DovecotConfigurationError("there is no such user on this machine") from None
     if account.pw_uid == 0:
         raise DovecotConfigurationError("Dovecot must not serve mail as root: name an ordinary account")
+    refuse_unsafe(realms, (directory, memory))
+    refuse_disk(memory)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     contents = dict(text.FILES)
     files: list[dict[str, Path]] = []
@@ -99,6 +107,15 @@ def write_files(
     )
     head = _HEAD.format(main=directory / MAIN, user=user, group=account.pw_gid, uid=account.pw_uid)
     contents = {MAIN: head + serving, **contents}
+    _check(contents[MAIN])
     for name, content in contents.items():
         write_durably(directory / name, content.encode())
     return [directory / name for name in contents]
+
+
+def _check(included: str) -> None:
+    """As the end of a configuration that says nothing else; its certificate is the operator's."""
+    with tempfile.TemporaryDirectory(prefix="relais-") as place:
+        whole = Path(place) / "dovecot.conf"
+        whole.write_text(f"protocols = imap lmtp sieve\n{included}\nssl = no\n")
+        check_configuration(whole)

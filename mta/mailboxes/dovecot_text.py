@@ -79,6 +79,10 @@ auth_master_user_separator = *
 auth_cache_size = 0
 recipient_delimiter =
 {realms}
+# From this machine come, each under one address for many: the sessions of teams' members, the door for certificates.
+remote 127.0.0.0/8 {{
+  mail_max_userip_connections = 0
+}}
 mail_location = {mail_location}
 # What is opened, and what comes in, is put aside here while it is worked on; header fields of listed mail are
 # remembered here. It is memory: nothing of it is on a disk.
@@ -144,7 +148,7 @@ service managesieve-login {{
 }}
 """
 
-# The logs name no user (a patient's address holds a matricule), no Message-ID and no subject.
+# The logs name no user (a patient's address holds a matricule), no Message-ID and no subject; errors do name one.
 PRIVATE = """\
 base_dir = {state}/run
 state_dir = {state}/run

@@ -46,6 +46,9 @@ class LmtpOptions:
     """doveadm's Unix socket, asked before a delivery is repeated; None: only the server's Sieve drops second copies."""
     full_seconds: float = 24 * 3600.0
     """So long a mail waits for room in a mailbox that is full; then the sender is told."""
+    is_held: Callable[[str], bool] = lambda _: False
+    """Whether the mailbox of this address is being moved: its mail waits here, and the server is not asked, whose log
+    would name it each time."""
 
 
 class LmtpTarget:
@@ -61,6 +64,8 @@ class LmtpTarget:
 
     async def deliver(self, message: Message, now: Callable[[], float] = time.time) -> Outcome:
         """See `mta.message.Target`. One recipient, hence one reply. `now`: UNIX seconds."""
+        if await asyncio.to_thread(self._options.is_held, message.recipient):
+            return Deferred(Refused(refusals.UNREACHABLE, "the mailbox is being moved"))
         refused = check_message(message)
         if refused is not None:
             return Failed(refused)

@@ -35,6 +35,12 @@ RING = "mailbox.key"
 _LARGEST_RING = 64 * 1024
 _REMEMBERED = 10_000
 """Rings kept opened, each as long as its file is the one it was."""
+_MOST_GENERATIONS = 16
+"""Each is some 360 octets in an answer of which Dovecot takes 8,192."""
+_ENCRYPTED = b"CRYPTED\x03\x07"
+"""How Dovecot begins what it encrypts (lib-dcrypt, `istream-decrypt.h`)."""
+_BEGINNING = 4096
+"""In it a mail begins (sdbox: a header of some tens of octets before it)."""
 
 
 class Sealing(Protocol):
@@ -70,8 +76,8 @@ class KeyRing:
 class MailboxKeys:
     """Rings by mailbox. Thread-safe; several processes may share the homes.
 
-    Every method raises `VaultError` when a ring was altered, or belongs to another mailbox or vault; OSError when the
-    disk refuses. Neither text holds a key or an address.
+    Every method raises `VaultError` when a ring was altered or lost, or belongs to another mailbox or vault; OSError
+    when the disk refuses. Neither text holds a key or an address.
     """
 
     def __init__(self, vault: Sealing) -> None:
@@ -80,10 +86,12 @@ class MailboxKeys:
         self._lock = Lock()
 
     def ring(self, address: str, home: Path) -> KeyRing:
-        """The mailbox's ring, made durably the first time it is asked for."""
+        """The mailbox's ring, made durably the first time it is asked for; never instead of one that was lost."""
         path = home / RING
         with suppress(FileNotFoundError):
             return self.read(address, path)
+        if _holds_encrypted_mail(home / "mail"):
+            raise VaultError("a mailbox has lost its key ring: bring it back with relais mailbox restore")
         make_private_directory(home)
         with suppress(FileExistsError):  # another process was first: its ring counts
             self._write(address, path, _new_ring(), replace=False)
@@ -119,8 +127,9 @@ class MailboxKeys:
             as_it_is = (found.st_ino, found.st_mtime_ns, found.st_size)
             with self._lock:
                 known = self._opened.get((address, path))
-            if known is not None and known[0] == as_it_is:
-                return known[1]
+                if known is not None and known[0] == as_it_is:
+                    self._opened.move_to_end((address, path))
+                    return known[1]
             sealed = file.read(_LARGEST_RING)
         try:
             generations = tuple(json.loads(self._vault.unseal(sealed, _context(address))))
@@ -129,13 +138,25 @@ class MailboxKeys:
             raise VaultError("a mailbox's key ring holds no key") from None
         with self._lock:
             self._opened[address, path] = (as_it_is, ring)
+            self._opened.move_to_end((address, path))
             if len(self._opened) > _REMEMBERED:
                 self._opened.popitem(last=False)
         return ring
 
     def _write(self, address: str, path: Path, ring: KeyRing, *, replace: bool) -> None:
+        if len(ring.generations) > _MOST_GENERATIONS:
+            raise VaultError("a mailbox's key ring would have more generations than Dovecot can be told")
         sealed = self._vault.seal(json.dumps(ring.generations).encode(), _context(address))
         write_durably(path, sealed, replace=replace)
+
+
+def _holds_encrypted_mail(mail: Path) -> bool:
+    """Whether a mail below that directory (sdbox: files `u.<number>`) needs a key."""
+    for each in mail.rglob("u.*"):
+        with suppress(FileNotFoundError), each.open("rb") as file:
+            if _ENCRYPTED in file.read(_BEGINNING):
+                return True
+    return False
 
 
 def _context(address: str) -> bytes:

@@ -6,7 +6,9 @@ that comes back, nothing happened. The work is done inside Dovecot, asked for on
 program could be read by everybody on the machine, and an address may hold a matricule.
 
 A mailbox that is being moved is *held*: a file in its home makes every question of LMTP and IMAP "later" (451,
-UNAVAILABLE), so that mail waits and nothing is filed on the side that is being left.
+UNAVAILABLE), so that mail waits and nothing is filed on the side that is being left. What was moved out stands in that
+file: only a mailbox that still holds just this is ever removed. While one is made what a copy was, it is held too: what
+came in meanwhile would be deleted with what is not in the copy.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -33,10 +36,17 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@=-]*")
 _BESIDE = ("sieve", ".dovecot.sieve", "seen")
 """In a home, besides the mail and the ring."""
 _PASSES = 10
+_BETWEEN_PASSES = 0.5
+_GOING = b"going"
+"""In `HELD`: the mailbox is being removed."""
 
 
 class CopyError(Exception):
     """It could not be done: a sentence that says why and what to do, without an address."""
+
+
+class _BrokenOffError(CopyError):
+    """Dovecot did not say how it ended, and may still be at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,10 @@ class Holding:
     messages: int
     octets: int
     """As the mails were sent."""
+
+    def written(self) -> bytes:
+        """In `HELD`, once it was moved out."""
+        return f"{self.messages} {self.octets}".encode("ascii")
 
 
 class MailboxCopies:
@@ -70,6 +84,17 @@ class MailboxCopies:
         self._keys = keys
         self._memory = memory
         self._timeout = timeout_seconds
+        self._asking: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """End what is under way, which fails; from any thread."""
+        with self._lock:
+            self._closed = True
+            for each in self._asking:
+                with suppress(OSError):  # it has just ended
+                    each.shutdown(socket.SHUT_RDWR)
 
     def backup(self, address: str, directory: Path) -> Holding:
         """Make `directory` what the mailbox is now; only what changed is written when it holds an earlier backup.
@@ -77,15 +102,17 @@ class MailboxCopies:
         Mail may come in and be read meanwhile.
         """
         home = self._home(address)
-        _checked(directory)
-        self._keys.ring(address, home)
+        _checked(directory, home)
+        mine = self._keys.ring(address, home)
         make_private_directory(directory)
         if (directory / RING).exists():
-            self._keys.read(address, directory / RING)  # another mailbox's backup is not overwritten
+            theirs = self._keys.read(address, directory / RING)  # another mailbox's backup is not overwritten
+            if not set(theirs.generations) <= set(mine.generations):
+                raise CopyError("the mailbox lost the key of this backup: restore it first, or name another directory")
         elif (directory / "mail").exists() or any(directory.iterdir()):
             raise CopyError("the directory holds something else: name an empty one, or this mailbox's last backup")
         write_durably(directory / RING, (home / RING).read_bytes())
-        self._ask(address, "backup", self._location(directory))
+        self._dsync(address, "backup", self._location(address, directory))
         for name in _BESIDE:
             _copy(home / name, directory / name)
         sync_directory(directory)
@@ -94,20 +121,54 @@ class MailboxCopies:
     def restore(self, address: str, directory: Path, *, exactly: bool = False, folder: str = "Restauration") -> Holding:
         """Bring back what `backup` put aside.
 
-        Into an empty mailbox, or `exactly`, the mailbox becomes what it was, and what came since is gone. Otherwise
-        nothing is touched: what was put aside appears below the new `folder`.
+        Into an empty mailbox, or `exactly`, the mailbox becomes what it was, and what came since is gone; mail that
+        comes meanwhile waits. Otherwise nothing is touched: what was put aside appears below the new `folder`.
         """
         home = self._home(address)
         self._readable(address, directory)
-        empty = self.holding(address).messages == 0
         self._keys.adopt(address, home, directory / RING)
-        if exactly or empty:
-            self._ask(address, "backup", "-R", self._location(directory))
-            for name in _BESIDE:
-                _copy(directory / name, home / name)
-        else:
-            self._ask(address, "import", self._location(directory), folder, "all")
+        if exactly or self.holding(address).messages == 0:
+            with self._kept_still(address):
+                # Counted again: mail may have been filed before it was held.
+                if self._settled(address).messages == 0 or exactly:
+                    self._dsync(address, "backup", "-R", self._location(address, directory))
+                    for name in _BESIDE:
+                        _copy(directory / name, home / name)
+                    return self.holding(address)
+        self._dsync(address, "import", self._location(address, directory), folder, "all")
         return self.holding(address)
+
+    @contextmanager
+    def _kept_still(self, address: str) -> Iterator[None]:
+        """Held, without sessions; afterwards as it was, unless Dovecot may still be at work on it."""
+        held_before = (self._home(address) / HELD).exists()
+        self.hold(address)
+        try:
+            self._end_sessions(address)
+            yield
+        except _BrokenOffError as error:
+            raise CopyError(f"{error} The mailbox stays held until relais mailbox move --undo") from None
+        except BaseException:
+            if not held_before:
+                self.release(address)
+            raise
+        if not held_before:
+            self.release(address)
+
+    def _end_sessions(self, address: str) -> None:
+        if not end_sessions(self._doveadm, [address]):
+            raise CopyError("Dovecot did not end the mailbox's sessions: is its doveadm socket there?")
+
+    def _settled(self, address: str) -> Holding:
+        """What is in a held mailbox, once deliveries that had begun are filed."""
+        before = None
+        for _ in range(_PASSES):
+            held = self.holding(address)
+            if held == before:
+                return held
+            before = held
+            time.sleep(_BETWEEN_PASSES)
+        raise CopyError("the mailbox goes on changing: try again")
 
     def move_out(self, address: str, directory: Path) -> Holding:
         """Write the mailbox into `directory` for its new place, and hold it from now on: its mail waits.
@@ -118,25 +179,34 @@ class MailboxCopies:
         self.hold(address)
         before = None
         for _ in range(_PASSES):  # a delivery that had begun may still be filed
-            if not end_sessions(self._doveadm, [address]):
-                raise CopyError("Dovecot did not end the mailbox's sessions: is its doveadm socket there?")
+            self._end_sessions(address)
             held = self.backup(address, directory)
             if held == before:
+                write_durably(self._home(address) / HELD, held.written())
                 return held
             before = held
-            time.sleep(0.5)
+            time.sleep(_BETWEEN_PASSES)
         raise CopyError("the mailbox goes on changing: try again, or release it")
 
     def move_in(self, address: str, directory: Path) -> Holding:
-        """Make the mailbox here what `move_out` wrote, then open it. It must be empty here."""
+        """Make the mailbox here what `move_out` wrote, then open it. It must be empty here.
+
+        When it breaks off once it has begun, the mailbox stays held: `restore` exactly goes on, `release` opens it.
+        """
         home = self._home(address)
         self._readable(address, directory)
+        self._keys.adopt(address, home, directory / RING)
+        held_before = (home / HELD).exists()
         self.hold(address)
-        if self.holding(address).messages:
-            raise CopyError("the mailbox holds mail here: restore into it instead")
+        try:
+            if self._settled(address).messages:
+                raise CopyError("the mailbox holds mail here: restore into it instead")
+        except BaseException:
+            if not held_before:
+                self.release(address)
+            raise
         held = self.restore(address, directory, exactly=True)
-        (home / HELD).unlink()
-        sync_directory(home)
+        self.release(address)
         return held
 
     def hold(self, address: str) -> None:
@@ -155,8 +225,16 @@ class MailboxCopies:
     def forget(self, address: str) -> None:
         """Remove a held mailbox from this place, mail and key: its new place has them."""
         home = self._home(address)
-        if not (home / HELD).exists():
-            raise CopyError("the mailbox is not held here: only one that was moved out is removed")
+        try:
+            moved_out = (home / HELD).read_bytes()
+        except FileNotFoundError:
+            raise CopyError("the mailbox is not held here: only one that was moved out is removed") from None
+        if moved_out != _GOING:
+            if not moved_out:
+                raise CopyError("the mailbox was not moved out of here to the end: run --out again")
+            if self.holding(address).written() != moved_out:
+                raise CopyError("mail came since the mailbox was moved out: run --out and --in again")
+            write_durably(home / HELD, _GOING)  # whatever interrupts it, it can be gone on with
         for each in home.iterdir():
             if each.name == HELD:
                 continue
@@ -165,12 +243,15 @@ class MailboxCopies:
             else:
                 each.unlink()
         sync_directory(home)
+        forget_headers(self._memory, home)
 
     def holding(self, address: str) -> Holding:
         """What is in the mailbox."""
         rows = self._ask(address, "mailbox", "status", "-t", "messages vsize", "*")
         numbers = [int(each) for each in rows.split("\t") if each.isdigit()]
-        return Holding(*numbers[:2]) if len(numbers) >= 2 else Holding(0, 0)
+        if len(numbers) != 2:  # of all folders together: what else it may be, it is not "empty"
+            raise CopyError("Dovecot did not say what the mailbox holds: its log says why")
+        return Holding(*numbers)
 
     def _home(self, address: str) -> Path:
         home = self._home_of(address)
@@ -179,18 +260,29 @@ class MailboxCopies:
         return home
 
     def _readable(self, address: str, directory: Path) -> None:
-        _checked(directory)
+        _checked(directory, self._home(address))
         if not (directory / RING).exists() or not (directory / "mail").is_dir():
             raise CopyError("the directory holds no backup of a mailbox")
         self._keys.read(address, directory / RING)
 
-    def _location(self, directory: Path) -> str:
-        return f"sdbox:{directory}/mail:INDEXCACHE={self._memory}/copies/%h"
+    def _location(self, address: str, directory: Path) -> str:
+        # Spelt out: in what dsync is given nothing is expanded.
+        return f"sdbox:{directory}/mail:INDEXCACHE={self._remembered(address)}"
+
+    def _dsync(self, address: str, *command: str) -> None:
+        """What Dovecot remembers of the copy meanwhile, in clear, goes with the work."""
+        try:
+            self._ask(address, *command)
+        finally:
+            shutil.rmtree(self._remembered(address), ignore_errors=True)
+
+    def _remembered(self, address: str) -> Path:
+        return self._memory / "copies" / self._home(address).name
 
     def _ask(self, address: str, *command: str) -> str:
         """The rows of a doveadm command run for one user (protocol version 1)."""
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
+            with socket.socket(socket.AF_UNIX) as connection, self._ended_by_close(connection):
                 connection.settimeout(self._timeout)
                 connection.connect(str(self._doveadm))
                 with connection.makefile("rb") as answers:
@@ -199,9 +291,26 @@ class MailboxCopies:
                     _expect_ready(answers)
                     return _rows(answers)
         except (OSError, EOFError) as error:
-            raise CopyError(
+            raise _BrokenOffError(
                 f"Dovecot's doveadm socket does not answer ({type(error).__name__}): is it running?"
             ) from None
+
+    @contextmanager
+    def _ended_by_close(self, connection: socket.socket) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise CopyError("the gateway ends")
+            self._asking.add(connection)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking.discard(connection)
+
+
+def forget_headers(memory: Path, home: Path) -> None:
+    """What Dovecot remembers of the mails of a mailbox that is gone (`mta.mailboxes.dovecot.mail_location`)."""
+    shutil.rmtree(memory / "headers" / str(home).lstrip("/"), ignore_errors=True)
 
 
 def _expect_ready(answers: BinaryIO) -> None:
@@ -224,9 +333,11 @@ def _rows(answers: BinaryIO) -> str:
         rows += text
 
 
-def _checked(directory: Path) -> None:
+def _checked(directory: Path, home: Path) -> None:
     if not _PLAIN_PATH.fullmatch(str(directory)):
         raise CopyError("the directory must be an absolute path of letters, digits and . _ / + @ = -")
+    if directory.resolve().is_relative_to(home.resolve()):
+        raise CopyError("the directory is the mailbox itself: name another one")
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from mta.mailboxes import refusals
 from mta.mailboxes.records import MailboxRecord
 from tests.mta.conftest import Clock, with_tables
 from tests.mta.mailbox_house import DOCTOR, MACHINE, PASSWORD, READ, SECRETARY, TEAM, WRITE, House
-from trust.catalogue import AUTHENTICATION_FAILED
+from trust.catalogue import AUTHENTICATION_FAILED, CERTIFICATE_REFUSED
 from trust.identities import Identity, Service
 from trust.refusals import Refused
 from trust.vault import KeyVault, VaultError
@@ -155,6 +155,35 @@ def test_a_password_ends_what_it_opened(house: House) -> None:
     calls = MailboxAnswers(house.administration, None, lambda each: bool(ended.append(sorted(each)) or True)).calls()
     calls["mailbox.password"]({"name": DOCTOR, "password": "nouveau", "by": "root"})
     assert ended == [sorted([DOCTOR, second.address])]
+
+
+def test_what_a_certificate_opens(house: House) -> None:
+    machine = house.accounts.by_address(MACHINE)
+    assert machine is not None
+    mailboxes = Mailboxes(house.registry, house.rules, house.exchanges, house.accounts)
+    asked: list[str] = []
+
+    def certificates(shown: Sequence[bytes], login: str) -> Identity | Refused:
+        asked.append(login)
+        return machine if shown == (b"its",) else Refused(CERTIFICATE_REFUSED)
+
+    sign_in = mailboxes.certificate_sign_in(certificates)
+    for wanted in ("", MACHINE, f" {MACHINE.upper()} "):
+        assert sign_in((b"its",), wanted) == machine
+    assert sign_in((b"other",), "") == Refused(CERTIFICATE_REFUSED)
+    assert sign_in((b"its",), TEAM) == Refused(CERTIFICATE_REFUSED, "login")
+    house.administration.set_member(TEAM, MACHINE, READ, "root")
+    assert sign_in((b"its",), TEAM) == machine, "who only reads comes in"
+    assert sign_in((b"its",), DOCTOR) == Refused(CERTIFICATE_REFUSED, "login")
+    house.administration.suspend(TEAM, "", "root")
+    assert isinstance(sign_in((b"its",), TEAM), Refused)
+    house.administration.suspend(MACHINE, "", "root")
+    assert sign_in((b"its",), "") == Refused(refusals.MAILBOX_SHUT)
+    house.administration.open(MACHINE, "root")
+    assert sign_in((b"its",), "") == machine
+    house.administration.close(MACHINE, "remplacé", "root")
+    assert sign_in((b"its",), "") == Refused(refusals.MAILBOX_SHUT)
+    assert set(asked) == {""}, "who may send as a name is another question"
 
 
 def test_they_are_counted(house: House) -> None:

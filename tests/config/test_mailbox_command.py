@@ -7,25 +7,29 @@ import fcntl
 import json
 import os
 import stat
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pypdfium2
 import pytest
 from click.testing import CliRunner, Result
 
+from config import doctor
 from config.answers import off_loop
 from config.cli import relais
 from config.control import ControlSocket
 from config.mailbox_answers import MailboxAnswers
 from config.migrations import upgrade
+from config.settings import load
 from directory.records import MailboxKind, Recipient
 from mta.mailboxes.administration import MailboxAdministration
 from mta.mailboxes.adopting import Adoption
 from mta.mailboxes.registry import Registry
 from tests.config.test_keys_command import CONFIGURATION
-from tests.support.private import service_directory
+from tests.support.private import give, service_directory
 from trust.accounts import Accounts
 from trust.identities import Identity
 from trust.journal import Journal
@@ -73,6 +77,38 @@ class Place:
             return accounts.authenticate(login, password)
         finally:
             database.close()
+
+
+def test_files_for_a_dovecot_of_the_operator_s_own_are_written_where_only_root_may() -> None:
+    """The documented command, as the documented user."""
+    with service_directory() as root, tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        place = Place(root)
+        file = root / "relais.toml"
+        file.write_text(file.read_text().replace('home = "mail"', f'home = "mail"\nmemory = "{memory}"'))
+        give(root)
+        place.state.chmod(0o700)
+        target = root / "etc" / "relais"
+        target.parent.mkdir(mode=0o755)  # root's, where the test is
+        written = place.run("dovecot-files", str(target), "--loopback-port", "143")
+        assert written.exit_code == 0, written.output
+        assert written.stdout.splitlines()[0] == str(target / "relais.conf")
+        owner = place.state.stat().st_uid
+        assert {each.stat().st_uid for each in (target, *target.iterdir())} == {owner}
+        assert {each.stat().st_mode & 0o777 for each in target.iterdir()} == {0o600}
+        file.write_text(file.read_text().replace(memory, str(root / "memory")))
+        assert "tmpfs" in place.refusal("dovecot-files", str(target))
+
+
+def test_doctor_says_when_dovecot_s_memory_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "relais.toml"
+    file.write_text(CONFIGURATION.format(keys="").replace('home = "mail"', f'home = "mail"\nmemory = "{tmp_path}"'))
+
+    def told(free: int) -> list[str]:
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        return [each.text for each in doctor._memory(load(file))]
+
+    assert told(1 << 30) == []
+    assert "100 MB left" in told(100 << 20)[0]
 
 
 class Running(threading.Thread):

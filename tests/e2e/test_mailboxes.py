@@ -20,6 +20,7 @@ import pytest
 from config.demonstration import DOCTOR, LABORATORY, PATIENT
 from tests.support.private import until
 from tests.support.running import Running
+from trust.issuing import DemonstrationAuthority
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("up")]
 
@@ -169,6 +170,78 @@ def test_a_team_sees_who_has_answered(up: Running) -> None:
     assert refusal(up, {"user": member, "password": "mot de passe"}, answer)[0] == 250
     until(lambda: "Answered" in flags(), 40, "the mark of the answer")
     assert "$Repondu-claude.fictif" in flags()
+
+
+def test_a_team_is_served_to_its_members_by_their_rights(up: Running) -> None:
+    team = f"equipe.fictive@{DOMAIN}"
+    made = mailbox(up, "create", team, "--kind", "ORG", "--label", "Equipe FICTIVE")
+    writer = create(up, f"alix.fictive@{DOMAIN}", "PER", "Dr Alix FICTIVE")
+    reader = create(up, f"noa.fictif@{DOMAIN}", "PER", "Noa FICTIF")
+    mailbox(up, "members", team, writer, "--read", "--write")
+    mailbox(up, "members", team, reader, "--read")
+    mailbox(up, "quota", made["id"][:12], "100K")
+    below = f'"Equipes/{team}/INBOX"'
+    note = b"Subject: note\r\n\r\nvu\r\n"
+    with imap(up, writer) as client:
+        assert client.append(below, "", None, note)[0] == "OK"
+        assert client.append(below, "", None, note + b"x" * 120_000)[0] == "NO", "the quota is the team's own"
+    with imap(up, reader) as client:
+        assert client.select(below) == ("OK", [b"1"])
+        assert client.append(below, "", None, note)[0] == "NO"
+    with pytest.raises(imaplib.IMAP4.error), imap(up, f"{team}*{DOCTOR.address}"):
+        pass
+    mailbox(up, "members", team, reader, "--remove")
+    with imap(up, reader) as client:
+        assert client.select(below)[0] == "NO"
+    # Put aside by its id: no address on a command line that lasts.
+    copy = up.state / "ville" / "copy"
+    assert mailbox(up, "backup", made["id"], str(copy))["messages"] == 1
+    assert not [each for each in copy.rglob("*") if each.is_file() and b"Subject: note" in each.read_bytes()]
+
+
+def test_a_machine_reads_with_its_certificate_while_it_may(up: Running, tmp_path: Path) -> None:
+    machine, team = f"automate.fictif@{DOMAIN}", f"garde.fictive@{DOMAIN}"
+    mailbox(up, "create", machine, "--kind", "APP", "--label", "Automate FICTIF")
+    mailbox(up, "create", team, "--kind", "ORG", "--label", "Garde FICTIVE")
+    mailbox(up, "members", team, machine, "--read")
+    issued = DemonstrationAuthority.load(up.state / "authority").issue_operator(
+        "automate", "Automate", "1750000009", ["automate.test"]
+    )
+    chain, key = tmp_path / "machine.pem", tmp_path / "machine.key"
+    chain.write_bytes(issued.pem_chain())
+    key.write_bytes(issued.pem_key())
+    relais(up, "account", "certificate", "bind", machine, str(chain))
+    where = up.endpoints["imap_certificates"]["ville"]
+    context = ssl.create_default_context(cafile=up.endpoints["ca_file"])
+    context.load_cert_chain(chain, key)
+
+    @contextmanager
+    def signed_in(wanted: str = "") -> Iterator[imaplib.IMAP4_SSL]:
+        client = imaplib.IMAP4_SSL(where["host"], where["port"], ssl_context=context, timeout=20)
+        try:
+            client.authenticate("EXTERNAL", lambda _: wanted.encode())
+            yield client
+        finally:
+            client.shutdown()
+
+    with signed_in(team) as client:
+        assert client.select("INBOX")[0] == "OK"
+        assert client.append("INBOX", "", None, b"Subject: x\r\n\r\nx\r\n")[0] == "NO", "it only reads"
+    with signed_in() as client:
+        assert client.select("INBOX")[0] == "OK"
+        assert mailbox(up, "suspend", machine, "--reason", "panne")["sessions_ended"]
+        with pytest.raises((imaplib.IMAP4.abort, OSError)):
+            for _ in range(20):
+                client.noop()
+    for wanted in ("", machine):
+        with pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"), signed_in(wanted):
+            pass
+    mailbox(up, "open", machine)
+    mailbox(up, "suspend", team, "--reason", "panne")
+    with pytest.raises(imaplib.IMAP4.error), signed_in(team):
+        pass
+    with signed_in() as client:
+        assert client.select("INBOX")[0] == "OK"
 
 
 def test_a_patient_answers_until_the_last_word(up: Running) -> None:

@@ -7,9 +7,9 @@ import imaplib
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,13 @@ from trust.accounts import Identity
 from trust.catalogue import ACCOUNT_DISABLED, CERTIFICATE_REFUSED
 from trust.issuing import DemonstrationAuthority, Issued
 from trust.refusals import Refused
-from trust.tls import presented, service_server_context
+from trust.tls import service_server_context
 
 MACHINE = "labo@ville.mssante.test"
 OTHER = "medecin@ville.mssante.test"
 TEAM = "garde@ville.mssante.test"
+LOGIN = "automate@machines.test"
+"""Of the machine: looks like an address, and is none of its own."""
 
 
 @dataclass
@@ -41,15 +43,14 @@ class SignIn:
     broken: bool = False
     asked: list[str] = field(default_factory=list)
 
-    def __call__(self, connection: ssl.SSLObject, login: str) -> Identity | Refused:
+    def __call__(self, shown: Sequence[bytes], login: str) -> Identity | Refused:
         self.asked.append(login)
         if self.broken:
             raise OSError("the database of labo@ville.mssante.test is away")
-        shown = presented(connection)
         found = self.owners.get(x509.load_der_x509_certificate(shown[0]).serial_number) if shown else None
         if found is None or self.refused is not None:
             return self.refused or Refused(CERTIFICATE_REFUSED)
-        return found if login in ("", *found.addresses, TEAM) else Refused(CERTIFICATE_REFUSED)
+        return found if login in ("", found.login, *found.addresses, TEAM) else Refused(CERTIFICATE_REFUSED)
 
 
 @dataclass
@@ -99,10 +100,10 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     write(root, "stranger", stranger)
     anchors = root / "anchors.pem"
     anchors.write_bytes(authority.root.public_bytes(serialization.Encoding.PEM))
-    sign_in = SignIn({machine.certificate.serial_number: Identity("m", MACHINE, (MACHINE,))})
+    sign_in = SignIn({machine.certificate.serial_number: Identity("m", LOGIN, (MACHINE,))})
     with a_dovecot() as running:
         running.registry.put(TEAM, MailboxKind.ORG)
-        running.registry.teams[TEAM] = {MACHINE: MemberRight.READ}
+        running.registry.teams[TEAM] = {MACHINE: MemberRight.READ}  # whose login is its address to the test's accounts
         realm = running.sockets[0]
         passes = Passes()
         realm.server._tickets = passes.take
@@ -128,7 +129,7 @@ def believed(opened: Open) -> Iterator[None]:
     opened.sign_in.refused, opened.sign_in.broken = None, False
 
 
-@pytest.mark.parametrize("wanted", ["", MACHINE])
+@pytest.mark.parametrize("wanted", ["", MACHINE, LOGIN])
 def test_a_certificate_opens_its_mailbox(opened: Open, wanted: str) -> None:
     opened.running.deliver(MACHINE, "for the machine")
     with opened.signed_in(wanted) as client:
@@ -153,6 +154,28 @@ def test_idle_and_large_mail_pass(opened: Open) -> None:
         client.send(b"DONE\r\n")
         while not client.readline().startswith(b"i1 OK"):
             pass
+
+
+def test_everything_dovecot_said_arrives_before_the_end(opened: Open) -> None:
+    """A slow client that asks for a large mail and to be let go, in one breath."""
+    content = b"Subject: x\r\n\r\n" + b"line of a large mail\r\n" * 400_000
+    with opened.signed_in() as client:
+        assert client.append("Junk", None, None, content)[0] == "OK"
+    with (
+        socket.create_connection(("127.0.0.1", opened.door.port), timeout=20) as plain,
+        opened.context("machine").wrap_socket(plain, server_hostname="127.0.0.1") as client,
+    ):
+        client.sendall(b"a AUTHENTICATE EXTERNAL =\r\n")
+        heard = b""
+        while b"a OK" not in heard:
+            heard += client.recv(4096)
+        client.sendall(b"b SELECT Junk\r\nc FETCH 1 BODY.PEEK[]\r\nd LOGOUT\r\n")
+        heard = client.recv(1)
+        time.sleep(1.0)  # meanwhile Dovecot has said it all, and closed
+        while data := client.recv(65536):  # raises on an end without close_notify
+            heard += data
+    assert content in heard
+    assert b"\r\nd OK" in heard
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("", ""), ("stranger", ""), ("stranger", MACHINE), ("machine", OTHER)])
@@ -233,6 +256,23 @@ def test_what_comes_before_signing_in_is_bounded(opened: Open) -> None:
     )
     for each in (b"a NO", b"b NO", b"c BAD", b"d BAD", b"e BAD", b"f BAD", b"g OK", b"h OK", b"i OK"):
         assert b"\r\n" + each in heard, heard
+
+
+def test_one_network_does_not_take_all_the_places(opened: Open) -> None:
+    options = replace(opened.door._options, connections_per_client=1)
+    door = CertificateDoor(options, opened.door._tls, opened.sign_in, opened.door._passes)
+    asyncio.run_coroutine_threadsafe(door.start("127.0.0.1", 0), opened.loop).result(10)
+    here = Open(opened.running, door, opened.sign_in, opened.root, opened.loop)
+    try:
+        with here.signed_in():
+            assert door.connections == 1
+            with pytest.raises(OSError):
+                here.imap()
+        until(lambda: door.connections == 0)
+        here.signed_in().logout()
+        assert door.told == {"signed-in": 2, "full": 1}
+    finally:
+        asyncio.run_coroutine_threadsafe(door.stop(), opened.loop).result(10)
 
 
 def test_a_pass_opens_one_address_once_and_not_late() -> None:

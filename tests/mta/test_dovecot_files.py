@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import imaplib
+import os
+import pwd
 import smtplib
 import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,24 @@ def test_the_operators_own_dovecot_serves_them_alike(running: Running, operators
     home = running.options.realms[0].home_of(USER)
     assert not [each for each in home.rglob("*") if each.is_file() and b"Secretsubject" in each.read_bytes()]
     assert "Error" not in (root / "log").read_text()
+
+
+def test_what_the_private_instance_refuses_is_refused_here_too(running: Running, tmp_path: Path) -> None:
+    user, memory = running.options.user or pwd.getpwuid(os.geteuid()).pw_name, running.dovecot.memory
+    realm = running.options.realms[0]
+    attempts = [
+        (tmp_path / "out", (realm,), tmp_path / "memory"),
+        (tmp_path / "out", (realm,), Path("/dev/shm")),
+        (tmp_path / "out", (realm,), Path("/dev/shm/a b")),
+        (tmp_path / "o u t", (realm,), memory),
+        (tmp_path / "out", (realm, realm), memory),
+        (tmp_path / "out", (replace(realm, domains=("*",)),), memory),
+        (tmp_path / "out", (replace(realm, home=Path("/srv/a#b")),), memory),
+    ]
+    for directory, realms, place in attempts:
+        with pytest.raises(DovecotConfigurationError):
+            write_files(directory, realms, place, user)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_for_root_or_nobody_are_refused(running: Running, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import imaplib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,14 @@ class Copies(MailboxCopies):
     """What it writes belongs to the service user, whom the gateway would be."""
 
     places: tuple[Path, ...] = ()
+    before: tuple[str, Callable[[], object]] = ("", lambda: None)
+    """What happens just before a command that begins so is given."""
 
     def _ask(self, address: str, *command: str) -> str:
+        beginning, happens = self.before
+        if beginning and " ".join(command).startswith(beginning):
+            self.before = ("", happens)
+            happens()
         for each in self.places:
             if each.exists():
                 give(each)
@@ -127,6 +133,95 @@ def test_a_lost_mailbox_is_restored_with_its_key(running: Running, place: Path) 
     assert running.texts(OTHER)[-1] == b"after"
 
 
+def emptied(running: Running, user: str) -> None:
+    with running.log_in(user, PASSWORD) as client:
+        client.select("INBOX")
+        client.store("1:*", "+FLAGS", "\\Deleted")
+        client.expunge()
+
+
+def test_mail_that_comes_while_an_empty_mailbox_is_restored_is_kept(running: Running, place: Path) -> None:
+    user = "o'neil+a=b@ville.mssante.test"
+    fill(running, user, "ancien")
+    mine = copies(running, place)
+    mine.backup(user, place)
+    emptied(running, user)
+    # Before the mailbox is held: what was filed changes how it is restored.
+    counted = mine.holding
+    mine.holding = lambda address: (counted(address), fill(running, user, "entre"))[0]  # type: ignore[method-assign]
+    mine.hold = lambda address: (setattr(mine, "holding", counted), MailboxCopies.hold(mine, address))[1]  # type: ignore[method-assign]
+    mine.restore(user, place)
+    assert running.texts(user) == [b"entre"]
+    assert folder_texts(running, user, "Restauration/INBOX") == [b"ancien"]
+    # While it is made what it was: what comes waits.
+    mine, told = copies(running, place), []
+    emptied(running, user)
+    with running.log_in(user, PASSWORD) as client:
+        client.select("Restauration/INBOX")
+        client.store("1:*", "+FLAGS", "\\Deleted")
+        client.expunge()
+    mine.before = ("backup -R", lambda: told.append(running.deliver(user, "pendant", "pendant-1")[0]))
+    mine.restore(user, place)
+    assert told == [451]
+    assert running.texts(user) == [b"ancien"]
+    assert running.deliver(user, "pendant", "pendant-1")[0] == 250, "not held any more"
+    assert not list((running.dovecot.memory / "copies").rglob("dovecot*")), "nothing of a copy is remembered"
+
+
+def test_a_backup_whose_key_the_mailbox_has_lost_is_not_overwritten(running: Running, place: Path) -> None:
+    user = "o'neil+a=b@ville.mssante.test"
+    fill(running, user, "precieux")
+    mine, home = copies(running, place), running.options.realms[0].home_of(user)
+    mine.backup(user, place)
+    kept = (place / RING).read_bytes()
+    shutil.rmtree(home)
+    assert running.deliver(user, "neuf", "neuf-1")[0] == 250
+    with pytest.raises(CopyError, match="lost the key"):
+        mine.backup(user, place)
+    assert (place / RING).read_bytes() == kept
+    mine.restore(user, place)
+    assert b"precieux" in folder_texts(running, user, "Restauration/INBOX")
+    assert running.texts(user) == [b"neuf"], "both keys are there"
+    assert mine.backup(user, place).messages > 1, "and now it goes on"
+
+
+def test_only_what_was_moved_out_whole_is_removed(running: Running, place: Path) -> None:
+    fill(running, OTHER, "reste")
+    mine, home = copies(running, place), running.options.realms[0].home_of(OTHER)
+    mine.before = ("backup", mine.close)
+    with pytest.raises(CopyError):
+        mine.move_out(OTHER, place)  # the gateway ended
+    mine = copies(running, place)
+    mine.hold(OTHER)
+    with pytest.raises(CopyError, match="--out again"):
+        mine.forget(OTHER)
+    mine.move_out(OTHER, place)
+    marker = (home / "held").read_bytes()
+    mine.release(OTHER)
+    fill(running, OTHER, "en retard")  # one that had begun before
+    (home / "held").write_bytes(marker)
+    with pytest.raises(CopyError, match="mail came"):
+        mine.forget(OTHER)
+    mine.release(OTHER)
+    assert b"en retard" in running.texts(OTHER)
+    mine.move_out(OTHER, place)
+    remembered = running.dovecot.memory / "headers"
+    assert list(remembered.glob(f"**/{home.name}"))
+    mine.forget(OTHER)
+    mine.forget(OTHER)  # as after an interruption
+    assert not list(remembered.glob(f"**/{home.name}")), "what was remembered went too"
+    mine.release(OTHER)
+
+
+def test_a_move_in_that_is_refused_locks_nothing(running: Running, place: Path) -> None:
+    fill(running, DOCTOR, "ici")
+    mine = copies(running, place)
+    mine.backup(DOCTOR, place)
+    with pytest.raises(CopyError, match="holds mail"):
+        mine.move_in(DOCTOR, place)
+    assert running.deliver(DOCTOR, "toujours", "toujours-1")[0] == 250
+
+
 def test_a_mailbox_moves_to_another_dovecot(running: Running, place: Path) -> None:
     user = "labo@ville.mssante.test"
     fill(running, user, "avant")
@@ -150,7 +245,6 @@ def test_a_mailbox_moves_to_another_dovecot(running: Running, place: Path) -> No
             assert b"\\Answered" in client.fetch("1", "(FLAGS)")[1][0]
         with pytest.raises(CopyError, match="holds mail"):
             there.move_in(user, place)
-        there.release(user)
         here.forget(user)
         assert [each.name for each in running.options.realms[0].home_of(user).iterdir()] == ["held"]
         with pytest.raises(CopyError, match="not held"):
@@ -179,6 +273,7 @@ def test_what_cannot_be_done_is_said_without_a_name(running: Running, place: Pat
         (CopyError, lambda: mine.restore(DOCTOR, full)),
         (CopyError, lambda: mine.backup(DOCTOR, full)),
         (CopyError, lambda: mine.backup(DOCTOR, Path("relative"))),
+        (CopyError, lambda: mine.backup(DOCTOR, running.options.realms[0].home_of(DOCTOR))),
         (CopyError, lambda: mine.backup(DOCTOR, Path("/tmp/a b\tc"))),
         (CopyError, lambda: mine.backup("x@elsewhere.test", place)),
         (CopyError, lambda: mine.backup("*@ville.mssante.test", place.parent / "new")),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import imaplib
 import re
 import smtplib
+import socket
 import stat
+import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,13 +20,16 @@ from pathlib import Path
 import pytest
 
 from directory.records import MailboxKind
+from mta.mailboxes.authentication import credential_key
 from mta.mailboxes.dovecot import DELIVERY_HEADER, DovecotConfigurationError, check_configuration
 from mta.mailboxes.lmtp import LmtpOptions, LmtpTarget
 from mta.mailboxes.mailbox_keys import RING, MailboxKeys
 from mta.mailboxes.records import MailboxState, MemberRight, ReadingPreferences
 from mta.message import Deferred, Delivered, Failed, Message, Origin, Outcome
-from tests.support.dovecot import PASSWORD, PATIENT, Running, a_dovecot
+from tests.mta.test_authentication import seal
+from tests.support.dovecot import PASSWORD, PATIENT, TOKEN, Running, a_dovecot
 from tests.support.private import give, until
+from trust.identities import Identity
 from trust.sealing import VaultError
 from trust.vault import KeyVault
 
@@ -115,6 +121,33 @@ def test_after_a_renewal_old_and_new_mail_are_read(running: Running) -> None:
     give(home(running, address))
     assert running.deliver(address, "newer")[0] == 250
     assert running.texts(address) == [*before, b"newer"]
+
+
+def test_a_lost_ring_is_not_replaced_beside_mail_it_alone_opens(running: Running) -> None:
+    user = "o'neil+a=b@ville.mssante.test"
+    assert running.deliver(user, "sealed")[0] == 250
+    before = running.texts(user)
+    ring = home(running, user) / RING
+    kept = ring.read_bytes()
+    ring.unlink()
+    assert running.deliver(user, "meanwhile")[0] == 451, "waits"
+    with pytest.raises(imaplib.IMAP4.error):
+        running.texts(user)
+    assert not ring.exists()
+    ring.write_bytes(kept)
+    give(home(running, user))
+    assert running.texts(user) == before
+
+
+def test_a_ring_grows_no_larger_than_dovecot_can_be_told(tmp_path: Path) -> None:
+    keys = MailboxKeys(KeyVault.create(tmp_path / "vault"))
+    for _ in range(15):
+        ring = keys.renew(DOCTOR, tmp_path / "home")
+    assert len(ring.generations) == 16
+    assert sum(len(f"{name}={value}\t") for name, value in ring.fields().items()) < 7000
+    with pytest.raises(VaultError):
+        keys.renew(DOCTOR, tmp_path / "home")
+    assert keys.ring(DOCTOR, tmp_path / "home") == ring
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
@@ -292,6 +325,80 @@ def test_a_member_opens_the_team_directly_with_their_own_password(running: Runni
         running.registry.put(TEAM, state=MailboxState.ACTIVE)
 
 
+def sieve_answer(running: Running, user: str, *lines: str) -> str:
+    """The last answer of a ManageSieve session (RFC 5804), from this machine and so without TLS."""
+    said = base64.b64encode(f"\0{user}\0{PASSWORD}".encode()).decode()
+    port = running.options.managesieve_port
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client, client.makefile("rwb") as stream:
+        answer = b""
+        for line in ("", f'AUTHENTICATE "PLAIN" "{said}"', *lines):
+            if line:
+                stream.write(line.encode() + b"\r\n")
+                stream.flush()
+            answer = b""
+            while not answer.startswith((b"OK", b"NO", b"BYE")):
+                answer = stream.readline()
+                assert answer
+        return answer.decode()
+
+
+def test_only_who_writes_in_the_team_s_mailbox_says_what_becomes_of_its_mail(running: Running) -> None:
+    assert sieve_answer(running, TEAM, "LISTSCRIPTS").startswith("OK")
+    assert sieve_answer(running, f"{TEAM}*{DOCTOR}", "LISTSCRIPTS").startswith("OK")
+    assert sieve_answer(running, f"{TEAM}*{NURSE}").startswith("NO")
+    place, serving = home(running, TEAM), running.sockets[0].serving
+    assert serving.fields(TEAM, place, NURSE, "sieve") is None
+    assert serving.fields(TEAM, place, NURSE, "imap") is not None
+
+
+def test_whom_a_member_lets_into_their_own_mailbox_is_no_member(running: Running) -> None:
+    assistant = Identity("opaque", NURSE, (NURSE,))
+    server = running.sockets[0].server
+    known, server._sign_in = server._sign_in, lambda *_: assistant
+    try:
+        running.log_in(DOCTOR, PASSWORD).logout()
+        with pytest.raises(imaplib.IMAP4.error):
+            running.log_in(f"{TEAM}*{DOCTOR}", PASSWORD)
+    finally:
+        server._sign_in = known
+
+
+def test_a_ticket_is_good_on_this_machine_and_for_a_time(running: Running) -> None:
+    socket_, now = running.sockets[0], time.time()
+    ticket = socket_.serving.ticket(DOCTOR)
+    running.log_in(f"{TEAM}*{DOCTOR}", ticket).logout()
+
+    def opens(client: str) -> bool:
+        sealed = seal(credential_key(socket_.server.path), ticket)
+        key = f"shared/member/{DOCTOR}/{sealed}/{TEAM}/imap/{client}/PLAIN"
+        return socket_.server.look_up(key) is not None
+
+    assert opens("127.0.0.1")
+    assert not opens("192.0.2.1")
+    running.laboratory.failures.clear()
+    socket_.serving._clock = lambda: now + 15 * 86400
+    try:
+        assert not opens("127.0.0.1")
+    finally:
+        socket_.serving._clock = time.time
+    running.laboratory.failures.clear()
+
+
+def test_a_token_opens_the_team_and_a_wrong_one_is_no_guess_at_a_password(running: Running) -> None:
+    def words(token: str) -> bytes:
+        return f"user={TEAM}*{DOCTOR}\x01auth=Bearer {token}\x01\x01".encode()
+
+    with running.imap() as client:
+        assert client.authenticate("XOAUTH2", lambda _: words(TOKEN))[0] == "OK"
+        assert client.select("INBOX")[0] == "OK"
+    running.laboratory.failures.clear()
+    client, said = running.imap(), iter([words(TOKEN[:-1]), b"\x01"])
+    with pytest.raises(imaplib.IMAP4.error):
+        client.authenticate("XOAUTH2", lambda _: next(said))
+    client.shutdown()
+    assert not running.laboratory.failures
+
+
 @pytest.mark.parametrize("per_member", [False, True])
 def test_seen_is_shared_or_each_members_own(running: Running, per_member: bool) -> None:
     running.registry.put(TEAM, preferences=ReadingPreferences(seen_per_member=per_member))
@@ -334,6 +441,16 @@ def test_dovecot_reads_the_configuration_before_it_counts(running: Running, tmp_
         check_configuration(broken, tmp_path / "absent")
 
 
+def test_members_and_machines_do_not_share_one_limit(running: Running) -> None:
+    def limit(client: str) -> str:
+        argv = ["doveconf", "-c", str(running.dovecot.configuration), "-f", f"remote={client}", "-h"]
+        return subprocess.run(
+            [*argv, "mail_max_userip_connections"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert (limit("127.0.0.1"), limit("192.0.2.1")) == ("0", "100")
+
+
 def test_no_error_was_logged_and_nobody_named(running: Running) -> None:
     until(lambda: "Disconnected" in running.dovecot.log.read_text())
     log = running.dovecot.log.read_text()
@@ -365,6 +482,21 @@ def test_mail_waits_while_dovecot_is_down_and_comes_once() -> None:
         for repeated in (True, True):
             assert isinstance(asyncio.run(deliver(running, repeated)), Delivered)
         assert len(running.texts(DOCTOR)) == 1
+
+
+def test_mail_for_a_mailbox_that_is_being_moved_waits_without_asking(tmp_path: Path) -> None:
+    options = LmtpOptions("relay", tmp_path / "nothing", is_held=lambda address: address == DOCTOR)
+
+    async def deliver() -> Outcome:
+        target = LmtpTarget(options)
+        try:
+            return await target.deliver(a_message(DOCTOR, 700, time.time()))
+        finally:
+            await target.close()
+
+    outcome = asyncio.run(deliver())
+    assert isinstance(outcome, Deferred)
+    assert outcome.reason.detail == "the mailbox is being moved"
 
 
 @pytest.mark.proof

@@ -95,9 +95,9 @@ class Registry:
 class GivenAway(Serving):
     """What it writes belongs to the service user, whom the gateway would be."""
 
-    def fields(self, address: str, home: Path, member: str = "") -> dict[str, str] | None:
+    def fields(self, address: str, home: Path, member: str = "", service: str = "") -> dict[str, str] | None:
         try:
-            return super().fields(address, home, member)
+            return super().fields(address, home, member, service)
         finally:
             if (ids := service_ids()) is not None:
                 for each in home.iterdir():
@@ -120,7 +120,8 @@ class SocketInThread:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.tickets: set[tuple[str, str]] = set()
-        self.serving = GivenAway(vault, registry, accounts.by_address, options)
+        # Asked each time: a test may break it.
+        self.serving = GivenAway(vault, registry, lambda address: accounts.by_address(address), options)  # noqa: PLW0108
         self.server = AuthenticationSocket(
             realm.authentication_socket,
             accounts,

@@ -26,6 +26,7 @@ from trust.tls import (
     peer_judge,
     peer_name,
     presented,
+    service_server_context,
 )
 
 
@@ -272,6 +273,25 @@ async def test_peer_is_judged_by_our_validator_with_the_chain_it_presents(
     assert name is not None
     assert next(x509.load_der_x509_certificate(each) for each in chain) == client_files.issued.certificate
     assert len(chain) >= 2
+
+
+async def test_who_presents_nothing_is_heard_all_the_same(network: Network, files: Files) -> None:
+    """A server that asks for a certificate without insisting."""
+    shown: list[tuple[bytes, ...]] = []
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        shown.append(presented(writer.get_extra_info("ssl_object")))
+        writer.close()
+
+    server = service_server_context(files.chain, files.key, files.anchors)
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    async with listening:
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname(), ssl=client)
+        assert await reader.read() == b""
+        writer.close()
+    assert shown == [()]
 
 
 def test_nothing_presented_before_the_handshake(files: Files) -> None:
