@@ -266,7 +266,7 @@ def mailbox_sheet(where: Where, name: str, owner: str, output: Path) -> None:
     from mta.mailboxes.registry import preferences_of
     from trust.store.durable import write_durably
 
-    gateway, name = _of(where, name)
+    gateway, name = gateway_of(where, name)
     shown = gateway.do("show", name=name)
     loaded = gateway.place.loaded
     if loaded is None or loaded.settings.discovery is None:
