@@ -28,7 +28,7 @@ from directory.resolve import Directory
 from directory.slapd import PrivateSlapd
 from directory.synthetic import write_extraction
 from mta.mailboxes.dns_records import DOOR_NAMES
-from mta.mailboxes.records import MailboxRecord, MailboxState
+from mta.mailboxes.records import MailboxRecord, MailboxState, ReadingPreferences
 from mta.mailboxes.registry import Registry
 from smime.dkim import public_record
 from trust.accounts import Accounts
@@ -395,6 +395,8 @@ def _record(registry: Registry, database: Database, mailbox: Mailbox) -> None:
             label=mailbox.display_name,
             id_nat=mailbox.id_nat or mailbox.structure,
             organisation=mailbox.organisation,
+            # Whoever collects it elsewhere judges the signature, which must then stand where it stood.
+            preferences=ReadingPreferences(verdict_line=mailbox is not COLLECTED, summary=mailbox is not COLLECTED),
             created_at=time.time(),
         )
         registry.put(connection, replace(entry, record=record, guessed=False), tell=False)

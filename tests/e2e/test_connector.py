@@ -21,7 +21,7 @@ import config
 from config.demonstration import World
 from smime import encrypt, join_message, sign
 from smime.suites import Suite
-from tests.support.practice import CLINIC, TOWN, Practice, letter, practice
+from tests.support.practice import CLINIC, TOWN, Mailbox, Practice, letter, practice
 from tests.support.private import give, until
 from tests.support.running import Running
 from trust.issuing import DemonstrationAuthority
@@ -153,7 +153,11 @@ def a_morning(cabinet: Practice, waiting: list[tuple[str, EmailMessage]]) -> Non
                 folder = line.decode().rpartition(" ")[2].strip('"')
                 _, counted = client.select(folder, readonly=True)
                 assert folder == "INBOX" or counted == [b"0"]
-        assert all(each.get_content_type() == "application/pkcs7-mime" for each in cabinet.left_upstream(mailbox))
+
+        def only_sealed(at: Mailbox = mailbox) -> bool:
+            return all(each.get_content_type() == "application/pkcs7-mime" for each in cabinet.left_upstream(at))
+
+        until(only_sealed, 30.0, "operators where nothing readable is left")
 
 
 def steps(cabinet: Practice, mail: EmailMessage) -> set[str]:
