@@ -258,8 +258,8 @@ async def test_a_token_of_the_provider_logs_in(port: int, space: TrustSpace, pro
     token = await asyncio.to_thread(provider.token)
     assert (await said(port, space, token)).startswith("235")
     assert (await said(port, space, token, "dr.gris@op1.example", "XOAUTH2")).startswith("235")
-    assert await said(port, space, token, "dr.noir@op1.example") == Refused(TOKEN_REFUSED).reply
-    assert await said(port, space, token[:-8] + "AAAAAAAA") == Refused(TOKEN_REFUSED, "signature").reply
+    assert await said(port, space, token, "dr.noir@op1.example") == Refused(TOKEN_REFUSED).reply_fr
+    assert await said(port, space, token[:-8] + "AAAAAAAA") == Refused(TOKEN_REFUSED, "signature").reply_fr
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ async def test_other_tokens_of_the_provider_do_not(
     port: int, space: TrustSpace, provider: Provider, rule: str, changes: dict
 ) -> None:
     token = await asyncio.to_thread(lambda: provider.token(**changes))
-    assert await said(port, space, token) == Refused(TOKEN_REFUSED, rule).reply
+    assert await said(port, space, token) == Refused(TOKEN_REFUSED, rule).reply_fr
 
 
 async def test_a_token_that_has_expired(port: int, space: TrustSpace, provider: Provider) -> None:
@@ -282,7 +282,7 @@ async def test_a_token_that_has_expired(port: int, space: TrustSpace, provider: 
     over = time.time() + 2
     while time.time() < over:  # noqa: ASYNC110 - the provider's clock is the machine's
         await asyncio.sleep(0.05)
-    assert await said(port, space, token) == Refused(TOKEN_REFUSED, "expired").reply
+    assert await said(port, space, token) == Refused(TOKEN_REFUSED, "expired").reply_fr
 
 
 async def test_a_token_of_another_provider(port: int, space: TrustSpace, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ async def test_a_token_of_another_provider(port: int, space: TrustSpace, tmp_pat
     other = await asyncio.to_thread(Provider, tmp_path / "other")
     try:
         token = await asyncio.to_thread(other.token)
-        assert await said(port, space, token) == Refused(TOKEN_REFUSED, "issuer").reply
+        assert await said(port, space, token) == Refused(TOKEN_REFUSED, "issuer").reply_fr
     finally:
         await asyncio.to_thread(other.close)
 

@@ -338,7 +338,7 @@ async def test_pitfall_35_kept_before_it_is_promised_and_never_in_clear(
         with capture_logs() as logs:
             assert (await client.say(content.replace(b"<1@", b"<2@") + b".\r\n")) == Refused(
                 refusals.SPOOL_UNAVAILABLE
-            ).reply_fr
+            ).reply
     assert secret.decode() not in str(logs)
 
 

@@ -7,7 +7,7 @@ import email.policy
 import ssl
 from dataclasses import replace
 
-from bridges.arriving.stage import ArrivalStage, ArrivingOptions
+from bridges.arriving.stage import ArrivalStage
 from config.connector.standstills import look_for_standstills
 from directory.records import MailboxKind
 from mta.collecting import Collector, CollectorOptions
@@ -65,7 +65,7 @@ async def test_what_can_never_be_opened_is_filed_as_it_came() -> None:
     assert b"signature=valid" not in header
     assert filed.facts["warning.unopened"] == "smime.cannot-open"
     # nor does what makes mail readable put anything around it
-    arrived = ArrivalStage(ArrivingOptions("connecteur.invalid"), lambda address: RECORD)
+    arrived = ArrivalStage("connecteur.invalid", lambda address: RECORD)
     ready = await arrived.apply(filed, Phase.SCREEN)
     assert isinstance(ready, Message)
     assert parse_entity(ready.content).content_type().media_type == "application/pkcs7-mime"
