@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aioimaplib import aioimaplib
 from sqlalchemy.exc import SQLAlchemyError
@@ -62,6 +62,7 @@ _TRACE_FIELDS = frozenset({"return-path", "received", "delivered-to", "x-origina
 _SMIME = ("application/pkcs7-mime", "application/x-pkcs7-mime")
 _BREATH = 0.05
 """Seconds between two looks, however often the server says that something arrived."""
+_CANCEL_AGAIN_SECONDS = 1.0
 _SIZES_AT_ONCE = 50
 _MOST_AT_ONCE = 500_000
 """UIDs of one look, about 40 MB."""
@@ -154,8 +155,7 @@ class Collector:
         """End `run`; a message on its way into the spool gets there first."""
         self._stopping = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await _end(self._task)
         await asyncio.to_thread(self._thread.shutdown)
 
     async def _session(self) -> float:
@@ -193,9 +193,7 @@ class Collector:
             if work.done() and not work.cancelled():
                 work.result()
         finally:
-            for task in (work, lost):
-                task.cancel()
-            await asyncio.gather(work, lost, return_exceptions=True)
+            await _end(work, lost)
             await client.abort()
 
     async def _work(self, client: BoundedClient) -> None:
@@ -601,3 +599,21 @@ def _numbers(lines: Sequence[bytes]) -> set[int]:
     if not all(word.isdigit() and len(word) <= 10 for word in words):
         raise _TroubleError("search-unreadable")
     return {int(word) for word in words}
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel them until they have ended: the `wait_for` of Python before 3.12, which the library lives by, loses a
+    cancellation that comes in the moment in which what it waits for is there. What they raise is theirs."""
+    cancelled = False
+    while waiting := [each for each in tasks if not each.done()]:
+        for each in waiting:
+            each.cancel()
+        try:
+            await asyncio.wait(waiting, timeout=_CANCEL_AGAIN_SECONDS)
+        except asyncio.CancelledError:  # ours: first what we have begun is ended
+            cancelled = True
+    for each in tasks:
+        if not each.cancelled():
+            each.exception()  # or asyncio would say that nobody asked
+    if cancelled:
+        raise asyncio.CancelledError

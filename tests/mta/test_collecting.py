@@ -681,6 +681,34 @@ async def test_a_flood_holds_up_nobody(tmp_path: Path, make_spool: MakeSpool, ca
     assert kept(spool) == []
 
 
+async def test_a_cancellation_that_is_lost_is_said_again() -> None:
+    """Until Python 3.12 `asyncio.wait_for` loses one that comes as its work is done; the collector then never ended."""
+    lost, again = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        lost.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            again.set()
+            raise OSError("its own affair") from None
+
+    async def end(task: asyncio.Task[None]) -> None:
+        await collecting_module._end(task)
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(end(working))
+    await lost.wait()
+    ending.cancel()  # whoever ends it is ended too, but not before
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert again.is_set()
+    assert working.done()
+
+
 @pytest.mark.parametrize("octets", [1, 2, 7])
 async def test_an_answer_may_come_in_any_pieces(tmp_path: Path, make_spool: MakeSpool, octets: int) -> None:
     class Trickling(Scripted):
