@@ -38,6 +38,8 @@ class _Fetch(aioimaplib.FetchCommand):
 
     def append_to_resp(self, line: bytes, result: str = "Pending") -> None:
         super().append_to_resp(line, result)
+        if result != "Pending":
+            return  # it ends, maybe by the library's timer, which must not be kept from saying so
         if len(self.response.lines) > _MOST_LINES:
             raise AnswerTooLongError
         if isinstance(line, bytes):  # a literal is a bytearray

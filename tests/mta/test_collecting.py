@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aioimaplib import aioimaplib
 
 from mta import collecting as collecting_module
-from mta import refusals
+from mta import imap_client, refusals
 from mta.collecting import KEYWORD, After, Collector, CollectorOptions, SignIn, Stays
 from mta.collecting_options import SecretUnavailableError
 from mta.delivery import Accepted, Duplicate, Lease, Submission
@@ -679,6 +680,17 @@ async def test_a_flood_holds_up_nobody(tmp_path: Path, make_spool: MakeSpool, ca
     watching.cancel()
     assert longest < 2.0, "once it was hours"
     assert kept(spool) == []
+
+
+async def test_an_answer_that_was_too_long_still_times_out() -> None:
+    """The timer of the command is what is left when the connection does not end."""
+    fetch = imap_client._Fetch("A1", "1", "(FLAGS)", timeout=0.05)
+    fetch.append_to_resp(b"1 FETCH (", "Pending")
+    with pytest.raises(imap_client.AnswerTooLongError):
+        for _ in range(imap_client._MOST_LINES + 1):
+            fetch.append_to_resp(b"x")
+    with pytest.raises(aioimaplib.CommandTimeout):
+        await asyncio.wait_for(fetch.wait(), 5.0)
 
 
 async def test_a_cancellation_that_is_lost_is_said_again() -> None:
