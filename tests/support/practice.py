@@ -284,7 +284,8 @@ def _mails(client: imaplib.IMAP4_SSL, search: tuple[str, ...] = ("ALL",)) -> lis
     mails = []
     for number in found[0].split():
         _, parts = client.fetch(number.decode(), "(BODY.PEEK[])")
-        assert isinstance(parts[0], tuple)
+        if not isinstance(parts[0], tuple):  # removed since the search
+            continue
         mails.append(message_from_bytes(parts[0][1], _class=EmailMessage, policy=default))  # type: ignore[arg-type]
     return mails
 
