@@ -62,6 +62,7 @@ def test_the_reference_signs_and_encrypts() -> None:
     assert bytes.fromhex("06092a864886f70d010107") in protected, "RSAES-OAEP (RFC 8017)"
 
 
+@pytest.mark.proof
 @pytest.mark.e2e
 @pytest.mark.timeout(110)
 def test_the_road_is_measured_end_to_end() -> None:

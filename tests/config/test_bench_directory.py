@@ -40,6 +40,7 @@ print(json.dumps(bench.measure("quick", scale, bench.PARTS, Path(sys.argv[1]), l
 needs_slapd = pytest.mark.skipif(shutil.which("slapd") is None, reason="slapd is missing")
 
 
+@pytest.mark.proof
 @pytest.mark.e2e
 @needs_slapd
 @pytest.mark.timeout(110)

@@ -28,6 +28,7 @@ TINY = smime.Scale(
 )
 
 
+@pytest.mark.proof
 @pytest.mark.e2e
 def test_every_row_of_the_design_is_measured() -> None:
     made = smime.measure("quick", TINY)
