@@ -167,6 +167,9 @@ def main(folder: Path) -> None:
         (password,) = (each["password"] for each in up.endpoints["accounts"] if each["address"] == DOCTOR)
         note = home / "note.pdf"
         note.write_bytes(NOTE)
+        # This reader's program judges signatures itself, so the mail is filed as it was signed (docs/arrivals.md).
+        own = {"verdict_line": "no", "summary": "no"}
+        up.ask("ville", "mailbox.preferences", name=DOCTOR, values=own, by="proof")
         up.accepted(REPORT.read_bytes())
         up.wait_settled()
         # msmtp looks for SRV records by itself, through the machine's resolver.
